@@ -1,0 +1,41 @@
+# Everything a newcomer runs. `make demo` and `make test` set up what they need.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+
+.PHONY: help setup demo test test-slow lint bench clean
+
+help:
+	@echo "make demo | test | test-slow | lint | bench | clean"
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchvision timm
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt huggingface-hub pyyaml
+	touch $@
+
+setup: $(VENV)/ready
+
+demo: $(VENV)/ready
+	$(BIN)/secateur demo --folder $(RUN)
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(VENV)/ready
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch-pruning
+	$(BIN)/python bench/trace.py
+
+clean:
+	rm -rf $(VENV) runs dist build

@@ -1,0 +1,7 @@
+"""Allocators: scores and what shall remain, to a plan."""
+
+from secateur.allocate.budget import budget
+from secateur.allocate.ranked import global_
+from secateur.allocate.uniform import uniform
+
+__all__ = ["budget", "global_", "uniform"]

@@ -1,0 +1,47 @@
+"""secateur measure: params, MACs, bytes, memory and latency, of one model or of dense and small side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secateur.cli import screen
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def measure(
+    model: screen.Build,
+    weights: Annotated[Path | None, typer.Option("--weights", help="Weights; those of a cut model are set against the dense one.")] = None,
+    plan: Annotated[Path | None, typer.Option("--plan", help="Measure the model after this plan too.")] = None,
+    shapes: screen.Input = None,
+    repeats: Annotated[int, typer.Option(help="Rounds of the latency; the median counts.")] = 30,
+    threads: Annotated[int, typer.Option(help="0 leaves it to torch.")] = 0,
+    as_json: screen.Json = False,
+) -> None:
+    """Count and time a model; with a plan or a cut model's weights, dense and small in the same rounds."""
+    from secateur.cli.inputs import dense_of, example, has_plan, plan_of
+    from secateur.io import load
+
+    cut = weights is not None and has_plan(weights)
+    models = {"dense": dense_of(model, None if cut else weights)}
+    if cut:
+        models["small"] = load(weights, into=models["dense"])  # type: ignore[arg-type]
+    elif plan:
+        models["small"] = plan_of(plan).apply(models["dense"])
+    stages = facts_of(models, example(shapes), repeats, threads)
+    screen.show_facts({"stages": stages}, as_json)
+
+
+def facts_of(models: dict[str, nn.Module], inputs: Any, repeats: int, threads: int) -> list[dict[str, Any]]:
+    """One row of facts per model, timed in interleaved rounds. Bytes are those of the state's tensors."""
+    from secateur.measure import compare, facts, peak_memory
+
+    times = compare(models, inputs, repeats=repeats, threads=threads or None)
+    return [
+        {"stage": name} | facts(model, inputs).to_json() | {"latency_ms": times[name], "peak_memory": peak_memory(model, inputs)}
+        for name, model in models.items()
+    ]

@@ -1,0 +1,54 @@
+"""secateur plan: decide what to cut, and write it down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur.cli import screen
+
+
+def plan(
+    model: screen.Build,
+    keep: Annotated[list[str], typer.Option("--keep", metavar="macs=SHARE", help="What remains; once per quantity.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the plan goes.")] = Path("plan.json"),
+    criterion: Annotated[str, typer.Option(help="random, l1, l2, bn_scale, fpgm or taylor.")] = "l2",
+    weights: screen.Weights = None,
+    data: Annotated[str | None, typer.Option(help="file.py:function, or the name of a built-in set.")] = None,
+    folder: Annotated[str | None, typer.Option("--folder", envvar="SECATEUR_DATA", help="Where a built-in set lies.")] = None,
+    shapes: screen.Input = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="floor=0.2, multiple=8, rounds=3, ...")] = None,
+    ignore: Annotated[list[str] | None, typer.Option("--ignore", help="Leave axes whole whose name matches, as in 'head*'.")] = None,
+    seed: int = 0,
+    as_json: screen.Json = False,
+) -> None:
+    """Trace, score and allocate; write the plan as JSON."""
+    from secateur.cli.inputs import dense_of, example
+    from secateur.io import write_plan
+    from secateur.recipes import parts, schema
+    from secateur.recipes.choose import choose
+
+    prune: dict[str, Any] = {"keep": screen.shares(keep), "criterion": criterion, "ignore": list(ignore or ())}
+    prune = screen.assign(prune, settings or ())
+    part = {"name": data, "folder": folder, "augment": False} if data else {}
+    recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "prune": prune, "data": {k: v for k, v in part.items() if v is not None}})
+    network = dense_of(model, weights, seed)
+    batches = None
+    if data:
+        train = parts.load_data(recipe, parts.cpu())[1]
+        batches = parts.limited(train, recipe.prune.batches, parts.cpu())
+    inputs = example(shapes) if shapes or batches is None else parts.first_input(batches, 1)
+    axes, chosen = choose(network, inputs, recipe.prune, batches=batches, loss=parts.load_loss(recipe.loss), seed=seed)
+    write_plan(output, chosen)
+    counts = {what: {"dense": axes.count(what), "kept": axes.count(what, _kept(chosen))} for what in axes.terms}
+    if as_json:
+        screen.show_json({"plan": str(output), "counts": counts, "widths": {name: list(pair) for name, pair in chosen.widths().items()}})
+        return
+    rows = [["MACs" if what == "macs" else what, c["dense"], c["kept"], f"{c['kept'] / max(c['dense'], 1):.3f}"] for what, c in counts.items()]
+    screen.show_table(["", "dense", "kept", "share"], rows, caption=f"{chosen}\n\nwritten to {output}")
+
+
+def _kept(chosen: Any) -> dict[str, int]:
+    return {name: after for name, (_, after) in chosen.widths().items()}

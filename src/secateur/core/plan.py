@@ -1,0 +1,221 @@
+"""The plan: a value that says what becomes of every axis, and the only thing that touches a model's structure.
+
+A plan prints, diffs, composes, goes to JSON and applies to a freshly built model with no tracer and no example input.
+The doors to layer 1 (`apply`, `preview`, `facts`) import when called: `core` holds values and does no work on models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from secateur.core import ranges
+from secateur.core.axis import Slot
+from secateur.core.errors import SecateurError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn, optim
+
+    from secateur.core.facts import Facts
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What one axis keeps: ascending indices of the model the step starts from."""
+
+    axis: str
+    units: int
+    kept: tuple[int, ...]
+    slots: tuple[Slot, ...]
+    exact: bool = True
+    gate: str = "read"
+
+    def __post_init__(self) -> None:
+        bad = None
+        if not self.kept:
+            bad = "no unit left"
+        elif self.kept[0] < 0 or self.kept[-1] >= self.units:
+            bad = f"unit {self.kept[0] if self.kept[0] < 0 else self.kept[-1]}"
+        elif any(b <= a for a, b in zip(self.kept, self.kept[1:], strict=False)):
+            bad = "units that repeat or do not ascend"
+        if bad:
+            do = f"name at least one of the units 0 to {self.units - 1}, ascending, each once"
+            raise SecateurError(f"a cut of axis {self.axis!r}", bad, do)
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """The units that go."""
+        kept = set(self.kept)
+        return tuple(unit for unit in range(self.units) if unit not in kept)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """A step that drops units. All its indices are of the model the step starts from, so order inside does not exist."""
+
+    cuts: tuple[Cut, ...]
+
+    def __post_init__(self) -> None:
+        names = [cut.axis for cut in self.cuts]
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise SecateurError("a keep step", f"axis {twice!r} named twice", "name each axis once per step")
+        object.__setattr__(self, "cuts", tuple(sorted(self.cuts, key=lambda cut: cut.axis)))
+
+
+Step = Keep
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps for one architecture, known by the names and shapes of its tensors (values do not matter).
+
+    >>> print(Plan({}))
+    nothing changes
+    """
+
+    fingerprint: Shapes
+    steps: tuple[Step, ...] = ()
+    _: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        steps = tuple(step for step in self.steps if not (isinstance(step, Keep) and not step.cuts))
+        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "fingerprint", dict(self.fingerprint))
+
+    def __bool__(self) -> bool:
+        return bool(self.steps)
+
+    def __hash__(self) -> int:
+        return hash((tuple(sorted(self.fingerprint)), self.steps))
+
+    def __str__(self) -> str:
+        lines = []
+        for number, step in enumerate(self.steps, 1):
+            lines += [f"step {number}: keep"] if len(self.steps) > 1 else []
+            moved = [cut for cut in step.cuts if len(cut.kept) < cut.units]
+            wide = max((len(cut.axis) for cut in moved), default=0)
+            lines += [f"{cut.axis:<{wide}}  {cut.units:>5} -> {len(cut.kept):<5} {ranges.to_text(cut.kept)}" for cut in moved]
+        return "\n".join(lines) or "nothing changes"
+
+    def check(self, model: nn.Module | Shapes) -> None:
+        """Raise `SecateurError` naming the first tensors that disagree, unless the plan was made for this architecture."""
+        from secateur.surgery.fingerprint import mismatches
+
+        wrong = mismatches(self.fingerprint, model)
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            do = "build the model the plan was made for, before any cut"
+            raise SecateurError("a plan applied to this model", "; ".join(wrong[:3]) + more, do)
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """A smaller copy of `model`; `model` itself stays untouched, bit for bit. Raises `SecateurError` on a wrong model."""
+        from secateur.surgery.apply import apply
+
+        return apply(self, model)
+
+    def apply_(self, model: nn.Module, *, optimizer: optim.Optimizer | None = None) -> nn.Module:
+        """Cut `model` itself and carry the state of `optimizer` (momentum, moments) over to the new parameters."""
+        from secateur.surgery.apply import apply_
+
+        return apply_(self, model, optimizer=optimizer)
+
+    def preview(self, model: nn.Module) -> nn.Module:
+        """A module that computes what the cut model would, without surgery: weights that read dropped units are zero.
+
+        Only plans of one step can be previewed on the original model.
+        """
+        from secateur.surgery.preview import Preview
+
+        return Preview(self, model)
+
+    def facts(self, model: nn.Module, *example: Tensor) -> Facts:
+        """Counted params, MACs and bytes of the model after this plan."""
+        from secateur.measure.count import facts
+
+        return facts(self.apply(model), *example)
+
+    def then(self, later: Plan) -> Plan:
+        """The plan that does this one and then `later`; steps on the same axes fold into one.
+
+        Raises `SecateurError` where `later` was made for another model than the one this plan leaves.
+        """
+        from secateur.surgery.fingerprint import mismatches, shapes_after
+
+        if not self.fingerprint or not self.steps:
+            if self.fingerprint and later.fingerprint and (wrong := mismatches(later.fingerprint, self.fingerprint)):
+                raise SecateurError("two plans composed", wrong[0], "give a second plan made for the same model")
+            return later if later.fingerprint else self
+        if not later.steps:
+            return self
+        wrong = mismatches(later.fingerprint, shapes_after(self))
+        if wrong:
+            do = "trace the model this plan leaves, and plan on that"
+            raise SecateurError("two plans composed", "; ".join(wrong[:3]), do)
+        steps = list(self.steps)
+        for step in later.steps:
+            folded = _fold(steps[-1], step)
+            steps = steps[:-1] + [folded] if folded else [*steps, step]
+        return replace(self, steps=tuple(steps))
+
+    def diff(self, other: Plan) -> list[str]:
+        """Lines that say where the plans differ; empty if and only if they are equal."""
+        lines = [f"model: {name}" for name in sorted(set(self.fingerprint) ^ set(other.fingerprint))]
+        both = set(self.fingerprint) & set(other.fingerprint)
+        lines += [
+            f"model: {name} {list(self.fingerprint[name])} | {list(other.fingerprint[name])}"
+            for name in sorted(both)
+            if tuple(self.fingerprint[name]) != tuple(other.fingerprint[name])
+        ]
+        for number in range(max(len(self.steps), len(other.steps))):
+            mine = {cut.axis: cut for cut in self.steps[number].cuts} if number < len(self.steps) else {}
+            theirs = {cut.axis: cut for cut in other.steps[number].cuts} if number < len(other.steps) else {}
+            for axis in sorted(set(mine) | set(theirs)):
+                if mine.get(axis) != theirs.get(axis):
+                    lines.append(f"step {number + 1}: {axis}: {_kept(mine.get(axis))} | {_kept(theirs.get(axis))}")
+        return lines
+
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Axis name to units before the first and after the last step."""
+        widths: dict[str, tuple[int, int]] = {}
+        for step in self.steps:
+            for cut in step.cuts:
+                before = widths.get(cut.axis, (cut.units, 0))[0]
+                widths[cut.axis] = (before, len(cut.kept))
+        return widths
+
+
+def keep(fingerprint: Shapes, cuts: Iterable[Cut]) -> Plan:
+    """A plan of one keep step."""
+    return Plan(fingerprint, (Keep(tuple(cuts)),))
+
+
+def _kept(cut: Cut | None) -> str:
+    return "-" if cut is None else f"{ranges.to_text(cut.kept)} of {cut.units}"
+
+
+def _fold(first: Keep, second: Keep) -> Keep | None:
+    """One step equal to both in turn, or None where `second` cuts an axis `first` does not know.
+
+    Kept units compose by indexing; the slots are those of `first`, whose coordinates the folded step starts from.
+    """
+    known = {cut.axis: cut for cut in first.cuts}
+    folded = dict(known)
+    for cut in second.cuts:
+        before = known.get(cut.axis)
+        if before is None or len(before.kept) != cut.units or not _same_places(before, cut):
+            return None
+        folded[cut.axis] = replace(before, kept=tuple(before.kept[unit] for unit in cut.kept))
+    return Keep(tuple(folded.values()))
+
+
+def _same_places(before: Cut, after: Cut) -> bool:
+    """Do both cuts speak of the same tensors, dims and roles?"""
+
+    def places(cut: Cut) -> list[tuple[str, int, str]]:
+        return sorted((slot.tensor, slot.dim, slot.role) for slot in cut.slots)
+
+    return places(before) == places(after)

@@ -1,0 +1,44 @@
+"""Filter pruning via geometric median."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core.axis import Axis
+from secateur.core.protocols import Criterion
+from secateur.criteria.places import parameters, places
+
+COLUMNS = 4096
+"""Weights per unit turned to double precision at a time: bounds the memory for wide linear layers."""
+
+
+def fpgm(model: nn.Module, group: bool = False) -> Criterion:
+    """Scores: the sum of Euclidean distances from the weights of each unit to those of all other units of the axis.
+
+    A unit near all others can be replaced by them. Distances are between the weights that write the units (all
+    writers of a residual sum as one vector), with `group` between all parameter entries that a cut would remove.
+
+    Source: He et al., 2019 (FPGM), eq. 4 and 6; the distances are between the weights themselves, not their squares.
+    """
+    weights = parameters(model)
+
+    def score(axis: Axis) -> Tensor:
+        return sum_of_distances([place.rows() for place in places(axis, weights, group)])
+
+    return score
+
+
+def sum_of_distances(rows: list[Tensor]) -> Tensor:
+    """Sum over `j` of ``||w_i - w_j||``, `w_i` being row `i` of all `rows` (N, D) side by side; (N,), double precision.
+
+    By ``||a - b||^2 = a.a - 2 a.b + b.b``, which single precision would spoil for units that are nearly equal.
+    """
+    units = len(rows[0])
+    gram = torch.zeros(units, units, dtype=torch.float64, device=rows[0].device)
+    for part in rows:
+        for columns in torch.split(part, COLUMNS, dim=1):
+            gram.addmm_(columns.double(), columns.double().T)
+    norms = gram.diagonal()
+    squares = (norms[:, None] - 2 * gram + norms).clamp_min(0).fill_diagonal_(0)
+    return squares.sqrt().sum(1).cpu()

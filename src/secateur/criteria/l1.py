@@ -1,0 +1,29 @@
+"""L1 norm of the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core.axis import Axis
+from secateur.core.protocols import Criterion
+from secateur.criteria.places import parameters, places
+
+
+def l1(model: nn.Module, group: bool = True) -> Criterion:
+    """Scores: the sum of absolute values of the weights of each unit, as they are when the criterion is called.
+
+    With `group`, of every parameter entry that a cut of the unit would remove: the weights that write it, their biases,
+    batch norm, the weights that read it. Without, of the weights that write it alone.
+
+    Source: Li et al., 2017 (Pruning Filters for Efficient ConvNets), section 3.1, is `group=False`; the paper scores one
+    layer of a residual sum, here all of its writers count. `group=True` extends it to the groups of Fang et al., 2023
+    (DepGraph), who average over the tensors; here they are summed.
+    """
+    weights = parameters(model)
+
+    def score(axis: Axis) -> Tensor:
+        found = places(axis, weights, group)
+        return torch.stack([place.sum(place.values.abs()) for place in found]).sum(0)
+
+    return score

@@ -1,0 +1,28 @@
+"""L2 norm of the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core.axis import Axis
+from secateur.core.protocols import Criterion
+from secateur.criteria.places import parameters, places
+
+
+def l2(model: nn.Module, group: bool = True) -> Criterion:
+    """Scores: the Euclidean norm of the weights of each unit, as they are when the criterion is called.
+
+    With `group`, of every parameter entry that a cut of the unit would remove: the weights that write it, their biases,
+    batch norm, the weights that read it. Without, of the weights that write it alone.
+
+    Source: Li et al., 2017, section 4.4, and He et al., 2018 (Soft Filter Pruning), eq. 2, are `group=False`.
+    `group=True` is the group norm of Fang et al., 2023 (DepGraph), who take no root and average over the tensors.
+    """
+    weights = parameters(model)
+
+    def score(axis: Axis) -> Tensor:
+        found = places(axis, weights, group)
+        return torch.stack([place.sum(place.values.square()) for place in found]).sum(0).sqrt()
+
+    return score

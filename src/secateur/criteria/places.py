@@ -1,0 +1,87 @@
+"""Where the units of an axis lie in the parameters of a model: what every criterion on weights starts from.
+
+Shape legend: N units, E entries per unit in one dimension, L length of that dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.core.axis import Axis, Slot
+from secateur.core.errors import SecateurError
+
+
+@dataclass(frozen=True)
+class Place:
+    """The entries of all units of an axis along dimension `dim` of one parameter."""
+
+    parameter: nn.Parameter
+    dim: int
+    entries: Tensor  # (N, E) int64
+
+    @property
+    def values(self) -> Tensor:
+        """The parameter as it is now, for arithmetic."""
+        return plain(self.parameter)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum per unit of `values`, a tensor shaped like the parameter; (N,), on the CPU."""
+        return self.gather(total(values, self.dim)).sum(-1)
+
+    def gather(self, marginal: Tensor) -> Tensor:
+        """The units' own entries of `marginal` (..., L); (..., N, E), on the CPU."""
+        return marginal.cpu()[..., self.entries]
+
+    def rows(self) -> Tensor:
+        """All entries of each unit, one row per unit; (N, E * rest)."""
+        return self.values.movedim(self.dim, 0)[self.entries.to(self.parameter.device)].flatten(1)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """`tensor` without gradient, half precision as single: squares and sums of halves overflow."""
+    return tensor.detach().float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.detach()
+
+
+def total(values: Tensor, dim: int) -> Tensor:
+    """`values` summed over every dimension but `dim`; (L,)."""
+    before = int(np.prod(values.shape[:dim], dtype=int))
+    return values.reshape(before, values.shape[dim], -1).sum(0).sum(1)  # outer first: several times faster than at once
+
+
+def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter of real numbers, under each name that it goes by (tied weights have several)."""
+    return {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
+
+
+def places(axis: Axis, parameters: Mapping[str, nn.Parameter], group: bool = True) -> list[Place]:
+    """Where the units of `axis` lie: in every parameter coupled to them, or with `group=False` in the weights that write them.
+
+    Writers are weights, not their biases. A tied weight has one place, whichever of its names the slots use.
+    Raises `SecateurError` where there is no such parameter, or the axis is of another model.
+    """
+    units = np.arange(axis.units)
+    found: dict[tuple[object, ...], Place] = {}
+    for slot in axis.slots:
+        parameter = parameters.get(slot.tensor)
+        if parameter is None or slot.dim < 0 or not (group or _writes(slot, parameter)):
+            continue
+        entries = slot.of(units)
+        if slot.dim >= parameter.ndim or entries.max() >= parameter.shape[slot.dim]:
+            found_shape = f"{slot.tensor!r} of shape {list(parameter.shape)}"
+            raise SecateurError(f"scores for axis {axis.name!r}", found_shape, "trace this model, after its last cut")
+        key = (id(parameter), slot.dim, slot.start, slot.step, slot.loops, slot.index)
+        found[key] = Place(parameter, slot.dim, torch.from_numpy(entries))
+    if not found:
+        what = "no parameter" if group else "no weight that writes its units"
+        do = "score a model that has the traced tensors" if group else "take group=True, or ignore this axis"
+        raise SecateurError(f"scores for axis {axis.name!r}", what, do)
+    return list(found.values())
+
+
+def _writes(slot: Slot, parameter: Tensor) -> bool:
+    return slot.role == "write" and parameter.ndim > 1

@@ -1,0 +1,94 @@
+"""First-order Taylor expansion of the loss.
+
+Shape legend: B batches, N units, E entries per unit, L length of one dimension of a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core.axis import Axis
+from secateur.core.errors import SecateurError
+from secateur.core.protocols import Batches, Criterion, Loss, call, to_device
+from secateur.criteria.places import parameters, places, plain, total
+from secateur.measure.forward import evaluating
+
+Reduce = Literal["batch", "data"]
+
+
+def taylor(model: nn.Module, batches: Batches, loss: Loss, *, limit: int | None = None, reduce: Reduce = "batch") -> Criterion:
+    """Scores: how much the loss would change, to first order, if the weights of each unit went to zero.
+
+    For each tensor that holds the unit, ``|sum of gradient * weight|`` over the unit's entries; then the sum over the
+    tensors, batch-norm weights and biases among them. The products keep their sign inside a tensor: they are the
+    derivative by one gate on all of the unit's entries there.
+
+    `reduce="batch"` takes the absolute value per batch and then the mean over batches; "data" the absolute value of
+    the mean, which is the expansion of the loss over all data, near zero for a model trained to a minimum.
+    One pass over `batches` (at most `limit`), made now, in evaluation mode; frozen parameters count too. The model, its
+    gradients included, does not change. Raises `SecateurError` where there is no batch or a loss is no finite scalar.
+
+    Source: Molchanov et al., 2019, eq. 8, the gate being on weights and batch norm in place of activations; the paper
+    squares where this takes the absolute value, and scores one tensor where this sums over the coupled ones.
+    """
+    if reduce not in ("batch", "data"):
+        raise SecateurError(f"reduce={reduce!r}", "no such reduction", "give 'batch' or 'data'")
+    weights = parameters(model)
+    unique = list({id(weight): weight for weight in weights.values()}.values())
+    sums: dict[int, list[list[Tensor]]] = {id(weight): [] for weight in unique}  # per weight, batch and dim: (L,)
+    with evaluating(model), _differentiable(unique):
+        for number, (inputs, target) in enumerate(islice(batches, limit)):
+            device = unique[0].device
+            value = loss(call(model, to_device(inputs, device)), to_device(target, device))
+            for weight, gradient in zip(unique, _gradients(value, unique, number), strict=True):
+                product = plain(gradient) * plain(weight)
+                sums[id(weight)].append([total(product, dim).cpu() for dim in range(weight.ndim)])
+    if not all(sums.values()):
+        raise SecateurError("Taylor scores", "no batch", "give data that can be iterated anew for every pass")
+    by_batch = {key: [torch.stack(dims) for dims in zip(*rows, strict=True)] for key, rows in sums.items()}  # (B, L)
+
+    def score(axis: Axis) -> Tensor:
+        scores = torch.zeros(axis.units, dtype=torch.float64)
+        for place in places(axis, weights):
+            signed = place.gather(by_batch[id(place.parameter)][place.dim]).double().sum(-1)  # (B, N, E) -> (B, N)
+            scores += signed.abs().mean(0) if reduce == "batch" else signed.mean(0).abs()
+        return scores
+
+    return score
+
+
+@contextmanager
+def _differentiable(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Every weight asks for a gradient; on leaving, frozen ones are frozen again."""
+    frozen = [weight for weight in weights if not weight.requires_grad]
+    try:
+        for weight in frozen:
+            weight.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+
+
+def _gradients(value: Any, weights: Sequence[nn.Parameter], number: int) -> tuple[Tensor, ...]:
+    """Gradients of the loss by `weights`, zero where it does not depend on one; `.grad` stays as it was."""
+    found = None
+    if not isinstance(value, Tensor):
+        found = f"a loss of type {type(value).__name__}"
+    elif value.numel() != 1:
+        found = f"a loss of shape {list(value.shape)}"
+    elif not torch.isfinite(value):
+        found = f"a loss of {value.item()}"
+    elif not value.requires_grad:
+        found = "a loss that does not depend on the weights"
+    if found:
+        do = "give a loss(output, target) that returns one finite number"
+        raise SecateurError("Taylor scores", f"{found} in batch {number}", do)
+    return torch.autograd.grad(value.reshape(()), weights, allow_unused=True, materialize_grads=True)

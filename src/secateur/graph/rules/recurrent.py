@@ -1,0 +1,54 @@
+"""LSTM, GRU and plain recurrent layers: hidden units carry their rows in every gate."""
+
+from __future__ import annotations
+
+from secateur.graph import dims as d
+from secateur.graph.dims import Expr, Var
+from secateur.graph.record import Node
+from secateur.graph.state import State, flat_tensors
+
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+
+
+def recurrent(state: State, node: Node) -> None:
+    """One hidden size for all layers and directions, as `torch.nn` has it; packed sequences are left whole."""
+    if isinstance(node.args[3], (list, tuple)):
+        return state.opaque("a packed sequence hides its shape")
+    x, weights = state.of(node.args[0]), [state.of(w) for w in node.args[2]]
+    layers, directions = int(node.args[4]), 2 if node.args[7] else 1
+    per_cell = len(weights) // (layers * directions)
+    if per_cell not in (2, 4):
+        return state.opaque("a projected recurrent layer")
+    hidden: Expr = ((Var(d.size(weights[1].dims[1])),),)
+    gates = GATES[node.op]
+    below = x.dims[-1]
+    for layer in range(layers):
+        for direction in range(directions):
+            first = (layer * directions + direction) * per_cell
+            cell = weights[first : first + per_cell]
+            rows = _rows(hidden, gates)
+            state.unite(cell[0].dims[1], below)
+            state.unite(cell[1].dims[1], hidden)
+            for tensor in cell:
+                state.unite(tensor.dims[0], rows)
+                state.role(tensor, 0, "write")
+            for tensor in cell[:2]:
+                state.role(tensor, 1, "read")
+            steps = x.dims[:-1]
+            state.macs += [[*steps, rows, below], [*steps, rows, hidden]]
+        below = hidden * directions
+    for tensor in flat_tensors(node.args[1]):
+        state.unite(state.of(tensor).dims[-1], hidden)
+    state.set([*x.dims[:-1], below])
+    for number, out in enumerate(node.outputs[1:], 1):
+        lead = [state.fresh(n, "it counts layers or samples") for n in out.shape[:-1]]
+        state.set([*lead, hidden], output=number)
+
+
+def _rows(hidden: Expr, gates: int) -> Expr:
+    if gates == 1:
+        return hidden
+    return ((Var(gates, "its units are the gates"), *hidden[0]),)
+
+
+RULES = dict.fromkeys(GATES, recurrent)

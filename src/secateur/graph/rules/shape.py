@@ -1,0 +1,343 @@
+"""Operations that rearrange dims: views, permutations, joins and cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from torch import Tensor
+
+from secateur.graph import dims as d
+from secateur.graph.dims import Expr, Var
+from secateur.graph.record import Node
+from secateur.graph.rules.pointwise import broadcast
+from secateur.graph.state import NOWHERE, Origin, State, Value
+
+FACTORIES = "zeros ones full empty new_zeros new_ones new_full new_empty empty_strided new_empty_strided".split()
+RANDOM = "rand randn randint arange linspace eye randperm tril_indices triu_indices scalar_tensor".split()
+
+
+def _fixed(expr: Expr) -> bool:
+    return all(var.fixed for var in d.leaves(expr))
+
+
+def _origins(value: Value, dims: Sequence[Expr]) -> list[Origin]:
+    """Origins of reshaped dims: a dim comes from where any of its variables came from."""
+    if not value.is_weight:
+        return []
+    where = [(set(map(id, d.leaves(expr))), origin) for expr, origin in zip(value.dims, value.origin, strict=True)]
+    return [
+        frozenset().union(*(origin for leaves, origin in where if leaves & set(map(id, d.leaves(expr))))) for expr in dims
+    ]
+
+
+def view(state: State, node: Node) -> None:
+    """Dims are split and merged; sizes written in the call must follow them."""
+    x, shape = state.of(node.args[0]), list(node.outputs[0].shape)
+    if prod(shape) == 0:
+        return state.opaque("it is empty")
+    if shape == [d.size(e) for e in x.dims]:
+        dims = list(x.dims)
+    else:
+        try:
+            dims = d.reshape(x.dims, shape)
+        except d.Conflict as conflict:
+            return state.opaque(f"a reshape mixes it with its neighbours: {conflict}")
+    sizes = node.arg(1, "size", node.kwargs.get("shape"))
+    for size, expr in zip(sizes if isinstance(sizes, (list, tuple)) else [], dims, strict=False):
+        if isinstance(size, int) and size > 1:
+            state.literal(size, expr)
+    state.set(dims, clean=x.clean, origin=_origins(x, dims))
+
+
+def permute(state: State, node: Node) -> None:
+    """Dims change places."""
+    x = state.of(node.args[0])
+    rank = len(x.dims)
+    if node.op == "permute":
+        order = [int(i) % rank for i in node.arg(1, "dims")]
+    else:
+        order = list(range(rank))
+        if rank > 1:
+            i, j = (0, 1) if node.op in ("t", "t_", "numpy_T") else (int(node.args[1]) % rank, int(node.args[2]) % rank)
+            order[i], order[j] = order[j], order[i]
+    state.set([x.dims[i] for i in order], clean=x.clean, origin=[x.origin[i] for i in order])
+
+
+def squeeze(state: State, node: Node) -> None:
+    """Dims of one entry come and go."""
+    x, want = state.of(node.args[0]), list(node.outputs[0].shape)
+    kept = [(e, o) for e, o in zip(x.dims, x.origin, strict=True) if d.size(e) != 1]
+    result = [kept.pop(0) if n != 1 else (state.fresh(1), NOWHERE) for n in want]
+    state.set([e for e, _ in result], clean=x.clean, origin=[o for _, o in result])
+
+
+def expand(state: State, node: Node) -> None:
+    """One entry becomes many that are alike."""
+    x, shape = state.of(node.args[0]), list(node.outputs[0].shape)
+    lead = len(shape) - len(x.dims)
+    sizes = node.arg(1, "size", [])
+    dims: list[Expr] = []
+    for i, n in enumerate(shape):
+        old = x.dims[i - lead] if i >= lead else None
+        expr = old if old is not None and d.size(old) == n else state.fresh(n)
+        if i < len(sizes) and isinstance(sizes[i], int) and sizes[i] > 1:
+            state.literal(sizes[i], expr)
+        dims.append(expr)
+    state.set(dims, clean=x.clean, origin=[NOWHERE] * lead + x.origin)
+
+
+def repeat(state: State, node: Node) -> None:
+    """Whole copies side by side."""
+    x, times = state.of(node.args[0]), list(node.arg(1, "repeats"))
+    dims = [state.fresh(1)] * (len(times) - len(x.dims)) + list(x.dims)
+    result: list[Expr] = []
+    for expr, n in zip(dims, times, strict=True):
+        if n > 1:
+            copies = Var(n)
+            state.literal(n, ((copies,),))
+            result.append(((copies, *(expr[0] if len(expr) == 1 else (d.as_var(expr),))),))
+        else:
+            result.append(expr)
+    state.set(result, clean=x.clean)
+
+
+def cat(state: State, node: Node) -> None:
+    """Dims are laid end to end."""
+    tensors = [t for t in node.args[0] if t.dim() > 1 or t.numel()]
+    values = [state.of(t) for t in tensors]
+    dim = int(node.arg(1, "dim", 0)) % len(values[0].dims)
+    dims: list[Expr] = []
+    for i, expr in enumerate(values[0].dims):
+        if i == dim:
+            dims.append(tuple(term for v in values for term in v.dims[i]))
+        else:
+            dims.append(expr)
+            for v in values[1:]:
+                state.unite(expr, v.dims[i])
+    weights = all(v.is_weight for v in values)
+    origin = [frozenset().union(*(v.origin[i] for v in values)) if weights else NOWHERE for i in range(len(dims))]
+    state.set(dims, clean=all(v.clean for v in values), origin=origin)
+
+
+def stack(state: State, node: Node) -> None:
+    """A new dim whose positions are the tensors."""
+    values = [state.of(t) for t in node.args[0]]
+    dim = int(node.arg(1, "dim", 0)) % (len(values[0].dims) + 1)
+    dims, origin = broadcast(state, values, len(values[0].dims))
+    dims.insert(dim, state.fresh(len(values), "its units are the parts of a stack"))
+    origin.insert(dim, NOWHERE)
+    state.set(dims, clean=all(v.clean for v in values), origin=origin)
+
+
+def split(state: State, node: Node) -> None:
+    """A dim cut into runs."""
+    x = state.of(node.args[0])
+    dim = int(node.arg(2, "dim", 0)) % len(x.dims)
+    rest = x.dims[dim]
+    sizes = node.arg(1, "split_size", node.kwargs.get("split_sizes"))
+    for number, out in enumerate(node.outputs):
+        try:
+            part, rest = d.split(rest, out.shape[dim])
+        except d.Conflict as conflict:
+            return state.opaque(f"it is split inside a unit: {conflict}")
+        literal = sizes[number] if isinstance(sizes, (list, tuple)) else sizes
+        if isinstance(literal, int) and literal == out.shape[dim]:
+            state.literal(literal, part)
+        dims = list(x.dims)
+        dims[dim] = part
+        state.set(dims, output=number, clean=x.clean, origin=x.origin)
+
+
+def cut(state: State, node: Node) -> None:
+    """A run of a dim, or every n-th entry of it."""
+    x = state.of(node.args[0])
+    dim = int(node.arg(1, "dim", 0)) % len(x.dims)
+    n = d.size(x.dims[dim])
+    start, stop, step = slice(node.arg(2, "start"), node.arg(3, "end"), node.arg(4, "step", 1)).indices(n)
+    if stop - start == n and step == 1:
+        state.set(x.dims, clean=x.clean, origin=x.origin)
+        return
+    dims = list(x.dims)
+    if _fixed(x.dims[dim]):
+        dims[dim] = state.fresh(node.outputs[0].shape[dim], next(d.leaves(x.dims[dim]), Var(1)).fixed or "one entry")
+    else:
+        try:
+            dims[dim] = _run(state, x.dims[dim], start, stop, step)
+        except d.Conflict as conflict:
+            return state.opaque(f"it is sliced inside a unit: {conflict}")
+    state.set(dims, clean=x.clean, origin=x.origin)
+
+
+def _run(state: State, expr: Expr, start: int, stop: int, step: int) -> Expr:
+    n = d.size(expr)
+    if step > 1:
+        if n % step or start >= step or stop < n - step + start + 1:
+            raise d.Conflict("a stride that does not divide it")
+        outer, inner = d.divide(d.root(d.as_var(d.normal(expr))), n // step)
+        d.freeze(((inner,),), state.why("a strided slice picks positions"))
+        return ((outer,),)
+    before, rest = d.split(expr, start)
+    middle, _ = d.split(rest, stop - start)
+    if start:
+        state.literal(start, before)
+    if stop < n:
+        state.literal(stop, before + middle)
+    return middle
+
+
+def select(state: State, node: Node) -> None:
+    """One position of a dim."""
+    x = state.of(node.args[0])
+    dim = int(node.arg(1, "dim", 0)) % len(x.dims)
+    state.freeze([x.dims[dim]], "one position of it is picked")
+    dims = [e for i, e in enumerate(x.dims) if i != dim]
+    origin = [o for i, o in enumerate(x.origin) if i != dim]
+    for number in range(len(node.outputs)):
+        state.set(dims, output=number, clean=x.clean, origin=origin)
+
+
+def unbind(state: State, node: Node) -> None:
+    """Every position of a dim, apart."""
+    select(state, node)
+
+
+def pad(state: State, node: Node) -> None:
+    """Zeros on both sides; as many as the call says, unless an attribute says it."""
+    x, widths = state.of(node.args[0]), list(node.args[1])
+    value = node.arg(2, "value", 0)
+    dims = list(x.dims)
+    for back in range(len(widths) // 2):
+        low, high = widths[2 * back : 2 * back + 2]
+        expr = dims[-1 - back]
+        if not (low or high):
+            continue
+        if _fixed(expr) or low < 0 or high < 0:
+            state.freeze([expr], "it is padded")
+            dims[-1 - back] = state.fresh(node.outputs[0].shape[-1 - back], state.why("it is padded"))
+            continue
+        sides = [((Var(low),),) if low else (), ((Var(high),),) if high else ()]
+        if low == high:
+            state.unite(*sides)
+        for width, side in zip((low, high), sides, strict=True):
+            if width:
+                state.literal(width, side)
+        dims[-1 - back] = (*sides[0], *expr, *sides[1])
+    state.set(dims, clean=x.clean and not value)
+
+
+def shuffle_positions(state: State, node: Node) -> None:
+    """Positions move along the dims named."""
+    x = state.of(node.args[0])
+    named = node.args[2] if node.op == "roll" and len(node.args) > 2 else node.arg(1, "dims")
+    moved = [int(i) for i in (named if isinstance(named, (list, tuple)) else [named] if named is not None else range(len(x.dims)))]
+    state.freeze([x.dims[i] for i in moved], "its positions move")
+    state.set(x.dims, clean=x.clean)
+
+
+def triangle(state: State, node: Node) -> None:
+    """A triangle of the last two dims."""
+    x = state.of(node.args[0])
+    state.freeze(x.dims[-2:], "a triangle of it is kept")
+    state.set(x.dims, clean=x.clean)
+
+
+def factory(state: State, node: Node) -> None:
+    """A tensor of one value; its sizes are written in the call."""
+    sizes = next((a for a in node.args if isinstance(a, (list, tuple))), [])
+    dims = [state.fresh(n) for n in node.outputs[0].shape]
+    for size, expr in zip(sizes, dims, strict=False):
+        if isinstance(size, int) and size > 1:
+            state.literal(size, expr)
+    state.set(dims, clean="zeros" in node.op)
+
+
+def positions(state: State, node: Node) -> None:
+    """A tensor whose entries tell positions apart."""
+    for number, out in enumerate(node.outputs):
+        state.set([state.fresh(n, state.why("its entries are numbered or drawn")) for n in out.shape], output=number)
+
+
+def windows(state: State, node: Node) -> None:
+    """Sliding windows of one dim."""
+    x, dim = state.of(node.args[0]), int(node.args[1])
+    dim %= len(x.dims)
+    state.freeze([x.dims[dim]], "windows slide over it")
+    dims = [*x.dims, state.fresh(node.outputs[0].shape[-1], "it is a window")]
+    dims[dim] = state.fresh(node.outputs[0].shape[dim], "it counts windows")
+    state.set(dims, clean=x.clean)
+
+
+def im2col(state: State, node: Node) -> None:
+    """Channels times window, by position."""
+    x, out = state.of(node.args[0]), node.outputs[0]
+    window = Var(out.shape[-2] // d.size(x.dims[-3]), "it is a window")
+    dims: list[Expr] = [*x.dims[:-3], ((d.as_var(x.dims[-3]), window),), state.fresh(out.shape[-1], "it counts windows")]
+    state.set(dims, clean=x.clean)
+
+
+def col2im(state: State, node: Node) -> None:
+    """The inverse of `im2col`."""
+    x, out = state.of(node.args[0]), node.outputs[0]
+    state.set(_divided(state, x, out.shape[-3], x.dims[:-2], x.dims[-2], out.shape[-2:]), clean=x.clean)
+
+
+def _divided(state: State, x: Value, outer: int, lead: Sequence[Expr], expr: Expr, plane: Sequence[int]) -> list[Expr]:
+    spatial = [state.fresh(n, "it is a spatial size") for n in plane]
+    try:
+        channels, window = d.divide(d.as_var(d.normal(expr)), outer)
+    except d.Conflict:
+        state.freeze([expr], "it is taken apart")
+        return [*lead, state.fresh(outer, state.why("it is taken apart")), *spatial]
+    d.freeze(((window,),), state.why("it becomes positions"))
+    return [*lead, ((channels,),), *spatial]
+
+
+def pixel_shuffle(state: State, node: Node) -> None:
+    """Channels become space."""
+    x, out = state.of(node.args[0]), node.outputs[0]
+    state.set(_divided(state, x, out.shape[-3], x.dims[:-3], x.dims[-3], out.shape[-2:]), clean=x.clean)
+
+
+def pixel_unshuffle(state: State, node: Node) -> None:
+    """Space becomes channels."""
+    x, out = state.of(node.args[0]), node.outputs[0]
+    window = Var(out.shape[-3] // d.size(x.dims[-3]), "it was space")
+    spatial = [state.fresh(n, "it is a spatial size") for n in out.shape[-2:]]
+    state.set([*x.dims[:-3], ((d.as_var(x.dims[-3]), window),), *spatial], clean=x.clean)
+
+
+def channel_shuffle(state: State, node: Node) -> None:
+    """Groups and their members change places."""
+    x, groups = state.of(node.args[0]), int(node.args[1])
+    try:
+        group, member = d.divide(d.as_var(d.normal(x.dims[1])), groups)
+    except d.Conflict as conflict:
+        return state.opaque(f"its channels are shuffled: {conflict}")
+    state.literal(groups, ((group,),))
+    state.set([x.dims[0], ((member, group),), *x.dims[2:]], clean=x.clean)
+
+
+def same(state: State, node: Node) -> None:
+    """Nothing moves."""
+    x = state.of(node.args[0])
+    if isinstance(node.args[0], Tensor) and node.outputs and node.outputs[0].shape == node.args[0].shape:
+        state.set(x.dims, clean=x.clean, origin=x.origin)
+    else:
+        state.opaque("its memory is read in another order")
+
+
+RULES = {
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten"), view),
+    **dict.fromkeys(("permute", "transpose", "t", "transpose_", "t_", "numpy_T", "swapaxes"), permute),
+    **dict.fromkeys(("squeeze", "unsqueeze", "squeeze_", "unsqueeze_"), squeeze),
+    "expand": expand, "repeat": repeat, "cat": cat, "concat": cat, "stack": stack,
+    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split", "chunk", "split_with_sizes_copy", "split_copy"), split),
+    "slice": cut, "select": select, "unbind": unbind, "constant_pad_nd": pad,
+    "flip": shuffle_positions, "roll": shuffle_positions, "tril": triangle, "triu": triangle,
+    **dict.fromkeys(FACTORIES, factory), **dict.fromkeys(RANDOM, positions),
+    "unfold": windows, "im2col": im2col, "col2im": col2im,
+    "pixel_shuffle": pixel_shuffle, "pixel_unshuffle": pixel_unshuffle,
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
+    "as_strided": same, "set_": same, "resize_": same,
+}  # fmt: skip

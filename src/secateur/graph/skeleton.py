@@ -1,0 +1,50 @@
+"""The module tree of a model with tensors that have shapes but no memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core.errors import SecateurError
+from secateur.surgery import follow_heads, tensors
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy of `model` on the meta device, in eval mode, with attention that takes its sizes from its tensors."""
+    if not isinstance(model, nn.Module):
+        raise SecateurError("a model", f"an object of type {type(model).__name__}", "give a torch.nn.Module")
+    memo: dict[int, Any] = {}
+    for _, tensor in tensors(model):
+        if id(tensor) not in memo:
+            empty = torch.empty_like(tensor, device="meta")
+            memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+    try:
+        bones = copy.deepcopy(model, memo)
+    except Exception as error:  # a model may hold anything
+        do = "keep what cannot be copied out of the module's attributes"
+        raise SecateurError("a copy of the model's module tree", f"{type(error).__name__}: {error}", do) from error
+    return follow_heads(bones.eval())
+
+
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments of one call: a tensor, a tuple of arguments or a dict of named ones."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if isinstance(example, (tuple, list)):
+        return tuple(example), {}
+    return (example,), {}
+
+
+def on_meta(value: Any) -> Any:
+    """`value` with every tensor moved to the meta device; containers are rebuilt, other objects stay."""
+    if isinstance(value, Tensor):
+        return value.to("meta")
+    if isinstance(value, Mapping) and type(value) is dict:
+        return {key: on_meta(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(on_meta(item) for item in value)
+    return value

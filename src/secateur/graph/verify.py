@@ -1,0 +1,214 @@
+"""Cut everything at once, run the result on the meta device, and compare every shape with what the axes predict.
+
+What disagrees hard-codes a size: either an attribute of a module holds it, which then follows the axis, or the number is
+written in the code, and the axis is fixed with the line that does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from secateur.core.plan import Cut, Plan, keep
+from secateur.graph import dims as d
+from secateur.graph.collect import find, name_axes
+from secateur.graph.dims import Expr
+from secateur.graph.record import Node, recording
+from secateur.graph.state import Literal, State, short
+from secateur.surgery import apply, fingerprint
+
+Attributes = dict[str, Expr]
+MIRRORS = {"convolution": "groups", "group_norm": "num_groups", "channel_shuffle": "groups", "native_channel_shuffle": "groups"}
+
+
+class Disagrees(Exception):
+    """The cut model does something else from operation `position` on."""
+
+    def __init__(self, position: int, line: str = "") -> None:
+        self.position, self.line = position, line
+
+
+@dataclass
+class Trial:
+    """One cut of every free axis: how many units each variable keeps, and the plan."""
+
+    kept: dict[int, int]
+    plan: Plan
+
+    def size(self, expr: Expr) -> int:
+        """The length of `expr` after the cut."""
+        total = 0
+        for term in d.normal(expr):
+            product = 1
+            for var in term:
+                product *= self.size(var.link) if var.link is not None else self.kept.get(id(var), var.size)  # type: ignore[arg-type]
+            total += product
+        return total
+
+
+def verify(model: nn.Module, nodes: Sequence[Node], state: State, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Attributes:
+    """Fix in `state` what cannot be cut; return the attributes that must follow a dimension."""
+    attributes = _obvious(model, nodes, state)
+    tried: set[tuple[int, str]] = set()
+    while True:
+        trial = plan_trial(model, state, attributes)
+        if not trial.kept:
+            return attributes
+        try:
+            run(model, trial, nodes, state, call)
+            return attributes
+        except Disagrees as problem:
+            if not _follow(model, nodes, state, trial, attributes, problem, tried):
+                _blame(model, nodes, state, trial, attributes, problem)
+
+
+def _obvious(model: nn.Module, nodes: Sequence[Node], state: State) -> Attributes:
+    """Attributes of PyTorch's own modules that are known to be handed to an operation as a number."""
+    modules = dict(model.named_modules())
+    attributes: Attributes = {}
+    for number, node in enumerate(nodes):
+        name = MIRRORS.get(node.op)
+        if name and getattr(modules.get(node.module), name, None) is not None:
+            for literal in state.literals.get(number, ()):
+                if getattr(modules[node.module], name) == literal.value:
+                    attributes.setdefault(f"{node.module}.{name}".lstrip("."), literal.expr)
+    return attributes
+
+
+def plan_trial(model: nn.Module, state: State, attributes: Attributes) -> Trial:
+    """A cut in which neighbouring axes lose different shares, so that sizes do not agree by chance."""
+    found = find(model, state, attributes)
+    axes = name_axes(found)
+    kept, cuts = {}, []
+    for number, (item, axis) in enumerate(zip(found, axes, strict=True)):
+        if axis.fixed is None:
+            less = max(1, (axis.units * (2 + number % 3)) // 8)
+            kept[id(item.var)] = axis.units - less
+            cuts.append(Cut(axis.name, axis.units, tuple(range(axis.units - less)), axis.slots, axis.exact, axis.gate))
+    return Trial(kept, keep(fingerprint(model), cuts))
+
+
+def run(
+    model: nn.Module, trial: Trial, nodes: Sequence[Node], state: State, call: tuple[tuple[Any, ...], dict[str, Any]]
+) -> None:
+    """Run the cut model; raises `Disagrees` at the first operation that is not what was predicted."""
+    small = apply(trial.plan, model)
+    position = 0
+
+    def compare(node: Node) -> None:
+        nonlocal position
+        if position >= len(nodes) or node.op != nodes[position].op or len(node.outputs) != len(nodes[position].outputs):
+            raise Disagrees(position)
+        for shape, out in zip(node.shapes, nodes[position].outputs, strict=True):
+            if shape != tuple(trial.size(e) for e in state.of(out).dims):
+                raise Disagrees(position)
+        position += 1
+
+    try:
+        with recording(small, compare):
+            small(*call[0], **call[1])
+    except Disagrees:
+        raise
+    except Exception as error:  # whatever a forward raises when a size it relies on is gone
+        raise Disagrees(position, _line(error)) from error
+    if position != len(nodes):
+        raise Disagrees(position)
+
+
+def _line(error: BaseException) -> str:
+    from secateur.graph.record import HERE, TORCH
+
+    lines = []
+    trace = error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if not name.startswith((TORCH, HERE)):
+            lines.append(f"{name}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return lines[-1] if lines else ""
+
+
+def _literals(nodes: Sequence[Node], state: State, position: int) -> Iterator[tuple[Node, Literal]]:
+    """Literals of the operation at `position` and of all others of its kind on its line of code."""
+    here = nodes[min(position, len(nodes) - 1)]
+    for number, node in enumerate(nodes):
+        if node is here or (node.source == here.source and node.op == here.op and here.source != "unknown"):
+            for literal in state.literals.get(number, ()):
+                yield node, literal
+
+
+def _follow(model, nodes, state, trial, attributes, problem, tried) -> bool:  # type: ignore[no-untyped-def]
+    """Find attributes that hold the numbers which did not follow; True where a new one was found."""
+    modules = dict(model.named_modules())
+    new = False
+    for node, literal in _literals(nodes, state, problem.position):
+        if trial.size(literal.expr) == literal.value:
+            continue
+        for path in _holders(modules, node.module, literal.value):
+            if path in attributes:
+                if attributes[path] is literal.expr:
+                    continue
+                before = trial.size(attributes[path])
+                state.unite(attributes[path], literal.expr)
+                new |= before != trial.size(literal.expr)
+                break
+            if (id(literal), path) in tried:
+                continue
+            tried.add((id(literal), path))
+            attributes[path] = literal.expr
+            new = True
+            break
+    return new
+
+
+def _holders(modules: dict[str, nn.Module], path: str, value: int) -> Iterator[str]:
+    """Paths of integer attributes equal to `value`, nearest module first: itself, its parents, its children."""
+    chain = [path]
+    while path:
+        path = path.rpartition(".")[0]
+        chain.append(path)
+    for name in chain[:3]:
+        module = modules.get(name)
+        for key, held in vars(module).items() if module is not None else ():
+            lead = f"{name}.{key}" if name else key
+            if type(held) is int and held == value and not key.startswith("__"):
+                yield lead
+            elif isinstance(held, (tuple, list)) and not key.startswith("_"):
+                yield from (f"{lead}.{i}" for i, item in enumerate(held) if type(item) is int and item == value)
+
+
+def _blame(model, nodes, state, trial, attributes, problem) -> None:  # type: ignore[no-untyped-def]
+    """Fix the axes behind the disagreement: those in literals on the line, else those of the operation, else wider."""
+    position = min(problem.position, len(nodes) - 1)
+    node = nodes[position]
+    line = problem.line or node.source
+    reason = f"the forward hard-codes its size at {short(line)}"
+    moved = [literal.expr for _, literal in _literals(nodes, state, position) if trial.size(literal.expr) != literal.value]
+    groups = [moved, _around(nodes, state, position, 0), _around(nodes, state, position, 1)]
+    groups += [[e for t in module.parameters() for e in state.of(t).dims] for module in _ancestors(model, node.module)]
+    for exprs in groups:
+        free = [var for e in exprs for var in d.leaves(e) if var.fixed is None and id(var) in trial.kept]
+        if free:
+            for var in free:
+                var.fixed = reason
+            return
+    for item in find(model, state, attributes):
+        item.var.fixed = item.var.fixed or reason
+
+
+def _around(nodes: Sequence[Node], state: State, position: int, reach: int) -> list[Expr]:
+    from secateur.graph.state import flat_tensors
+
+    near = nodes[max(position - reach, 0) : position + reach + 1]
+    return [e for n in near for t in [*flat_tensors((n.args, n.kwargs)), *n.outputs] for e in state.of(t).dims]
+
+
+def _ancestors(model: nn.Module, path: str) -> Iterator[nn.Module]:
+    modules = dict(model.named_modules())
+    while path:
+        if path in modules:
+            yield modules[path]
+        path = path.rpartition(".")[0]

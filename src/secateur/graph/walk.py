@@ -1,0 +1,59 @@
+"""From recorded operations to relations between the dims of all tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur.graph import dims as d
+from secateur.graph.record import Node, flat
+from secateur.graph.rules import Rule
+from secateur.graph.state import State, Value
+from secateur.surgery import tensors
+
+
+def walk(model: nn.Module, nodes: Iterable[Node], inputs: Any, output: Any, rules: Mapping[str, Rule]) -> State:
+    """Apply a rule to every node, starting from the model's tensors; inputs and outputs are fixed."""
+    state = State()
+    for name, tensor in tensors(model):
+        if id(tensor) not in state.values:
+            dims = [state.fresh(n) for n in tensor.shape]
+            origin = [frozenset({(name, i)}) for i in range(tensor.dim())]
+            state.values[id(tensor)] = Value(dims, True, origin)
+        else:
+            value = state.values[id(tensor)]
+            value.origin = [o | {(name, i)} for i, o in enumerate(value.origin)]
+    for tensor in flat(inputs):
+        if isinstance(tensor, Tensor):
+            state.values[id(tensor)] = Value([state.fresh(n, "it is a dimension of the model's input") for n in tensor.shape])
+    for state.position, state.node in enumerate(nodes):
+        step(state, state.node, rules)
+    for tensor in flat(output):
+        if isinstance(tensor, Tensor) and id(tensor) in state.values:
+            for expr in state.of(tensor).dims:
+                d.freeze(expr, "it is a dimension of the model's output")
+    return state
+
+
+def step(state: State, node: Node, rules: Mapping[str, Rule]) -> None:
+    """One operation: its rule, or the reason why everything it touches is fixed."""
+    if not node.outputs:
+        return
+    rule = rules.get(node.op)
+    try:
+        if rule is None:
+            state.unknown.setdefault(node.op, []).append(node)
+            state.opaque("no rule says how it relates its dims")
+        else:
+            rule(state, node)
+            if all(id(out) in state.values and _fits(state.values[id(out)], out) for out in node.outputs):
+                return
+            state.opaque("its rule does not cover this use")
+    except (d.Conflict, IndexError, KeyError, TypeError, ValueError, AttributeError) as error:
+        state.opaque(f"its rule does not cover this use ({type(error).__name__})")
+
+
+def _fits(value: Value, out: Tensor) -> bool:
+    return len(value.dims) == out.dim() and all(d.size(e) == n for e, n in zip(value.dims, out.shape, strict=True))

@@ -1,0 +1,7 @@
+"""Counted and timed numbers: parameters, MACs, bytes, activation memory and latency of one forward."""
+
+from secateur.measure.count import facts
+from secateur.measure.latency import compare, latency
+from secateur.measure.memory import peak_memory
+
+__all__ = ["compare", "facts", "latency", "peak_memory"]

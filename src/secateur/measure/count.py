@@ -1,0 +1,64 @@
+"""Parameters, multiply-accumulates and bytes of a model."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from secateur.core.facts import Facts
+from secateur.core.protocols import to_device
+from secateur.measure.forward import forward, prepare, without_fastpath
+
+
+def facts(model: nn.Module, *example: Any) -> Facts:
+    """Params, MACs and bytes of `model`, each tied tensor counted once; without an example the MACs stay unknown.
+
+    `example`: the positional arguments of one forward, or one dict of named ones. MACs are those of products
+    (convolutions, linear layers, attention) at the batch size of the example, half of what
+    `torch.utils.flop_counter` returns. Bytes are those of the state dict's tensors. `model` does not change.
+    Raises `SecateurError` where the forward fails.
+
+    >>> facts(nn.Linear(3, 2), torch.zeros(5, 3))
+    Facts(params=8, macs=30, bytes=32, peak_memory=None, latency_ms=None, accuracy=None, loss=None)
+    """
+    stored = {id(value): value for value in model.state_dict(keep_vars=True).values() if isinstance(value, Tensor)}
+    return Facts(
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        macs=macs(model, *example) if example else None,
+        bytes=sum(value.numel() * value.element_size() for value in stored.values()),
+    )
+
+
+def macs(model: nn.Module, *example: Any) -> int:
+    """Multiply-accumulates of one forward, counted on shapes alone.
+
+    A forward that reads values (`.item()`, a branch on data) cannot run on shapes and is counted on the model itself.
+    Attention runs as plain products, since no counter knows every fused kernel.
+    """
+    batch = prepare(model, example)
+    try:
+        return _count(meta_copy(model), to_device(batch, "meta"))
+    except Exception:  # whatever the cause: values tell, and if the example is wrong they raise the error to show
+        return _count(model, batch)
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy of `model` on the meta device, its tensors as plain attributes included; no value is copied."""
+    attributes = chain.from_iterable(vars(module).values() for module in model.modules())
+    memo: dict[int, Any] = {id(t): torch.empty_like(t, device="meta") for t in attributes if isinstance(t, Tensor)}
+    memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+    return deepcopy(model, memo)
+
+
+def _count(model: nn.Module, batch: Any) -> int:
+    with without_fastpath(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        forward(model, batch)
+    return int(counter.get_total_flops()) // 2

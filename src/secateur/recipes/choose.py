@@ -1,0 +1,95 @@
+"""From a model to a plan: trace, score, allocate, once or in rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur import allocate, criteria
+from secateur.core.axes import Axes
+from secateur.core.errors import SecateurError
+from secateur.core.plan import Plan
+from secateur.core.protocols import Batches, Criterion, Loss
+from secateur.criteria.score import score
+from secateur.graph import trace
+from secateur.recipes.progress import Progress, silent
+from secateur.recipes.schema import Prune
+from secateur.repair import batchnorm
+
+DATA_DRIVEN = ("taylor",)
+
+
+def choose(
+    model: nn.Module,
+    example: Any,
+    prune: Prune,
+    *,
+    batches: Batches | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> tuple[Axes, Plan]:
+    """The axes of `model` as it is, and the plan that leaves what `prune.keep` says of it.
+
+    With `prune.rounds` r above 1 each round leaves the r-th root of the share, on a copy whose batch norms are
+    re-estimated on `batches` before it is scored anew; the rounds compose into one plan for `model`.
+    Raises `SecateurError` where the criterion needs data and there is none, and for a budget that cannot be met.
+    """
+    if prune.criterion in DATA_DRIVEN and batches is None:
+        others = "l2, bn_scale or fpgm"
+        raise SecateurError(f"criterion {prune.criterion!r}", "no data to run on", f"give data, or take {others}")
+    first = axes = trace(model, example).ignore(*prune.ignore)
+    plan = Plan(axes.fingerprint)
+    dense = {what: axes.count(what) for what in prune.keep}
+    current = model
+    for number in range(1, prune.rounds + 1):
+        progress("prune", number - 1, prune.rounds, "trace, score, allocate")
+        share = {w: s ** (number / prune.rounds) * dense[w] / axes.count(w) for w, s in prune.keep.items()}
+        keep = prune.keep if number == prune.rounds == 1 else {w: min(s, 1.0) for w, s in share.items()}
+        scores = score(axes, criterion(current, prune, batches=batches, loss=loss, seed=seed))
+        plan = plan.then(allocated(axes, scores, prune, keep))
+        if number < prune.rounds:
+            current = plan.apply(model)
+            if batches is not None:
+                batchnorm(model, current, batches)
+            axes = trace(current, example).ignore(*prune.ignore)
+    progress("prune", prune.rounds, prune.rounds, "")
+    return first, plan
+
+
+def criterion(model: nn.Module, prune: Prune, *, batches: Batches | None, loss: Loss | None, seed: int) -> Criterion:
+    """The criterion `prune` names, made for `model`."""
+    make = getattr(criteria, prune.criterion)
+    given: tuple[Any, ...] = (model, batches, loss) if prune.criterion in DATA_DRIVEN else (model,)
+    named = {"seed": seed, **prune.args} if prune.criterion == "random" else prune.args
+    try:
+        return make(*given, **named)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise SecateurError(f"prune.args = {dict(prune.args)!r}", str(error), "set args to what the criterion takes") from None
+
+
+def allocated(axes: Axes, scores: Mapping[str, torch.Tensor], prune: Prune, keep: Mapping[str, float]) -> Plan:
+    """The plan `prune.allocator` makes: "budget" trades axes against each other, "uniform" leaves the same share of each."""
+    if prune.allocator == "budget":
+        return allocate.budget(axes, scores, keep, normalise=prune.normalise, floor=prune.floor, multiple=prune.multiple)
+    return _uniform(axes, scores, prune, keep)
+
+
+def _uniform(axes: Axes, scores: Mapping[str, torch.Tensor], prune: Prune, keep: Mapping[str, float]) -> Plan:
+    """The largest equal share of every axis that meets `keep`, by bisection to a thousandth."""
+    low, high = 0, 1000
+    while low < high:
+        middle = (low + high + 1) // 2
+        widths = {name: cut[1] for name, cut in allocate.uniform(axes, scores, middle / 1000, multiple=prune.multiple).widths().items()}
+        if all(axes.count(what, widths) <= share * axes.count(what) for what, share in keep.items()):
+            low = middle
+        else:
+            high = middle - 1
+    if not low:
+        raise SecateurError(f"keep = {dict(keep)!r} with the uniform allocator", "no share that meets it", "ask for more to remain")
+    return allocate.uniform(axes, scores, low / 1000, multiple=prune.multiple)

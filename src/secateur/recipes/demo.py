@@ -1,0 +1,25 @@
+"""The demo: train, compress, repair, fine-tune and measure on 1,797 handwritten digits, in about a minute."""
+
+from __future__ import annotations
+
+from secateur.recipes.schema import Data, Fit, Measure, Model, Prune, Recipe, Repair
+
+
+def recipe(seed: int = 0, threads: int = 0) -> Recipe:
+    """A residual network with batch norm is cut to a third of its MACs.
+
+    Accuracy is on 359 images that neither training nor selection sees; the best epoch is chosen on 100 held-out ones.
+    """
+    return Recipe(
+        title="Handwritten digits: a third of the MACs",
+        model=Model("zoo:digits_resnet"),
+        seed=seed,
+        threads=threads,
+        device="cpu",
+        data=Data("digits", batch=64, holdout=100),
+        train=Fit(epochs=20, lr=0.1, warmup=1),
+        prune=Prune(keep={"macs": 1 / 3}, criterion="taylor"),
+        repair=Repair(batches=20),
+        finetune=Fit(epochs=12, lr=0.05),
+        measure=Measure(repeats=100),
+    )

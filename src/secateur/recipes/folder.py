@@ -1,0 +1,152 @@
+"""The run folder: what is written where, every file whole or not there, so that a run killed at any moment goes on.
+
+A phase writes its files first and is marked in run.json last; an unmarked phase is done again from the start, except
+that training goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur.core.errors import SecateurError
+from secateur.io.files import read_json, write_json, write_text
+from secateur.recipes import schema
+from secateur.recipes.schema import Recipe
+
+FORMAT = 1
+
+
+def create(folder: Path, recipe: Recipe, command: str) -> dict[str, Any]:
+    """The contents of run.json: of the run that was begun here, or of a new one.
+
+    Raises `SecateurError` where the folder holds something else, or a run of another recipe.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SecateurError(f"run folder {str(folder)!r}", error.strerror or str(error), "give a folder that can be written") from None
+    known = folder / "recipe.toml"
+    if known.exists():
+        changed = schema.same(schema.read(known), recipe)
+        if changed:
+            do = "give another folder, or delete this one to start over"
+            raise SecateurError(f"run folder {str(folder)!r}", f"a run of another recipe ({', '.join(changed[:3])} differ)", do)
+    elif any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise SecateurError(f"run folder {str(folder)!r}", "other files and no recipe.toml", "give a new or an empty folder")
+    write_text(known, schema.text(recipe))
+    state = folder / "run.json"
+    return read_json(state, "run state") if state.exists() else _begin(folder, recipe, command)
+
+
+def _begin(folder: Path, recipe: Recipe, command: str) -> dict[str, Any]:
+    state = {
+        "format": FORMAT,
+        "command": command,
+        "title": recipe.title or folder.name,
+        "model": recipe.model.build,
+        "data": recipe.data.name,
+        "seed": recipe.seed,
+        "started": now(),
+        "finished": None,
+        "seconds": 0.0,
+        "versions": versions(),
+        "hardware": hardware(recipe),
+        "phases": {},
+    }
+    write_json(folder / "run.json", state)
+    return state
+
+
+def mark(folder: Path, state: dict[str, Any], phase: str, seconds: float) -> None:
+    """Write into run.json that `phase` is done and took `seconds` (of the attempt that finished it)."""
+    state["phases"][phase] = {"seconds": round(seconds, 3)}
+    state["seconds"] = round(sum(entry["seconds"] for entry in state["phases"].values()), 3)
+    write_json(folder / "run.json", state)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder: a second process that runs in it is refused. The system lets go when a process dies."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows: two runs in one folder are then the user's care
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            do = "wait for it, or give another folder"
+            raise SecateurError(f"run folder {str(folder)!r}", "another process at work in it", do) from None
+        yield
+
+
+def write_history(folder: Path, phase: str, records: list[dict[str, Any]]) -> None:
+    """Put the epochs of `phase` into history.jsonl: they and all later ones of that phase replace what was there."""
+    first = records[0]["epoch"] if records else 0
+    kept = [known for known in read_history(folder) if known["phase"] != phase or known["epoch"] < first]
+    lines = [json.dumps(record) for record in [*kept, *({"phase": phase, **record} for record in records)]]
+    write_text(folder / "history.jsonl", "".join(line + "\n" for line in lines))
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """One dict per epoch, in order; empty before any training."""
+    path = folder / "history.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+def tidy(folder: Path) -> None:
+    """Remove what only an unfinished run needs."""
+    shutil.rmtree(folder / "work", ignore_errors=True)
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        own = version("secateur")
+    except PackageNotFoundError:
+        own = "unknown (not installed)"
+    return {"secateur": own, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def hardware(recipe: Recipe) -> dict[str, Any]:
+    """CPU name, threads and device the run uses."""
+    target = device(recipe.device)
+    name = torch.cuda.get_device_name(target) if target.type == "cuda" else str(target)
+    return {"cpu": _cpu(), "cores": os.cpu_count(), "threads": recipe.threads or torch.get_num_threads(), "device": name}
+
+
+def device(name: str) -> torch.device:
+    """The device a recipe names; "auto" is CUDA where there is one. Raises `SecateurError` where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if (name.startswith("cuda") and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
+        raise SecateurError(f"device {name!r}", "no such device", 'give device = "cpu" or "auto"')
+    return torch.device(name)
+
+
+def _cpu() -> str:
+    if sys.platform.startswith("linux"):
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,189 @@
+"""The phases of a run. Each reads what earlier ones wrote, writes its own files, and can be done again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.core import codec
+from secateur.core.axes import Axes
+from secateur.core.plan import Plan
+from secateur.io import artefact
+from secateur.io.files import read_json, read_text, write_json, write_text
+from secateur.measure import compare, facts, peak_memory
+from secateur.recipes import folder as files
+from secateur.recipes.choose import choose
+from secateur.recipes.parts import Parts, first_input, limited, with_weights
+from secateur.recipes.progress import Progress
+from secateur.recipes.schema import Fit, Recipe
+from secateur.recipes.tune import Watch, tune
+from secateur.repair import batchnorm
+
+DENSE, CUT, REPAIRED, TUNED = "dense", "after the cut", "after repair", "after fine-tuning"
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A run at work: its folder, recipe, parts, and whom it tells how far it is."""
+
+    folder: Path
+    recipe: Recipe
+    parts: Parts
+    progress: Progress
+    data: str | None
+
+    def file(self, name: str) -> Path:
+        """A file only an unfinished run needs."""
+        (self.folder / "work").mkdir(exist_ok=True)
+        return self.folder / "work" / name
+
+
+def dense(job: Job) -> None:
+    """Build the model, load its weights, train it if the recipe says so; write dense.safetensors and its facts."""
+    model = job.parts.model()
+    if job.recipe.model.weights:
+        model = with_weights(model, job.recipe.model.weights, job.data)
+    model.to(job.parts.device)
+    if job.recipe.train.epochs:
+        fit(job, model, job.recipe.train, "train")
+    path = job.folder / "dense.safetensors"
+    artefact.save(path, model)
+    record(job, DENSE, model, path)
+
+
+def prune(job: Job) -> None:
+    """Trace, score and allocate on the dense model; write plan.json and axes.json."""
+    model = dense_model(job)
+    batches = limited(job.parts.plain, job.recipe.prune.batches, job.parts.device)
+    example = job.parts.example
+    axes, plan = choose(
+        model, example, job.recipe.prune, batches=batches, loss=job.parts.loss, seed=job.recipe.seed, progress=job.progress
+    )
+    write_json(job.folder / "axes.json", axes_json(axes))
+    write_text(job.folder / "plan.json", codec.dumps(plan))
+
+
+def cut(job: Job) -> None:
+    """Apply the plan to the dense model."""
+    plan = plan_of(job)
+    model = plan.apply(dense_model(job))
+    path = job.file("cut.safetensors")
+    artefact.save(path, model, plan)
+    record(job, CUT, model, path)
+
+
+def repair(job: Job) -> None:
+    """Re-estimate the batch norms of the cut model on training batches."""
+    model = small_model(job, "cut.safetensors")
+    if job.recipe.repair.name == "batchnorm":
+        batchnorm(dense_model(job), model, limited(job.parts.plain, job.recipe.repair.batches, job.parts.device))
+    path = job.file("repaired.safetensors")
+    artefact.save(path, model, plan_of(job))
+    if job.recipe.repair.name != "none":
+        record(job, REPAIRED, model, path)
+
+
+def finetune(job: Job) -> None:
+    """Train the repaired model; write small.safetensors, of the last epoch, and the facts of the best one."""
+    model = small_model(job, "repaired.safetensors")
+    settings = job.recipe.finetune
+    if settings.epochs:
+        teacher = dense_model(job) if settings.teacher else None
+        fit(job, model, settings, "finetune", best=job.file("best.safetensors"), teacher=teacher)
+    path = job.folder / "small.safetensors"
+    artefact.save(path, model, plan_of(job))
+    if settings.epochs:
+        record(job, TUNED, model, path)
+        _record_best(job)
+
+
+def measure(job: Job) -> None:
+    """Time dense and small in interleaved rounds, and take the peak memory of both; all cut stages share the small one's."""
+    models = {DENSE: dense_model(job), "small": small_model(job, job.folder / "small.safetensors")}
+    section = job.recipe.measure
+    example = first_input(job.parts.test, section.batch)
+    known = read_json(job.folder / "facts.json")
+    times: Mapping[str, float] = {}
+    if section.latency:
+        job.progress("measure", 0, 1, "latency")
+        times = compare(models, example, repeats=section.repeats, warmup=section.warmup)
+    peaks = {name: peak_memory(model, example) for name, model in models.items()}
+    for stage in known["stages"]:
+        name = DENSE if stage["stage"] == DENSE else "small"
+        stage |= {"latency_ms": times[name]} if name in times else {}
+        stage |= {"peak_memory": peaks[name]}
+    write_json(job.folder / "facts.json", known)
+    job.progress("measure", 1, 1, "")
+
+
+PHASES: dict[str, Callable[[Job], None]] = {
+    "dense": dense,
+    "prune": prune,
+    "cut": cut,
+    "repair": repair,
+    "finetune": finetune,
+    "measure": measure,
+}
+
+
+def fit(job: Job, model: nn.Module, settings: Fit, phase: str, *, best: Path | None = None, teacher: nn.Module | None = None) -> None:
+    """Train `model` for the epochs of `settings`, going on from the checkpoint where there is one; history.jsonl follows."""
+
+    def on_records(records: list[dict[str, Any]]) -> None:
+        files.write_history(job.folder, phase, records)
+
+    checkpoint = job.file(f"{phase}.checkpoint")
+    tune(job.parts, model, settings, Watch(phase, job.recipe.seed, checkpoint, job.progress, on_records, best), teacher=teacher)
+
+
+def record(job: Job, stage: str, model: nn.Module, path: Path) -> None:
+    """Write what is counted and judged of `model` into facts.json, in place of an earlier try at the same stage."""
+    known_path = job.folder / "facts.json"
+    known = read_json(known_path) if known_path.exists() else {"stages": [], "metric": job.recipe.metric.name}
+    job.progress("test", 0, 1, stage)
+    judged = job.parts.judge(model, job.parts.test)
+    counted = facts(model, job.parts.example).to_json() | {"bytes": path.stat().st_size}
+    entry = {"stage": stage} | counted | {key: judged[key] for key in ("accuracy", "loss") if key in judged}
+    known["stages"] = [row for row in known["stages"] if row["stage"] != stage] + [entry]
+    write_json(known_path, known | {"accuracy_on": job.parts.accuracy_on})
+    job.progress("test", 1, 1, stage)
+
+
+def _record_best(job: Job) -> None:
+    """Add the test accuracy of the epoch that was best on the holdout; without a holdout there is no such epoch."""
+    path = job.file("best.safetensors")
+    if not path.exists():
+        return
+    chosen = artefact.read_metadata(path)
+    # saved without its plan, at every better epoch: the cut model itself is what it is loaded into
+    judged = job.parts.judge(artefact.load(path, into=small_model(job, "repaired.safetensors")), job.parts.test)
+    known = read_json(job.folder / "facts.json")
+    known["best"] = {"epoch": int(chosen["epoch"]), "accuracy": judged["accuracy"], "holdout_accuracy": float(chosen["accuracy"])}
+    write_json(job.folder / "facts.json", known)
+
+
+def dense_model(job: Job) -> nn.Module:
+    """The dense model as the phase "dense" left it."""
+    return artefact.load(job.folder / "dense.safetensors", into=job.parts.model()).to(job.parts.device)
+
+
+def small_model(job: Job, name: str | Path) -> nn.Module:
+    """A cut model that a phase left."""
+    path = name if isinstance(name, Path) else job.file(name)
+    return artefact.load(path, into=job.parts.model()).to(job.parts.device)
+
+
+def plan_of(job: Job) -> Plan:
+    """The plan as written."""
+    return codec.loads(read_text(job.folder / "plan.json", "plan"))
+
+
+def axes_json(axes: Axes) -> dict[str, Any]:
+    """What axes.json holds: every axis with its reason where it is fixed, and the share of parameters that can be cut."""
+    rows = [{"name": a.name, "kind": a.kind, "units": a.units, "fixed": a.fixed, "exact": a.exact} for a in axes]
+    return {"axes": rows, "free_share": axes.free_share(), "notes": list(axes.notes)}

@@ -1,0 +1,80 @@
+"""A recipe carried out in a folder: phase after phase, and again from where it stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur.io.files import read_json, write_json
+from secateur.recipes import folder as files
+from secateur.recipes import schema
+from secateur.recipes.parts import parts
+from secateur.recipes.phases import PHASES, Job
+from secateur.recipes.progress import Progress, silent
+from secateur.recipes.schema import Recipe
+
+
+def run(
+    recipe: Recipe | str | Path,
+    folder: str | Path,
+    *,
+    data: str | None = None,
+    progress: Progress | None = None,
+    report: Callable[[Path], Path] | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """The facts of the finished run, as in facts.json; `folder` holds all of it.
+
+    A run that was stopped goes on: finished phases are not repeated, training goes on from its last whole epoch. From
+    the same seed it ends in the same plan, and on one thread in the same weights, bit for bit. `data` replaces the
+    recipe's data folder; `report` makes the page from the folder (a path to one is returned).
+    Raises `SecateurError` for whatever the recipe asks that cannot be had, and where another process has the folder.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else schema.read(recipe)
+    recipe = replace(recipe, data=replace(recipe.data, folder=str(data))) if data else recipe
+    folder, progress = Path(folder), progress or silent
+    device = files.device(recipe.device)
+    with files.alone(folder), threads(recipe.threads):
+        state = files.create(folder, recipe, command)
+        if any(phase not in state["phases"] for phase in PHASES):
+            _phases(Job(folder, recipe, parts(recipe, device), progress, data or recipe.data.folder), state)
+        if report and not (state["finished"] and (folder / "report.html").exists()):
+            _finish(folder, state)
+            report(folder)
+        elif not state["finished"]:
+            _finish(folder, state)
+        files.tidy(folder)
+        return read_json(folder / "facts.json", "facts")
+
+
+def _phases(job: Job, state: dict[str, Any]) -> None:
+    """Do what is not marked as done, in order; every phase draws from its own seed, so that a resumed run draws the same."""
+    for number, (name, phase) in enumerate(PHASES.items()):
+        if name not in state["phases"]:
+            begun = time.perf_counter()
+            torch.manual_seed(job.recipe.seed + number)
+            phase(job)
+            files.mark(job.folder, state, name, time.perf_counter() - begun)
+
+
+def _finish(folder: Path, state: dict[str, Any]) -> None:
+    state["finished"] = state["finished"] or files.now()
+    write_json(folder / "run.json", state)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run on `count` threads, 0 for as many as torch has, and go back afterwards."""
+    before = torch.get_num_threads()
+    try:
+        if count:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)

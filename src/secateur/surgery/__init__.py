@@ -1,0 +1,12 @@
+"""The only folder that changes shapes."""
+
+from secateur.surgery.apply import apply, apply_
+from secateur.surgery.attention import FollowingAttention, follow_heads
+from secateur.surgery.fingerprint import fingerprint, mismatches, shapes_after, tensors
+from secateur.surgery.optimizer import carry
+from secateur.surgery.preview import Preview
+
+__all__ = [
+    "FollowingAttention", "Preview", "apply", "apply_", "carry", "fingerprint", "follow_heads", "mismatches", "shapes_after",
+    "tensors",
+]  # fmt: skip

@@ -1,0 +1,122 @@
+"""Carry out a plan: new, smaller tensors on the original classes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn, optim
+
+from secateur.core.plan import Keep, Plan
+from secateur.surgery import attributes
+from secateur.surgery.attention import follow_heads
+from secateur.surgery.fingerprint import survivors, tensors
+from secateur.surgery.optimizer import carry
+
+Changes = Mapping[str, Mapping[int, np.ndarray]]
+"""Tensor name to {dim: entries that stay}."""
+
+
+def apply(plan: Plan, model: nn.Module) -> nn.Module:
+    """A copy of `model` after every step of `plan`; it never holds more than the small tensors, and `model` is untouched."""
+    plan.check(model)
+    if not plan.steps:
+        return copy.deepcopy(model)
+    small = _copy_cut(plan.steps[0], model)
+    for step in plan.steps[1:]:
+        _cut_in_place(step, small)
+    return small
+
+
+def apply_(plan: Plan, model: nn.Module, *, optimizer: optim.Optimizer | None = None) -> nn.Module:
+    """Cut `model` itself, step by step; `optimizer` holds the new parameters afterwards, with its state cut alike."""
+    plan.check(model)
+    for step in plan.steps:
+        replaced = _cut_in_place(step, model)
+        if optimizer is not None:
+            carry(optimizer, replaced)
+    return model
+
+
+def changes(step: Keep, model: nn.Module) -> tuple[dict[str, dict[int, np.ndarray]], dict[str, int]]:
+    """What stays of each tensor, and the new value of each attribute."""
+    lengths = {(name, dim): n for name, tensor in tensors(model) for dim, n in enumerate(tensor.shape)}
+    for cut in step.cuts:
+        for slot in cut.slots:
+            if slot.dim < 0:
+                lengths[slot.tensor, -1] = attributes.read(model, slot.tensor)
+    kept: dict[str, dict[int, np.ndarray]] = {}
+    numbers: dict[str, int] = {}
+    for (name, dim), entries in survivors(step, lengths).items():
+        if dim < 0:
+            numbers[name] = len(entries)
+        else:
+            kept.setdefault(name, {})[dim] = entries
+    return kept, numbers
+
+
+def cut_tensor(tensor: Tensor, dims: Mapping[int, np.ndarray]) -> Tensor:
+    """`tensor` with only the given entries of the given dims, as a tensor of its own."""
+    with torch.no_grad():
+        out = tensor.detach()
+        for dim, entries in dims.items():
+            if tensor.device.type == "meta":
+                shape = list(out.shape)
+                shape[dim] = len(entries)
+                out = out.new_empty(shape)
+            else:
+                out = out.index_select(dim, torch.from_numpy(entries).to(out.device))
+        return out if dims else out.clone()
+
+
+def like(old: Tensor, new: Tensor) -> Tensor:
+    """`new` as the parameter, or the buffer, that `old` was."""
+    if isinstance(old, nn.Parameter):
+        return nn.Parameter(new, requires_grad=old.requires_grad)
+    return new
+
+
+def _copy_cut(step: Keep, model: nn.Module) -> nn.Module:
+    kept, numbers = changes(step, model)
+    memo: dict[int, Tensor] = {}
+    for name, tensor in tensors(model):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = like(tensor, cut_tensor(tensor, kept.get(name, {})))
+    small = copy.deepcopy(model, memo)
+    _settle(small, kept, numbers)
+    return small
+
+
+def _cut_in_place(step: Keep, model: nn.Module) -> list[tuple[Tensor, Tensor, Mapping[int, np.ndarray]]]:
+    kept, numbers = changes(step, model)
+    named = dict(tensors(model))
+    new: dict[int, Tensor] = {}
+    replaced: list[tuple[Tensor, Tensor, Mapping[int, np.ndarray]]] = []
+    for name, dims in kept.items():
+        old = named[name]
+        if id(old) not in new:
+            new[id(old)] = like(old, cut_tensor(old, dims))
+            replaced.append((old, new[id(old)], dims))
+        holder, _, last = name.rpartition(".")
+        module = model.get_submodule(holder)
+        (module._parameters if last in module._parameters else module._buffers)[last] = new[id(old)]
+    _settle(model, kept, numbers)
+    return replaced
+
+
+def _settle(model: nn.Module, kept: Changes, numbers: Mapping[str, int]) -> None:
+    """Attributes follow the tensors."""
+    touched = {name.rpartition(".")[0] for name in kept} | {path.rpartition(".")[0] for path in numbers}
+    follow_heads(model, touched)
+    for path, number in numbers.items():
+        attributes.write(model, path, number)
+    for name in touched:
+        try:
+            attributes.follow(model.get_submodule(name))
+        except AttributeError:  # the path of an element, "norm.normalized_shape"
+            continue
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights() if hasattr(module, "_init_flat_weights") else None

@@ -1,0 +1,66 @@
+"""An architecture known by the names and shapes of its tensors; values do not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from torch import Tensor, nn
+
+from secateur.core.errors import nearest
+from secateur.core.plan import Keep, Plan, Shapes
+
+
+def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer with its dotted name; a tied tensor comes under each of its names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def fingerprint(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Tensor name to shape."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors(model)}
+
+
+def mismatches(expected: Shapes, model: nn.Module | Shapes) -> list[str]:
+    """One line per tensor of `expected` that `model` lacks or has in another shape, and per tensor it has beyond."""
+    found = model if isinstance(model, Mapping) else fingerprint(model)
+    lines = []
+    for name, shape in expected.items():
+        if name not in found:
+            lines.append(f"no tensor {name!r} ({nearest(name, list(found)[:200])})")
+        elif tuple(found[name]) != tuple(shape):
+            lines.append(f"{name} of shape {list(found[name])} where the plan has {list(shape)}")
+    return lines + [f"a tensor {name!r} the plan does not know" for name in found if name not in expected]
+
+
+def survivors(step: Keep, lengths: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], np.ndarray]:
+    """(tensor, dim) to the ascending entries that stay; axes that share a dim each take their own away."""
+    masks: dict[tuple[str, int], np.ndarray] = {}
+    for cut in step.cuts:
+        dropped = np.asarray(cut.dropped, dtype=np.int64)
+        if not len(dropped):
+            continue
+        for slot in cut.slots:
+            place = (slot.tensor, slot.dim)
+            if place not in masks:
+                masks[place] = np.ones(lengths[place], dtype=bool)
+            masks[place][slot.of(dropped).reshape(-1)] = False
+    return {place: np.flatnonzero(mask) for place, mask in masks.items()}
+
+
+def shapes_after(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Tensor name to shape once all steps are done."""
+    shapes = {name: list(shape) for name, shape in plan.fingerprint.items()}
+    for step in plan.steps:
+        lengths = {(name, dim): n for name, shape in shapes.items() for dim, n in enumerate(shape)}
+        real = Keep(tuple(_tensor_slots(cut) for cut in step.cuts))
+        for (name, dim), kept in survivors(real, lengths).items():
+            shapes[name][dim] = len(kept)
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _tensor_slots(cut):  # type: ignore[no-untyped-def]
+    from dataclasses import replace
+
+    return replace(cut, slots=tuple(slot for slot in cut.slots if slot.dim >= 0))

@@ -1,0 +1,81 @@
+"""Everything a killed training run needs to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn, optim
+
+from secateur.core.errors import SecateurError
+from secateur.core.protocols import Hook
+from secateur.train.settings import FitSettings, same
+
+FORMAT = 1
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` so that at every moment `path` is either the old file or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise SecateurError(f"the checkpoint {path}", reason, "choose a folder that can be written and has room") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def state_of(
+    model: nn.Module, optimizer: optim.Optimizer, settings: FitSettings, hooks: tuple[Hook, ...], history: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What `save` writes after an epoch: tensors, numbers and text only."""
+    return {
+        "format": FORMAT,
+        "epoch": len(history),
+        "settings": {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()},
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "hooks": [hook.state_dict() for hook in hooks],
+        "history": history,
+    }
+
+
+def restore(
+    path: Path, model: nn.Module, optimizer: optim.Optimizer, settings: FitSettings, hooks: tuple[Hook, ...]
+) -> list[dict[str, Any]]:
+    """The history up to the checkpoint, after model, optimizer and hooks went back to its state; [] where there is none.
+
+    Raises `SecateurError` for a damaged file, another model or other settings: going on would silently train something else.
+    """
+    if not path.exists():
+        return []
+    asked, do = f"the checkpoint {path}", "delete it to start anew"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["format"] != FORMAT:
+            raise SecateurError(asked, f"format {state['format']} where {FORMAT} is known", do)
+        if names := same(settings, state["settings"]):
+            told = ", ".join(f"{name} {state['settings'].get(name)!r} (now {getattr(settings, name)!r})" for name in names)
+            raise SecateurError(asked, f"other settings: {told}", "delete it to start anew, or use its settings")
+        if len(state["hooks"]) != len(hooks):
+            raise SecateurError(asked, f"{len(state['hooks'])} hooks where there are {len(hooks)}", "use the same hooks, or " + do)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        for hook, hook_state in zip(hooks, state["hooks"], strict=True):
+            hook.load_state_dict(hook_state)
+        return list(state["history"])
+    except OSError as error:
+        raise SecateurError(asked, error.strerror or str(error), "check the path and its permissions") from error
+    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SecateurError(asked, f"a file that does not fit this run ({first})", do) from error

@@ -1,0 +1,121 @@
+"""What one training run is told, and what follows from it: the optimizer and the learning rate of every step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import nn, optim
+
+from secateur.core.errors import SecateurError, nearest
+
+SCHEDULES = ("cosine", "step", "constant")
+PRECISIONS = ("float32", "bf16")
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Settings of `fit`.
+
+    `optimizer`: a name in `torch.optim`, upper and lower case alike; it is given those of lr, momentum, weight_decay and
+    nesterov that it knows. `lr` is reached after `warmup` epochs of linear increase; then "cosine" falls to 0 at the end
+    (Loshchilov and Hutter, 2017, without restarts), "step" multiplies by `gamma` at each share of training in
+    `milestones`, "constant" stays. `precision` "bf16" runs forward in bfloat16 by autocast, weights stay float32.
+    `grad_clip` limits the norm of the gradient. `seed` decides dropout and the shuffling of a plain DataLoader.
+    """
+
+    epochs: int = 10
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = True
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = 0.1
+    warmup: float = 0
+    label_smoothing: float = 0.0
+    precision: Literal["float32", "bf16"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    grad_clip: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        _at_least("epochs", self.epochs, 0)
+        _at_least("warmup", self.warmup, 0)
+        _at_least("weight_decay", self.weight_decay, 0)
+        for name in ("lr", "gamma", *(["grad_clip"] if self.grad_clip is not None else [])):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise SecateurError(f"{name}={value}", "a value out of range", "give a number above 0")
+        for name in ("momentum", "label_smoothing"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise SecateurError(f"{name}={value}", "a value out of range", "give a number from 0 up to, not including, 1")
+        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("optimizer", tuple(_optimizers()))):
+            value = getattr(self, name)
+            if value not in known and not (name == "optimizer" and value.lower() in known):
+                raise SecateurError(f"{name}={value!r}", "no such choice", nearest(str(value).lower(), known))
+
+
+def _at_least(name: str, value: float, low: float) -> None:
+    if not low <= value < math.inf:
+        raise SecateurError(f"{name}={value}", "a value out of range", f"give a number of at least {low}")
+
+
+def _optimizers() -> dict[str, type[optim.Optimizer]]:
+    """Lower-case name to class, of every optimizer in `torch.optim` that a plain loop can drive."""
+    found = {name.lower(): kind for name, kind in vars(optim).items() if isinstance(kind, type) and issubclass(kind, optim.Optimizer)}
+    return {name: kind for name, kind in found.items() if name not in ("optimizer", "lbfgs", "sparseadam")}
+
+
+def optimizer_for(model: nn.Module, settings: FitSettings) -> optim.Optimizer:
+    """A fresh optimizer over the parameters of `model` that want gradients.
+
+    Raises `SecateurError` where none does.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise SecateurError("training", "no parameter that wants a gradient", "call model.requires_grad_(True) first")
+    kind = _optimizers()[settings.optimizer.lower()]
+    takes = kind.__init__.__code__.co_varnames[: kind.__init__.__code__.co_argcount + kind.__init__.__code__.co_kwonlyargcount]
+    wanted: dict[str, Any] = {name: getattr(settings, name) for name in ("lr", "momentum", "weight_decay")}
+    wanted["nesterov"] = settings.nesterov and settings.momentum > 0
+    if "fused" in takes and all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters):
+        wanted["fused"] = True  # one pass over memory instead of one per operation and tensor
+    return kind(parameters, **{name: value for name, value in wanted.items() if name in takes})
+
+
+def lr_at(settings: FitSettings, progress: float) -> float:
+    """The learning rate after `progress` epochs (a fraction inside an epoch).
+
+    >>> [round(lr_at(FitSettings(epochs=4, lr=1.0), p), 2) for p in (0, 2, 4)]
+    [1.0, 0.5, 0.0]
+    """
+    if progress < settings.warmup:
+        return settings.lr * (progress + 1e-2) / (settings.warmup + 1e-2)
+    if settings.schedule == "cosine":
+        done = (progress - settings.warmup) / max(settings.epochs - settings.warmup, 1e-9)
+        return settings.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    if settings.schedule == "step":
+        return settings.lr * settings.gamma ** sum(progress >= share * settings.epochs for share in settings.milestones)
+    return settings.lr
+
+
+def same(settings: FitSettings, stored: dict[str, Any]) -> list[str]:
+    """Names of the settings in which `stored` (as `asdict` wrote them) differs."""
+    now = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    return [name for name, value in now.items() if _plain(stored.get(name)) != _plain(value)]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (tuple, list)) else value
+
+
+def autocast(settings: FitSettings, device: torch.device) -> torch.autocast:
+    """The context a forward runs in."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16")

@@ -1,0 +1,289 @@
+"""Criteria against slow loops, finite differences and hand arithmetic."""
+
+from __future__ import annotations
+
+import sys
+from copy import deepcopy
+
+import handmade
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from secateur import criteria
+from secateur.core.axis import Axis, Slot
+from secateur.core.errors import SecateurError
+
+LOSS = nn.CrossEntropyLoss()
+
+
+def data(batches: int = 3, seed: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Random images and labels in double precision."""
+    draw = torch.Generator().manual_seed(seed)
+    return [
+        (
+            torch.randn(5, 3, 4, 4, dtype=torch.float64, generator=draw),
+            torch.randint(10, (5,), generator=draw),
+        )
+        for _ in range(batches)
+    ]
+
+
+def owned(model: handmade.Small, axis: str, unit: int) -> dict[str, torch.Tensor]:
+    """Views of all parameter entries of one unit, written out by hand."""
+    if axis == "one":
+        return {
+            "one.weight": model.one.weight.data[unit],
+            "one.bias": model.one.bias.data[unit],
+            "norm.weight": model.norm.weight.data[unit],
+            "norm.bias": model.norm.bias.data[unit],
+            "two.weight": model.two.weight.data[:, unit],
+            "three.weight": model.three.weight.data[:, unit],
+        }
+    return {
+        "two.weight": model.two.weight.data[unit],
+        "three.weight": model.three.weight.data[unit],
+        "last.weight": model.last.weight.data[unit],
+        "last.bias": model.last.bias.data[unit],
+        "head.weight": model.head.weight.data[:, 16 * unit : 16 * unit + 16],
+    }
+
+
+WRITERS = {"one": ("one.weight",), "two": ("two.weight", "three.weight")}
+
+
+def rows(model: handmade.Small, axis: Axis, group: bool) -> list[np.ndarray]:
+    """Entries of each unit as one vector."""
+    found = []
+    for unit in range(axis.units):
+        parts = owned(model, axis.name, unit)
+        names = parts if group else WRITERS[axis.name]
+        found.append(np.concatenate([parts[name].numpy().ravel() for name in names]))
+    return found
+
+
+FACTORIES = {
+    "random": criteria.random,
+    "l1": criteria.l1,
+    "l1 of writers": lambda model: criteria.l1(model, group=False),
+    "l2": criteria.l2,
+    "l2 of writers": lambda model: criteria.l2(model, group=False),
+    "bn_scale": criteria.bn_scale,
+    "fpgm": criteria.fpgm,
+    "fpgm of groups": lambda model: criteria.fpgm(model, group=True),
+    "taylor": lambda model: criteria.taylor(model, data(), LOSS),
+    "taylor of all data": lambda model: criteria.taylor(model, data(), LOSS, reduce="data"),
+}
+"""The conformance table: every criterion has a row."""
+
+
+def test_every_criterion_has_a_row() -> None:
+    assert {name.split()[0] for name in FACTORIES} == set(criteria.__all__) - {"score"}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_one_finite_score_per_unit_and_the_model_unchanged(name: str) -> None:
+    model = handmade.small().train()
+    model.one.weight.requires_grad_(False)
+    model.two.weight.grad = torch.ones_like(model.two.weight)
+    model.last.eval()
+    before = deepcopy(model.state_dict())
+    scores = criteria.score(handmade.axes(model), FACTORIES[name](model))
+    again = criteria.score(handmade.axes(model), FACTORIES[name](model))
+    assert list(scores) == ["one", "two"]
+    for axis, units in (("one", 8), ("two", 6)):
+        assert scores[axis].shape == (units,)
+        assert scores[axis].device.type == "cpu" and not scores[axis].requires_grad
+        assert torch.isfinite(scores[axis]).all() and (scores[axis] >= 0).all()
+        assert len(set(scores[axis].tolist())) == units, "random weights tell all units apart"
+        assert torch.equal(scores[axis], again[axis])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not model.one.weight.requires_grad and model.two.weight.requires_grad
+    assert model.training and model.norm.training and not model.last.training
+    assert model.one.weight.grad is None and torch.equal(model.two.weight.grad, torch.ones_like(model.two.weight))
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_scores_follow_a_permutation_of_the_units(name: str) -> None:
+    if name == "random":
+        pytest.skip("random scores do not depend on the weights")
+    model, order = handmade.small(), [3, 1, 0, 5, 2, 4]
+    moved = deepcopy(model)
+    for new, old in enumerate(order):
+        for key, part in owned(moved, "two", new).items():
+            part.copy_(owned(model, "two", old)[key])
+    moved.last.running_mean.copy_(model.last.running_mean[order])
+    moved.last.running_var.copy_(model.last.running_var[order])
+    axis = handmade.axes(model)["two"]
+    torch.testing.assert_close(FACTORIES[name](moved)(axis), FACTORIES[name](model)(axis)[order])
+
+
+@pytest.mark.parametrize("group", [True, False])
+@pytest.mark.parametrize("axis", ["one", "two"])
+def test_norms_equal_numpy(axis: str, group: bool) -> None:
+    model = handmade.small()
+    where = handmade.axes(model)[axis]
+    units = rows(model, where, group)
+    np.testing.assert_allclose(criteria.l1(model, group)(where), [np.abs(u).sum() for u in units], rtol=1e-12)
+    np.testing.assert_allclose(criteria.l2(model, group)(where), [np.linalg.norm(u) for u in units], rtol=1e-12)
+
+
+@pytest.mark.parametrize("group", [True, False])
+@pytest.mark.parametrize("axis", ["one", "two"])
+def test_fpgm_equals_a_double_loop(axis: str, group: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["secateur.criteria.fpgm"], "COLUMNS", 7)
+    model = handmade.small()
+    where = handmade.axes(model)[axis]
+    units = rows(model, where, group)
+    expected = [sum(np.linalg.norm(a - b) for b in units) for a in units]
+    np.testing.assert_allclose(criteria.fpgm(model, group)(where), expected, rtol=1e-10)
+
+
+def test_fpgm_sees_signs_and_finds_duplicates() -> None:
+    model = nn.Sequential(nn.Linear(2, 3, bias=False)).float()
+    model[0].weight.data = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [3.0, 4.0]])
+    axis = Axis("0", "hidden", 3, (Slot("0.weight", 0, role="write"),))
+    assert criteria.fpgm(model)(axis).tolist() == [10.0, 20.0, 10.0]  # squares of weights would give zeros
+
+
+def test_bn_scale_is_the_absolute_weight_and_the_mean_where_several_share_a_unit() -> None:
+    model = handmade.small()
+    axes = handmade.axes(model)
+    torch.testing.assert_close(criteria.bn_scale(model)(axes["one"]), model.norm.weight.data.abs())
+    pair = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(4))
+    pair[0].weight.data, pair[1].weight.data = torch.tensor([-1.0, 2.0]), torch.tensor([3.0, -5.0, 0.0, 1.0])
+    axis = Axis("x", "channel", 2, (Slot("0.weight", 0), Slot("1.weight", 0, step=2, loops=((2, 1),))))
+    assert criteria.bn_scale(pair)(axis).tolist() == [(1 + 4) / 2, (2 + 0.5) / 2]
+
+
+def test_bn_scale_without_a_batch_norm_needs_a_default() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    axis = Axis("0", "hidden", 4, (Slot("0.weight", 0, role="write"), Slot("1.weight", 0)))
+    with pytest.raises(SecateurError, match="axis '0': found no batch norm .* default"):
+        criteria.bn_scale(model)(axis)
+    assert torch.equal(criteria.bn_scale(model, default=criteria.l2(model))(axis), criteria.l2(model)(axis))
+
+
+@pytest.mark.parametrize("axis", ["one", "two"])
+def test_taylor_equals_the_slope_of_the_loss_by_a_gate(axis: str) -> None:
+    model, (first, second) = handmade.small(), data(2)
+    where = handmade.axes(model)[axis]
+    expected = {"batch": np.zeros(where.units), "data": np.zeros(where.units)}
+    for unit in range(where.units):
+        for part in owned(model, axis, unit).values():
+            slopes = [slope(model, part, *batch) for batch in (first, second)]
+            expected["batch"][unit] += np.mean(np.abs(slopes))
+            expected["data"][unit] += np.abs(np.mean(slopes))
+    for reduce, scores in expected.items():
+        found = criteria.taylor(model, [first, second], LOSS, reduce=reduce)(where)  # type: ignore[arg-type]
+        np.testing.assert_allclose(found, scores, rtol=1e-6, atol=1e-8)
+
+
+def slope(model: nn.Module, part: torch.Tensor, x: torch.Tensor, y: torch.Tensor, step: float = 1e-5) -> float:
+    """Central difference of the loss when `part` is scaled by 1 + gate."""
+    value, losses = part.clone(), []
+    for gate in (step, -step):
+        part.copy_(value * (1 + gate))
+        with torch.no_grad():
+            losses.append(float(LOSS(model(x), y)))
+    part.copy_(value)
+    return (losses[0] - losses[1]) / (2 * step)
+
+
+def test_taylor_counts_batch_norm() -> None:
+    model = handmade.small()
+    only = Axis("two", "channel", 6, (Slot("last.weight", 0), Slot("last.bias", 0)))
+    assert (criteria.taylor(model, data(), LOSS)(only) > 0).all()
+
+
+def test_taylor_stops_at_the_limit_and_reads_dicts() -> None:
+    model = handmade.small()
+    axis = handmade.axes(model)["one"]
+    limited = criteria.taylor(model, data(3), LOSS, limit=1)(axis)
+    named = [({"x": x}, {"label": y}) for x, y in data(1)]
+    assert torch.equal(limited, criteria.taylor(model, data(1), LOSS)(axis))
+    assert torch.equal(limited, criteria.taylor(model, named, lambda out, y: LOSS(out, y["label"]))(axis))
+
+
+BAD_LOSSES = {
+    "loss of nan in batch 0": lambda out, y: out.sum() * float("nan"),
+    r"loss of shape \[5, 10\] in batch 0": lambda out, y: out,
+    "loss of type float in batch 0": lambda out, y: out.sum().item(),
+    "loss that does not depend": lambda out, y: out.detach().sum(),
+}
+
+
+@pytest.mark.parametrize("words", BAD_LOSSES)
+def test_taylor_refuses_a_loss_that_is_no_finite_scalar(words: str) -> None:
+    model = handmade.small().train()
+    model.one.weight.requires_grad_(False)
+    with pytest.raises(SecateurError, match=words):
+        criteria.taylor(model, data(), BAD_LOSSES[words])
+    assert model.training and not model.one.weight.requires_grad
+
+
+def test_taylor_refuses_no_batches_and_an_unknown_reduction() -> None:
+    with pytest.raises(SecateurError, match="found no batch"):
+        criteria.taylor(handmade.small(), [], LOSS)
+    with pytest.raises(SecateurError, match="'batch' or 'data'"):
+        criteria.taylor(handmade.small(), data(), LOSS, reduce="sum")  # type: ignore[arg-type]
+
+
+def test_random_depends_on_seed_and_name_alone() -> None:
+    model = handmade.small()
+    one, other = Axis("a", "channel", 9, ()), Axis("b", "channel", 9, ())
+    assert torch.equal(criteria.random(model)(one), criteria.random(handmade.small(5))(one))
+    assert not torch.equal(criteria.random(model)(one), criteria.random(model)(other))
+    for seed in (1, 1 << 32, -1):
+        assert not torch.equal(criteria.random(model)(one), criteria.random(model, seed)(one))
+
+
+def test_units_of_packed_projections_gather_all_their_parts() -> None:
+    """Rows 0-1, 4-5 and 8-9 of a packed q, k, v belong to head 0 of two heads of two."""
+    model = nn.Sequential(nn.Linear(3, 12, bias=False))
+    axis = Axis("heads", "head", 2, (Slot("0.weight", 0, step=2, loops=((3, 4), (2, 1)), role="write"),))
+    weight = model[0].weight.data
+    expected = [weight[[0, 1, 4, 5, 8, 9]].abs().sum(), weight[[2, 3, 6, 7, 10, 11]].abs().sum()]
+    torch.testing.assert_close(criteria.l1(model)(axis), torch.stack(expected))
+    listed = Axis("heads", "head", 2, (Slot("0.weight", 0, index=((0, 1, 4, 5, 8, 9), (2, 3, 6, 7, 10, 11)), role="write"),))
+    torch.testing.assert_close(criteria.fpgm(model)(listed), criteria.fpgm(model)(axis))
+
+
+def test_tied_weights_count_once() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
+    model[1].weight = model[0].weight
+    axis = Axis("width", "width", 4, (Slot("0.weight", 1, role="write"), Slot("1.weight", 1, role="read")))
+    torch.testing.assert_close(criteria.l1(model)(axis), model[0].weight.data.abs().sum(0))
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "fpgm"])
+def test_half_precision_does_not_overflow(name: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 2, bias=False)).half()
+    model[0].weight.data = torch.tensor([[300.0] * 4, [500.0] * 4]).half()
+    axis = Axis("0", "hidden", 2, (Slot("0.weight", 0, role="write"),))
+    expected = {"l1": [1200.0, 2000.0], "l2": [600.0, 1000.0], "fpgm": [400.0, 400.0]}[name]
+    assert getattr(criteria, name)(model)(axis).tolist() == expected
+
+
+def test_an_axis_of_another_model_is_refused() -> None:
+    axes = handmade.axes(handmade.small())
+    with pytest.raises(SecateurError, match="axis 'one': found 'one.weight' of shape .* trace"):
+        criteria.l1(handmade.small(a=4))(axes["one"])
+    with pytest.raises(SecateurError, match="axis 'one': found no parameter"):
+        criteria.l1(nn.Linear(2, 2))(axes["one"])
+    table = Axis("table", "width", 2, (Slot("weight", 1, role="scale"),))
+    with pytest.raises(SecateurError, match="no weight that writes its units; take group=True"):
+        criteria.l2(nn.Linear(2, 2), group=False)(table)
+
+
+def test_score_refuses_what_is_no_score() -> None:
+    axes = handmade.axes(handmade.small())
+    with pytest.raises(SecateurError, match=r"axis 'one': found a tensor of shape \[3\]; return one score for each of its 8"):
+        criteria.score(axes, lambda axis: torch.zeros(3))
+    with pytest.raises(SecateurError, match="axis 'one': found nan for unit 2"):
+        criteria.score(axes, lambda axis: torch.tensor([0.0, 1.0] + [float("nan")] * (axis.units - 2)))
+    model = handmade.small()
+    model.one.weight.data[4] = float("inf")
+    with pytest.raises(SecateurError, match="axis 'one': found inf for unit 4"):
+        criteria.score(axes, criteria.l1(model))

@@ -50,20 +50,20 @@ def measure(batches: data.Batches, settings: FitSettings) -> dict[str, float]:
         optimizers.register_optimizer_step_pre_hook(clocks["step"].start),
         optimizers.register_optimizer_step_post_hook(clocks["step"].stop),
     ]
-    plain: Callable[..., None] = torch.Tensor.backward
+    plain: Callable[..., None] = torch.autograd.backward
 
-    def timed(tensor: torch.Tensor, *args: Any, **named: Any) -> None:
+    def timed(*args: Any, **named: Any) -> None:
         clocks["backward"].start()
-        plain(tensor, *args, **named)
+        plain(*args, **named)
         clocks["backward"].stop()
 
-    torch.Tensor.backward = timed  # type: ignore[method-assign]
+    torch.autograd.backward = timed
     try:
         start = time.perf_counter()
         fit(model, batches, settings)
         whole = time.perf_counter() - start
     finally:
-        torch.Tensor.backward = plain  # type: ignore[method-assign]
+        torch.autograd.backward = plain
         for handle in handles:
             handle.remove()
     seconds = {name: clock.seconds for name, clock in clocks.items()}

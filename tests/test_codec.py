@@ -66,12 +66,14 @@ def test_round_trip(plan: Plan) -> None:
 def test_round_trip_of_random_plans(seed: int) -> None:
     plan = random_plan(np.random.default_rng(seed))
     again = loads(dumps(plan).encode())
-    assert again == plan and hash(again) == hash(plan)
+    assert again == plan
+    assert hash(again) == hash(plan)
 
 
 def test_equal_plans_give_equal_text() -> None:
     other = Plan(dict(reversed(SHAPES.items())), (Keep((HEADS, CHANNELS)), Keep((LISTED,))))
-    assert other == PLAN and dumps(other) == dumps(PLAN)
+    assert other == PLAN
+    assert dumps(other) == dumps(PLAN)
 
 
 def test_a_change_of_kept_units_is_one_line() -> None:
@@ -207,7 +209,10 @@ def test_broken_plans_are_refused(path: tuple, value: object, says: str) -> None
         from_json(whole)
     text = str(caught.value)
     assert says in text
-    assert text.endswith(".") and "\n" not in text and len(text) < 400 and text.isprintable()
+    assert text.endswith(".")
+    assert "\n" not in text
+    assert len(text) < 400
+    assert text.isprintable()
 
 
 TEXTS = [
@@ -230,7 +235,9 @@ TEXTS = [
 def test_text_that_is_no_plan(text: str | bytes, says: str) -> None:
     with pytest.raises(SecateurError) as caught:
         loads(text)
-    assert says in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_values_nested_just_below_the_limit_are_refused_too() -> None:

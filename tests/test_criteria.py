@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from copy import deepcopy
 
-import handmade
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import handmade
 from secateur import criteria
 from secateur.core.axis import Axis, Slot
 from secateur.core.errors import SecateurError
 
 LOSS = nn.CrossEntropyLoss()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads cost more than these tensors are worth."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def data(batches: int = 3, seed: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -94,20 +103,24 @@ def test_one_finite_score_per_unit_and_the_model_unchanged(name: str) -> None:
     assert list(scores) == ["one", "two"]
     for axis, units in (("one", 8), ("two", 6)):
         assert scores[axis].shape == (units,)
-        assert scores[axis].device.type == "cpu" and not scores[axis].requires_grad
-        assert torch.isfinite(scores[axis]).all() and (scores[axis] >= 0).all()
+        assert scores[axis].device.type == "cpu"
+        assert not scores[axis].requires_grad
+        assert torch.isfinite(scores[axis]).all()
+        assert (scores[axis] >= 0).all()
         assert len(set(scores[axis].tolist())) == units, "random weights tell all units apart"
         assert torch.equal(scores[axis], again[axis])
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert not model.one.weight.requires_grad and model.two.weight.requires_grad
-    assert model.training and model.norm.training and not model.last.training
-    assert model.one.weight.grad is None and torch.equal(model.two.weight.grad, torch.ones_like(model.two.weight))
+    assert not model.one.weight.requires_grad
+    assert model.two.weight.requires_grad
+    assert model.training
+    assert model.norm.training
+    assert not model.last.training
+    assert model.one.weight.grad is None
+    assert torch.equal(model.two.weight.grad, torch.ones_like(model.two.weight))
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("name", [name for name in FACTORIES if name != "random"])
 def test_scores_follow_a_permutation_of_the_units(name: str) -> None:
-    if name == "random":
-        pytest.skip("random scores do not depend on the weights")
     model, order = handmade.small(), [3, 1, 0, 5, 2, 4]
     moved = deepcopy(model)
     for new, old in enumerate(order):
@@ -131,8 +144,7 @@ def test_norms_equal_numpy(axis: str, group: bool) -> None:
 
 @pytest.mark.parametrize("group", [True, False])
 @pytest.mark.parametrize("axis", ["one", "two"])
-def test_fpgm_equals_a_double_loop(axis: str, group: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["secateur.criteria.fpgm"], "COLUMNS", 7)
+def test_fpgm_equals_a_double_loop(axis: str, group: bool) -> None:
     model = handmade.small()
     where = handmade.axes(model)[axis]
     units = rows(model, where, group)
@@ -160,7 +172,7 @@ def test_bn_scale_is_the_absolute_weight_and_the_mean_where_several_share_a_unit
 def test_bn_scale_without_a_batch_norm_needs_a_default() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     axis = Axis("0", "hidden", 4, (Slot("0.weight", 0, role="write"), Slot("1.weight", 0)))
-    with pytest.raises(SecateurError, match="axis '0': found no batch norm .* default"):
+    with pytest.raises(SecateurError, match=r"axis '0': found no batch norm .* default"):
         criteria.bn_scale(model)(axis)
     assert torch.equal(criteria.bn_scale(model, default=criteria.l2(model))(axis), criteria.l2(model)(axis))
 
@@ -220,7 +232,8 @@ def test_taylor_refuses_a_loss_that_is_no_finite_scalar(words: str) -> None:
     model.one.weight.requires_grad_(False)
     with pytest.raises(SecateurError, match=words):
         criteria.taylor(model, data(), BAD_LOSSES[words])
-    assert model.training and not model.one.weight.requires_grad
+    assert model.training
+    assert not model.one.weight.requires_grad
 
 
 def test_taylor_refuses_no_batches_and_an_unknown_reduction() -> None:
@@ -268,7 +281,7 @@ def test_half_precision_does_not_overflow(name: str) -> None:
 
 def test_an_axis_of_another_model_is_refused() -> None:
     axes = handmade.axes(handmade.small())
-    with pytest.raises(SecateurError, match="axis 'one': found 'one.weight' of shape .* trace"):
+    with pytest.raises(SecateurError, match=r"axis 'one': found 'one\.weight' of shape .* trace"):
         criteria.l1(handmade.small(a=4))(axes["one"])
     with pytest.raises(SecateurError, match="axis 'one': found no parameter"):
         criteria.l1(nn.Linear(2, 2))(axes["one"])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-import handmade
 import pytest
 import torch
 from torch import Tensor, nn
 
+import handmade
 from secateur import measure
 from secateur.core.errors import SecateurError
 from secateur.measure.count import meta_copy
@@ -20,7 +20,8 @@ def test_counts_of_a_convolutional_network() -> None:
     model = handmade.small().train()
     model.norm.eval()
     facts = measure.facts(model, X)
-    assert facts.params == handmade.params(8, 6) and facts.macs == handmade.macs(8, 6)
+    assert facts.params == handmade.params(8, 6)
+    assert facts.macs == handmade.macs(8, 6)
     buffers = 2 * (8 + 6) * 8 + 2 * 8  # running statistics in double precision, two counters of batches
     assert facts.bytes == handmade.params(8, 6) * 8 + buffers
     assert (facts.latency_ms, facts.peak_memory, facts.accuracy) == (None, None, None)
@@ -82,8 +83,10 @@ def test_a_meta_copy_holds_no_values_and_the_same_ties() -> None:
     model[1].weight = model[0].weight
     copy = meta_copy(model)
     assert {t.device.type for t in [*copy.parameters(), *copy.buffers(), copy[2].shift]} == {"meta"}
-    assert copy[1].weight is copy[0].weight and copy[0].weight.stride() == model[0].weight.stride()
-    assert model[0].weight.device.type == "cpu" and model[2].shift.device.type == "cpu"
+    assert copy[1].weight is copy[0].weight
+    assert copy[0].weight.stride() == model[0].weight.stride()
+    assert model[0].weight.device.type == "cpu"
+    assert model[2].shift.device.type == "cpu"
 
 
 MEASURES = {
@@ -97,7 +100,7 @@ MEASURES = {
 @pytest.mark.parametrize("name", MEASURES)
 def test_a_wrong_example_is_one_sentence(name: str) -> None:
     model = handmade.small().train()
-    with pytest.raises(SecateurError, match="a forward of Small on the example: found RuntimeError: .*give an example"):
+    with pytest.raises(SecateurError, match=r"a forward of Small on the example: found RuntimeError: .*give an example"):
         MEASURES[name](model, torch.zeros(1, 5, 4, 4, dtype=torch.float64))
     assert model.training
 
@@ -146,7 +149,8 @@ class Sleeper(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x, later."""
-        assert not self.training and torch.is_inference_mode_enabled() or not torch.is_grad_enabled()
+        assert not self.training
+        assert not torch.is_grad_enabled()
         self.log.append(self.milliseconds)
         time.sleep(self.milliseconds / 1000)
         return x
@@ -157,7 +161,8 @@ def test_models_are_timed_in_turns() -> None:
     models = {"fast": Sleeper(1, log), "slow": Sleeper(4, log)}
     times = measure.compare(models, torch.zeros(1), repeats=4, warmup=2)
     assert log == [1, 1, 4, 4, 1, 4, 4, 1, 1, 4, 4, 1]
-    assert list(times) == ["fast", "slow"] and 1 <= times["fast"] < times["slow"]
+    assert list(times) == ["fast", "slow"]
+    assert 1 <= times["fast"] < times["slow"]
 
 
 def test_threads_hold_for_the_call_only() -> None:
@@ -165,7 +170,8 @@ def test_threads_hold_for_the_call_only() -> None:
     model = nn.Linear(2, 2)
     model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     assert measure.latency(model, torch.zeros(1, 2), repeats=2, warmup=1, threads=1) > 0
-    assert set(seen) == {1} and torch.get_num_threads() == before
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == before
 
 
 def test_nothing_to_time_is_refused() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from copy import deepcopy
 
-import handmade
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import handmade
 from secateur import repair
 from secateur.core.errors import SecateurError
 
@@ -57,7 +57,10 @@ def test_nothing_but_statistics_changes() -> None:
     }
     assert all(torch.equal(value, other[key]) for key, value in before.state_dict().items())
     assert (after.norm.momentum, after.last.momentum) == (0.1, 0.3)
-    assert after.training and after.last.training and after.drop.training and not after.norm.training
+    assert after.training
+    assert after.last.training
+    assert after.drop.training
+    assert not after.norm.training
     assert torch.equal(torch.get_rng_state(), random), "dropout stays off"
     assert all(parameter.grad is None for parameter in after.parameters())
 
@@ -100,7 +103,8 @@ def test_a_failure_puts_the_old_statistics_back(batches: list, limit: int | None
     with pytest.raises(SecateurError if words else RuntimeError, match=words):
         repair.batchnorm(model, model, batches, limit)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert model.training and model.norm.momentum == 0.1
+    assert model.training
+    assert model.norm.momentum == 0.1
 
 
 def test_a_batch_of_one_value_is_named() -> None:

@@ -14,9 +14,9 @@ from secateur.cli.run import carry_out
 def demo(
     folder: Annotated[Path, typer.Option("-o", "--output", help="The run folder.")] = Path("runs/demo"),
     seed: int = 0,
-    threads: Annotated[int, typer.Option(help="0 leaves it to torch.")] = 0,
+    threads: Annotated[int, typer.Option(help="More do not help a network this small.")] = 1,
     as_json: screen.Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    quiet: screen.Quiet = False,
 ) -> None:
     """Train a small network on handwritten digits, cut it to a third, repair, fine-tune, measure, report."""
     from secateur.recipes.demo import recipe

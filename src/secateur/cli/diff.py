@@ -16,7 +16,7 @@ def diff(
     as_json: screen.Json = False,
 ) -> None:
     """Print where two plans differ. Exit 0 if they are equal, 1 if not."""
-    from secateur.cli.files import plan_of
+    from secateur.cli.inputs import plan_of
 
     lines = plan_of(first).diff(plan_of(second))
     if as_json:

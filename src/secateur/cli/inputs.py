@@ -41,7 +41,9 @@ def _tensor(text: str) -> Any:
     sizes = [int(size) for size in shape.split(",")]
     kind = getattr(torch, dtype)
     try:
-        return torch.randn(sizes, dtype=kind, generator=torch.Generator().manual_seed(0)) if kind.is_floating_point else torch.zeros(sizes, dtype=kind)
+        if not kind.is_floating_point:
+            return torch.zeros(sizes, dtype=kind)
+        return torch.randn(sizes, dtype=kind, generator=torch.Generator().manual_seed(0))
     except RuntimeError as error:
         raise SecateurError(f"--input {text}", str(error).splitlines()[0], "give a smaller shape") from None
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from secateur.cli import screen
 
 
 def inspect(
     model: screen.Build,
     shapes: screen.Input = None,
-    ignore: Annotated[list[str] | None, typer.Option("--ignore", help="Leave axes whole whose name matches, as in 'head*'.")] = None,
+    ignore: screen.Ignore = None,
     as_json: screen.Json = False,
 ) -> None:
     """List what can be cut in a model; and what cannot, and why."""
@@ -26,9 +22,9 @@ def inspect(
     if as_json:
         screen.show_json(found)
         return
-    rows = [[a["name"], a["kind"], a["units"], a["fixed"] or ("free" if a["exact"] else "free, renormalises")] for a in found["axes"]]
+    rows = [[axis.name, axis.kind, axis.units, axis.fixed or ("yes" if axis.exact else "yes, renormalises")] for axis in axes]
     screen.show_table(["axis", "kind", "units", "can be cut"], rows)
     counts = ", ".join(f"{found[what]:,} {'MACs' if what == 'macs' else what}" for what in axes.terms)
-    screen.say(f"{len(axes.free)} of {len(axes)} axes are free; they reach {found['free_share']:.1%} of the parameters ({counts}).")
+    screen.say(f"{len(axes.free)} of {len(axes)} axes can be cut; they reach {axes.free_share():.1%} of the parameters ({counts}).")
     for note in axes.notes:
         screen.say(f"note: {note}")

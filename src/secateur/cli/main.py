@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, NoReturn
 
-import click
 import typer
 
+from secateur import __version__
 from secateur.cli import apply, demo, diff, inspect, measure, plan, report, run, show
 from secateur.core.errors import SecateurError
 
@@ -20,16 +21,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (demo.demo, inspect.inspect, plan.plan, diff.diff, apply.apply, run.run, measure.measure, report.report, show.show):
+COMMANDS = (
+    demo.demo, inspect.inspect, plan.plan, diff.diff, apply.apply, run.run, measure.measure, report.report, show.show,
+)  # fmt: skip
+for _command in COMMANDS:
     app.command()(_command)
 
 
 def _version(asked: bool) -> None:
     if asked:
-        try:
-            typer.echo(f"secateur {version('secateur')}")
-        except PackageNotFoundError:
-            typer.echo("secateur, not installed")
+        typer.echo(f"secateur {__version__}")
         raise typer.Exit
 
 
@@ -47,22 +48,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(code if isinstance(code, int) else 0)
     except SecateurError as error:
         _leave(str(error), 2)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.ctx.get_help())
-        sys.exit(2)
-    except click.ClickException as error:
-        _leave(f"{error.format_message().rstrip('.')}; secateur {'--help says what there is'}.", 2)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _leave("stopped; the same command goes on from here.", 130)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
         _leave(f"{error.filename or 'a file'}: found {error.strerror or error}; free space or give another place.", 2)
+    except Exception as error:
+        # a wrong word on the command line: typer brings its own copy of click or uses an installed one, by version
+        words = getattr(error, "format_message", None)
+        if words is None:
+            traceback.print_exc()
+            _leave("a fault of secateur or of code it was given; the lines above say where.", 70)
+        _leave(f"{words().rstrip('.')}; secateur COMMAND --help says what there is." if words() else "", 2)
 
 
 def _leave(sentence: str, code: int) -> NoReturn:
-    print(" ".join(sentence.split()), file=sys.stderr)
+    if sentence:
+        print(" ".join(sentence.split()), file=sys.stderr)
     sys.exit(code)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
 
 def measure(
     model: screen.Build,
-    weights: Annotated[Path | None, typer.Option("--weights", help="Weights; those of a cut model are set against the dense one.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights, of the dense or of a cut model.")] = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="Measure the model after this plan too.")] = None,
     shapes: screen.Input = None,
-    repeats: Annotated[int, typer.Option(help="Rounds of the latency; the median counts.")] = 30,
-    threads: Annotated[int, typer.Option(help="0 leaves it to torch.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds of the latency; the median counts.")] = 30,
+    threads: screen.Threads = 0,
     as_json: screen.Json = False,
 ) -> None:
     """Count and time a model; with a plan or a cut model's weights, dense and small in the same rounds."""
@@ -41,7 +42,5 @@ def facts_of(models: dict[str, nn.Module], inputs: Any, repeats: int, threads: i
     from secateur.measure import compare, facts, peak_memory
 
     times = compare(models, inputs, repeats=repeats, threads=threads or None)
-    return [
-        {"stage": name} | facts(model, inputs).to_json() | {"latency_ms": times[name], "peak_memory": peak_memory(model, inputs)}
-        for name, model in models.items()
-    ]
+    known = {name: replace(facts(m, inputs), latency_ms=times[name], peak_memory=peak_memory(m, inputs)) for name, m in models.items()}
+    return [{"stage": name} | found.to_json() for name, found in known.items()]

@@ -19,8 +19,8 @@ def plan(
     data: Annotated[str | None, typer.Option(help="file.py:function, or the name of a built-in set.")] = None,
     folder: Annotated[str | None, typer.Option("--folder", envvar="SECATEUR_DATA", help="Where a built-in set lies.")] = None,
     shapes: screen.Input = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="floor=0.2, multiple=8, rounds=3, ...")] = None,
-    ignore: Annotated[list[str] | None, typer.Option("--ignore", help="Leave axes whole whose name matches, as in 'head*'.")] = None,
+    settings: screen.Set = None,
+    ignore: screen.Ignore = None,
     seed: int = 0,
     as_json: screen.Json = False,
 ) -> None:
@@ -32,8 +32,8 @@ def plan(
 
     prune: dict[str, Any] = {"keep": screen.shares(keep), "criterion": criterion, "ignore": list(ignore or ())}
     prune = screen.assign(prune, settings or ())
-    part = {"name": data, "folder": folder, "augment": False} if data else {}
-    recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "prune": prune, "data": {k: v for k, v in part.items() if v is not None}})
+    source = {"name": data, "augment": False} | ({"folder": folder} if folder else {}) if data else {}
+    recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "prune": prune, "data": source})
     network = dense_of(model, weights, seed)
     batches = None
     if data:
@@ -44,10 +44,12 @@ def plan(
     write_plan(output, chosen)
     counts = {what: {"dense": axes.count(what), "kept": axes.count(what, _kept(chosen))} for what in axes.terms}
     if as_json:
-        screen.show_json({"plan": str(output), "counts": counts, "widths": {name: list(pair) for name, pair in chosen.widths().items()}})
+        screen.show_json({"plan": str(output), "counts": counts, "widths": chosen.widths()})
         return
-    rows = [["MACs" if what == "macs" else what, c["dense"], c["kept"], f"{c['kept'] / max(c['dense'], 1):.3f}"] for what, c in counts.items()]
-    screen.show_table(["", "dense", "kept", "share"], rows, caption=f"{chosen}\n\nwritten to {output}")
+    rows = [[what, count["dense"], count["kept"], f"{count['kept'] / max(count['dense'], 1):.3f}"] for what, count in counts.items()]
+    screen.say(f"{chosen}\n")
+    screen.show_table(["", "dense", "kept", "share"], rows)
+    screen.say(f"\nplan: {output}")
 
 
 def _kept(chosen: Any) -> dict[str, int]:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secateur.cli import screen
+
+if TYPE_CHECKING:
+    from secateur.recipes.schema import Recipe
 
 
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="a TOML file")],
     folder: Annotated[Path | None, typer.Option("-o", "--output", help="The run folder; runs/NAME unless given.")] = None,
     data: Annotated[str | None, typer.Option("--data", envvar="SECATEUR_DATA", help="Where the data set lies.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: finetune.epochs=2.")] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Exit 1 if accuracy ends more than this below the dense model's.")] = None,
+    settings: screen.Set = None,
+    max_drop: Annotated[float | None, typer.Option(help="Exit 1 if accuracy ends more than this below dense.")] = None,
     as_json: screen.Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    quiet: screen.Quiet = False,
 ) -> None:
     """Plan, apply, repair, fine-tune, measure, report. The same command again goes on where it stopped."""
     from secateur.recipes import schema
@@ -29,7 +32,13 @@ def run(
 
 
 def carry_out(
-    recipe: Any, folder: Path, *, data: str | None = None, as_json: bool = False, quiet: bool = False, max_drop: float | None = None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    data: str | None = None,
+    as_json: bool = False,
+    quiet: bool = False,
+    max_drop: float | None = None,
 ) -> None:
     """Run `recipe` in `folder` with bars and print the headline table; leave with 1 where the limit was not met."""
     from secateur.recipes.run import run as run_recipe

@@ -20,9 +20,17 @@ if TYPE_CHECKING:
     from secateur.recipes.progress import Progress
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Build = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function, package:function, torchvision:NAME, timm:NAME, zoo:NAME")]
+Build = Annotated[
+    str, typer.Argument(metavar="MODEL", help="file.py:function, package:function, torchvision:NAME, timm:NAME, zoo:NAME")
+]
 Weights = Annotated[Path | None, typer.Option("--weights", help="safetensors, or a state dict saved by torch.save.")]
-Input = Annotated[list[str] | None, typer.Option("--input", metavar="SHAPE", help="1,3,224,224 or 1,16:int64; once per argument.")]
+Input = Annotated[
+    list[str] | None, typer.Option("--input", metavar="SHAPE", help="1,3,224,224 or 1,16:int64; once per argument.")
+]
+Ignore = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Leave axes whole that match, as in 'head*'.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value, named as in a recipe.")]
+Threads = Annotated[int, typer.Option(min=0, help="0 leaves it to torch.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
 def say(text: str) -> None:
@@ -43,7 +51,13 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: s
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*[f"{cell:,}" if isinstance(cell, (int, float)) else escape(str(cell)) for cell in row])
-    Console().print(table)
+    console().print(table)
+
+
+def console() -> Console:
+    """Where tables go: the terminal's width there, and wide enough for any table in a file or a pipe."""
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=160)
 
 
 def show_facts(facts: Mapping[str, Any], as_json: bool) -> None:
@@ -54,20 +68,20 @@ def show_facts(facts: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         show_json(table.to_json(headline))
     else:
-        Console().print(table.to_rich(headline))
+        console().print(table.to_rich(headline))
 
 
 @contextmanager
 def bars(quiet: bool) -> Iterator[Progress | None]:
     """A function that moves progress bars on a terminal; None, for silence, where there is none or `quiet` is set."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
+    terminal = Console(stderr=True)
+    if quiet or not terminal.is_terminal:
         yield None
         return
     from rich import progress as rich
 
-    columns = (rich.TextColumn("{task.description:<10}"), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TextColumn("{task.fields[note]}"))
-    with rich.Progress(*columns, rich.TimeElapsedColumn(), console=console) as shown:
+    told = (rich.TextColumn("{task.description:<10}"), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeElapsedColumn())
+    with rich.Progress(*told, rich.TextColumn("{task.fields[note]}"), console=terminal) as shown:
         tasks: dict[str, rich.TaskID] = {}
 
         def move(phase: str, done: int, total: int, note: str = "") -> None:
@@ -84,11 +98,12 @@ def shares(words: Sequence[str]) -> dict[str, float]:
     for word in words:
         name, _, value = word.partition("=")
         if name not in ("macs", "params"):
-            raise SecateurError(f"--keep {word}", "no such quantity", f"{nearest(name, ['macs', 'params'])} as in --keep macs=0.5")
+            raise SecateurError(f"--keep {word}", f"no quantity {name!r}", nearest(name, ["macs", "params"]))
         try:
             keep[name] = float(value)
         except ValueError:
-            raise SecateurError(f"--keep {word}", f"{value!r}, which is no number", "give a share, as in --keep macs=0.5") from None
+            do = "give a share, as in --keep macs=0.5"
+            raise SecateurError(f"--keep {word}", f"{value!r}, which is no number", do) from None
     return keep
 
 

@@ -11,7 +11,9 @@ import typer
 from secateur.cli import screen
 
 
-def show(path: Annotated[Path, typer.Argument(help="a run folder, plan.json, or a saved model")], as_json: screen.Json = False) -> None:
+def show(
+    path: Annotated[Path, typer.Argument(help="a run folder, plan.json, or a saved model")], as_json: screen.Json = False
+) -> None:
     """Print the headline table of a run, or the plan in a file."""
     from secateur.cli.inputs import plan_of
     from secateur.core import codec

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from secateur.core.axis import Axis
 from secateur.core.protocols import Criterion
-from secateur.criteria.places import parameters, places
+from secateur.criteria.places import parameters, places, plain, totals
 
 
 def l1(model: nn.Module, group: bool = True) -> Criterion:
-    """Scores: the sum of absolute values of the weights of each unit, as they are when the criterion is called.
+    """Scores: the sum of the absolute values of each unit's weights, as they are now.
 
     With `group`, of every parameter entry that a cut of the unit would remove: the weights that write it, their biases,
     batch norm, the weights that read it. Without, of the weights that write it alone.
@@ -21,9 +21,10 @@ def l1(model: nn.Module, group: bool = True) -> Criterion:
     (DepGraph), who average over the tensors; here they are summed.
     """
     weights = parameters(model)
+    sums = {weight: totals(plain(weight).abs()) for weight in weights.values()}
 
     def score(axis: Axis) -> Tensor:
         found = places(axis, weights, group)
-        return torch.stack([place.sum(place.values.abs()) for place in found]).sum(0)
+        return torch.stack([place.gather(sums).sum(-1) for place in found]).sum(0)
 
     return score

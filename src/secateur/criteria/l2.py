@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from secateur.core.axis import Axis
 from secateur.core.protocols import Criterion
-from secateur.criteria.places import parameters, places
+from secateur.criteria.places import parameters, places, plain, totals
 
 
 def l2(model: nn.Module, group: bool = True) -> Criterion:
-    """Scores: the Euclidean norm of the weights of each unit, as they are when the criterion is called.
+    """Scores: the Euclidean norm of each unit's weights, as they are now.
 
     With `group`, of every parameter entry that a cut of the unit would remove: the weights that write it, their biases,
     batch norm, the weights that read it. Without, of the weights that write it alone.
@@ -20,9 +20,10 @@ def l2(model: nn.Module, group: bool = True) -> Criterion:
     `group=True` is the group norm of Fang et al., 2023 (DepGraph), who take no root and average over the tensors.
     """
     weights = parameters(model)
+    sums = {weight: totals(plain(weight).square()) for weight in weights.values()}
 
     def score(axis: Axis) -> Tensor:
         found = places(axis, weights, group)
-        return torch.stack([place.sum(place.values.square()) for place in found]).sum(0).sqrt()
+        return torch.stack([place.gather(sums).sum(-1) for place in found]).sum(0).sqrt()
 
     return score

@@ -24,22 +24,13 @@ class Place:
     dim: int
     entries: Tensor  # (N, E) int64
 
-    @property
-    def values(self) -> Tensor:
-        """The parameter as it is now, for arithmetic."""
-        return plain(self.parameter)
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum per unit of `values`, a tensor shaped like the parameter; (N,), on the CPU."""
-        return self.gather(total(values, self.dim)).sum(-1)
-
-    def gather(self, marginal: Tensor) -> Tensor:
-        """The units' own entries of `marginal` (..., L); (..., N, E), on the CPU."""
-        return marginal.cpu()[..., self.entries]
+    def gather(self, sums: Mapping[nn.Parameter, list[Tensor]]) -> Tensor:
+        """What the `totals` (..., L) of the parameter hold for each unit; (..., N, E)."""
+        return sums[self.parameter][self.dim][..., self.entries]
 
     def rows(self) -> Tensor:
         """All entries of each unit, one row per unit; (N, E * rest)."""
-        return self.values.movedim(self.dim, 0)[self.entries.to(self.parameter.device)].flatten(1)
+        return plain(self.parameter).movedim(self.dim, 0)[self.entries.to(self.parameter.device)].flatten(1)
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -47,10 +38,14 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor.detach().float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.detach()
 
 
-def total(values: Tensor, dim: int) -> Tensor:
-    """`values` summed over every dimension but `dim`; (L,)."""
-    before = int(np.prod(values.shape[:dim], dtype=int))
-    return values.reshape(before, values.shape[dim], -1).sum(0).sum(1)  # outer first: several times faster than at once
+def totals(values: Tensor) -> list[Tensor]:
+    """For each dimension, `values` summed over all others; (L,) each, on the CPU.
+
+    All that a criterion of sums needs of a tensor, once for the many axes that a concatenation makes read it.
+    """
+    before = [int(np.prod(values.shape[:dim], dtype=int)) for dim in range(values.ndim)]
+    by_dim = [values.reshape(size, length, -1) for size, length in zip(before, values.shape, strict=True)]
+    return [folded.sum(0).sum(1).cpu() for folded in by_dim]  # outer first: several times faster than both at once
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:

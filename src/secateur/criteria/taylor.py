@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from secateur.core.axis import Axis
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Criterion, Loss, call, to_device
-from secateur.criteria.places import parameters, places, plain, total
-from secateur.measure.forward import evaluating
+from secateur.criteria.places import parameters, places, plain, totals
+from secateur.measure.forward import device_of, evaluating
 
 Reduce = Literal["batch", "data"]
 
@@ -40,23 +40,22 @@ def taylor(model: nn.Module, batches: Batches, loss: Loss, *, limit: int | None 
     if reduce not in ("batch", "data"):
         raise SecateurError(f"reduce={reduce!r}", "no such reduction", "give 'batch' or 'data'")
     weights = parameters(model)
-    unique = list({id(weight): weight for weight in weights.values()}.values())
-    sums: dict[int, list[list[Tensor]]] = {id(weight): [] for weight in unique}  # per weight, batch and dim: (L,)
+    unique = list(dict.fromkeys(weights.values()))
+    found: dict[nn.Parameter, list[list[Tensor]]] = {weight: [] for weight in unique}  # per batch, per dim: (L,)
+    device = device_of(model)
     with evaluating(model), _differentiable(unique):
         for number, (inputs, target) in enumerate(islice(batches, limit)):
-            device = unique[0].device
             value = loss(call(model, to_device(inputs, device)), to_device(target, device))
             for weight, gradient in zip(unique, _gradients(value, unique, number), strict=True):
-                product = plain(gradient) * plain(weight)
-                sums[id(weight)].append([total(product, dim).cpu() for dim in range(weight.ndim)])
-    if not all(sums.values()):
+                found[weight].append(totals(plain(gradient) * plain(weight)))
+    if not all(found.values()):
         raise SecateurError("Taylor scores", "no batch", "give data that can be iterated anew for every pass")
-    by_batch = {key: [torch.stack(dims) for dims in zip(*rows, strict=True)] for key, rows in sums.items()}  # (B, L)
+    sums = {weight: [torch.stack(dim) for dim in zip(*rows, strict=True)] for weight, rows in found.items()}  # (B, L)
 
     def score(axis: Axis) -> Tensor:
         scores = torch.zeros(axis.units, dtype=torch.float64)
         for place in places(axis, weights):
-            signed = place.gather(by_batch[id(place.parameter)][place.dim]).double().sum(-1)  # (B, N, E) -> (B, N)
+            signed = place.gather(sums).double().sum(-1)  # (B, N, E) -> (B, N)
             scores += signed.abs().mean(0) if reduce == "batch" else signed.mean(0).abs()
         return scores
 

@@ -25,7 +25,8 @@ def image_folder(root: str | Path, *, size: int = 224, test_every: int = 5) -> D
     if not folder.is_dir():
         raise SecateurError(f"the image folder {folder}", "no such folder", "name a folder with one subfolder per class")
     if size < 1 or test_every < 2:
-        raise SecateurError("an image folder", f"size {size}, test_every {test_every}", "use a size above 0 and test_every above 1")
+        found = f"size {size}, test_every {test_every}"
+        raise SecateurError("an image folder", found, "use a size above 0 and test_every above 1")
     train_root = next((folder / name for name in TRAIN_NAMES if (folder / name).is_dir()), folder)
     test_root = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
     classes = _classes(train_root if test_root else folder)
@@ -54,7 +55,8 @@ def _read(folder: Path, classes: tuple[str, ...], size: int) -> Part:
         images += [_image(path, size) for path in paths]
         labels += [label] * len(paths)
     if not images:
-        raise SecateurError(f"the image folder {folder}", "no image in any class", f"use files that end in {', '.join(SUFFIXES)}")
+        do = f"use files that end in {', '.join(SUFFIXES)}"
+        raise SecateurError(f"the image folder {folder}", "no image in any class", do)
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
 

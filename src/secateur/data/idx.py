@@ -69,7 +69,8 @@ def read(folder: Path, name: str) -> Tensor:
     """The uint8 tensor in the idx file `name`, `name`.gz or `name`.xz of `folder`."""
     path = _file(folder, name)
     if path is None:
-        raise SecateurError(f"the idx file {folder / name}", "no such file, nor .gz or .xz", "copy the four files of one data set")
+        do = "copy the four files of one data set"
+        raise SecateurError(f"the idx file {folder / name}", "no such file, nor .gz or .xz", do)
     asked, do = f"the idx file {path}", "copy the file again"
     try:
         with OPENERS[path.suffix if path.suffix in OPENERS else ""](path, "rb") as file:

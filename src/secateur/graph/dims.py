@@ -9,7 +9,7 @@ Legend: Expr = tuple of products, a product = tuple of Var, outermost factor fir
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from math import prod
 
 Product = tuple["Var", ...]
@@ -237,37 +237,6 @@ def _unite_vars(a: Var, b: Var) -> None:
     if b.link is not None and any(child is a for child in leaves(b.link)):
         raise Conflict("a dimension that contains itself")
     a.link = b
-
-
-def reshape(dims: Iterable[Expr], shape: Iterable[int]) -> list[Expr]:
-    """The dims of a tensor seen under another shape; refines what is split. Raises `Conflict` where it cannot."""
-    queue: list[Var] = [_whole(expr) for expr in dims if size(expr) != 1]
-    result: list[Expr] = []
-    for want in shape:
-        taken: list[Var] = []
-        have = 1
-        while have < want:
-            if not queue:
-                raise Conflict("too few indices")
-            var = queue.pop(0)
-            if var.link is not None and len(var.link) == 1:
-                queue = [*normal(var.link)[0], *queue]
-                continue
-            if want % have == 0 and want // have < var.size:
-                first, second = divide(var, want // have)
-                queue.insert(0, second)
-                var = first
-            if want % (have * var.size):
-                raise Conflict(f"{var.size} indices do not divide {want}")
-            taken.append(var)
-            have *= var.size
-        result.append((tuple(taken),) if taken else ((Var(1),),))
-    return result
-
-
-def _whole(expr: Expr) -> Var:
-    expr = normal(expr)
-    return root(as_var(expr))
 
 
 def places(expr: Expr) -> Iterator[tuple[Var, int, int, tuple[tuple[int, int], ...]]]:

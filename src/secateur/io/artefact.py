@@ -76,7 +76,7 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     require_model(into, asked)
     data = read_bytes(path, "model file")
     header = _verified(data, asked)
-    plan = loads(header.metadata["plan"]) if "plan" in header.metadata else None
+    plan = _plan(header.metadata["plan"], asked) if "plan" in header.metadata else None
     state = tensors_of(data, asked)
     for alias, name in _aliases(header, asked).items():
         if alias in state or name not in state:
@@ -98,14 +98,15 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
     """
     asked = f"reading the plan {shown(path)}"
     data = read_bytes(path, "plan")
-    if data[:16].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{" and not data[:8].count(0):
+    # the first eight bytes of safetensors are a small number: they hold zeros, which no text does
+    if data and not data[:8].count(0):
         if len(data) > MOST_TEXT:
             raise SecateurError(asked, f"{len(data):,} bytes of JSON", f"a plan has at most {MOST_TEXT:,}")
-        return loads(data)
+        return _plan(data, asked)
     metadata = _verified(data, asked).metadata
     if "plan" not in metadata:
         raise SecateurError(asked, "a saved model without a plan", "save it with its plan, or give a plan file")
-    return loads(metadata["plan"])
+    return _plan(metadata["plan"], asked)
 
 
 def write_plan(path: str | os.PathLike[str], plan: Plan) -> None:
@@ -212,6 +213,15 @@ def _stamp(digest: str) -> bytes:
     return f'"sha256":"{digest}"'.encode("ascii", "replace")
 
 
+def _plan(text: str | bytes, asked: str) -> Plan:
+    """The plan in JSON `text`, with the file's name in errors."""
+    try:
+        return loads(text)
+    except SecateurError as error:
+        found = error.found if error.asked == "reading a plan" else f"{error.asked} with {error.found}"
+        raise SecateurError(asked, found, error.do) from error
+
+
 def _aliases(header: Header, asked: str) -> dict[str, str]:
     aliases = parse(header.metadata.get("aliases", "{}"), asked)
     if not isinstance(aliases, dict) or not all(isinstance(name, str) for name in aliases.values()):
@@ -223,6 +233,8 @@ def _require_end(plan: Plan, model: nn.Module, asked: str) -> None:
     from secateur.surgery.fingerprint import mismatches, shapes_after
 
     if not isinstance(plan, Plan):
-        raise SecateurError(asked, f"a {type(plan).__name__} in place of a plan", "give the Plan that made the model")
+        raise SecateurError(
+            asked, f"an object of type {type(plan).__name__} in place of a plan", "give the Plan that made the model"
+        )
     if wrong := mismatches(shapes_after(plan), model):
         raise SecateurError(asked, "a model this plan does not lead to: " + "; ".join(wrong[:3]), "give the plan that made it")

@@ -60,7 +60,9 @@ def build(spec: str, **arguments: Any) -> nn.Module:
     if not isinstance(value, nn.Module):
         value = call(value, spec, **arguments)
     if not isinstance(value, nn.Module):
-        raise SecateurError(spec, f"a {type(value).__name__} in place of a model", "return a torch.nn.Module from it")
+        raise SecateurError(
+            spec, f"an object of type {type(value).__name__} in place of a model", "return a torch.nn.Module from it"
+        )
     return value
 
 
@@ -70,7 +72,7 @@ def call(function: Callable[..., Any], spec: str, *values: Any, **arguments: Any
     Raises `SecateurError` with the line of the user's file where it fails.
     """
     if not callable(function):
-        raise SecateurError(spec, f"a {type(function).__name__}, which cannot be called", "name a function")
+        raise SecateurError(spec, f"an object of type {type(function).__name__}, which cannot be called", "name a function")
     return _guarded(lambda: function(*values, **arguments), spec, f"give {spec} what it needs, or mend it")
 
 
@@ -91,7 +93,7 @@ def _file(place: str, spec: str) -> ModuleType:
     folder, loader = str(path.parent), described.loader
     sys.path.insert(0, folder)
     try:
-        _guarded(lambda: loader.exec_module(module), spec, "mend the file")
+        _guarded(lambda: loader.exec_module(module), spec, "mend the file, or install what it needs")
     except BaseException:
         del sys.modules[name]
         raise

@@ -35,7 +35,7 @@ def require_dense(name: str, value: Any, asked: str) -> None:
 def require_model(model: Any, asked: str) -> None:
     """Raise `SecateurError` unless `model` is a built module."""
     if not isinstance(model, nn.Module):
-        found = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        found = f"the class {model.__name__}" if isinstance(model, type) else f"an object of type {type(model).__name__}"
         raise SecateurError(asked, f"{found} in place of a model", "give a torch.nn.Module, built")
 
 

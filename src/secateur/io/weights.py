@@ -59,7 +59,9 @@ def _read(data: bytes, asked: str) -> dict[str, Tensor]:
         return tensors_of(data, asked)
     state = _unwrap(_unpickle(data, asked))
     if not isinstance(state, Mapping) or not state:
-        found = "no tensors" if isinstance(state, Mapping) else f"a {type(state).__name__} in place of a state dict"
+        found = (
+            "no tensors" if isinstance(state, Mapping) else f"an object of type {type(state).__name__} in place of a state dict"
+        )
         raise SecateurError(asked, found, "save model.state_dict() and give that file")
     for name, value in state.items():
         require_dense(str(name), value, asked)

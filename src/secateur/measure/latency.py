@@ -38,6 +38,7 @@ def compare(
         do = "give repeats of 1 or more, warmup of 0 or more"
         raise SecateurError(f"repeats={repeats}, warmup={warmup}", "nothing to time", do)
     batches = {name: prepare(model, (example,)) for name, model in models.items()}
+    devices = {name: device_of(model) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
     names = list(models)
     with ExitStack() as stack:
@@ -50,22 +51,22 @@ def compare(
         for turn in range(repeats):
             for place in range(len(names)):
                 name = names[(turn + place) % len(names)]
-                times[name].append(_milliseconds(models[name], batches[name]))
+                times[name].append(_milliseconds(models[name], batches[name], devices[name]))
     return {name: median(taken) for name, taken in times.items()}
 
 
-def _milliseconds(model: nn.Module, batch: Any) -> float:
-    _wait(model)
+def _milliseconds(model: nn.Module, batch: Any, device: torch.device) -> float:
+    _wait(device)
     start = perf_counter()
     call(model, batch)
-    _wait(model)
+    _wait(device)
     return (perf_counter() - start) * 1000
 
 
-def _wait(model: nn.Module) -> None:
+def _wait(device: torch.device) -> None:
     """Let an accelerator finish: its calls return before the work is done."""
-    if device_of(model).type == "cuda":
-        torch.cuda.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 @contextmanager

@@ -30,11 +30,11 @@ def peak_memory(model: nn.Module, *example: Any) -> int:
     return watch.peak
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees the result of every operation and remembers its storage until it is freed."""
 
     def __init__(self, weights: list[Tensor], batch: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.weights = {weight.untyped_storage()._cdata for weight in weights}
         self.live: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
@@ -47,10 +47,13 @@ class _Watch(TorchDispatchMode):
 
     def see(self, tensors: Any) -> None:
         """Forget storages that are gone, then take up those of `tensors`, which may be new."""
-        self.live = {key: entry for key, entry in self.live.items() if not entry[0].expired()}
+        gone = [key for key, (reference, _) in self.live.items() if reference.expired()]  # type: ignore[no-untyped-call]
+        for key in gone:
+            del self.live[key]
         for tensor in tree_leaves(tensors):
             if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
                 storage = tensor.untyped_storage()
-                if storage._cdata not in self.weights:
-                    self.live.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+                if storage._cdata not in self.weights and storage._cdata not in self.live:
+                    reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                    self.live[storage._cdata] = (reference, storage.nbytes())
         self.peak = max(self.peak, sum(size for _, size in self.live.values()))

@@ -47,8 +47,9 @@ def choose(
     current = model
     for number in range(1, prune.rounds + 1):
         progress("prune", number - 1, prune.rounds, "trace, score, allocate")
-        share = {w: s ** (number / prune.rounds) * dense[w] / axes.count(w) for w, s in prune.keep.items()}
-        keep = prune.keep if number == prune.rounds == 1 else {w: min(s, 1.0) for w, s in share.items()}
+        keep: dict[str, float] = dict(prune.keep)
+        if prune.rounds > 1:  # of what the rounds before have left
+            keep = {what: min(1.0, s ** (number / prune.rounds) * dense[what] / axes.count(what)) for what, s in keep.items()}
         scores = score(axes, criterion(current, prune, batches=batches, loss=loss, seed=seed))
         plan = plan.then(allocated(axes, scores, prune, keep))
         if number < prune.rounds:
@@ -85,11 +86,13 @@ def _uniform(axes: Axes, scores: Mapping[str, torch.Tensor], prune: Prune, keep:
     low, high = 0, 1000
     while low < high:
         middle = (low + high + 1) // 2
-        widths = {name: cut[1] for name, cut in allocate.uniform(axes, scores, middle / 1000, multiple=prune.multiple).widths().items()}
+        plan = allocate.uniform(axes, scores, middle / 1000, multiple=prune.multiple)
+        widths = {name: after for name, (_, after) in plan.widths().items()}
         if all(axes.count(what, widths) <= share * axes.count(what) for what, share in keep.items()):
             low = middle
         else:
             high = middle - 1
     if not low:
-        raise SecateurError(f"keep = {dict(keep)!r} with the uniform allocator", "no share that meets it", "ask for more to remain")
+        asked = f"keep = {dict(keep)!r} with the uniform allocator"
+        raise SecateurError(asked, "no share that meets it", "ask for more to remain")
     return allocate.uniform(axes, scores, low / 1000, multiple=prune.multiple)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from secateur.recipes.schema import Data, Fit, Measure, Model, Prune, Recipe, Repair
 
 
-def recipe(seed: int = 0, threads: int = 0) -> Recipe:
-    """A residual network with batch norm is cut to a third of its MACs.
+def recipe(seed: int = 0, threads: int = 1) -> Recipe:
+    """A residual network with batch norm is cut to a third of its MACs; on one thread the run repeats bit for bit.
 
     Accuracy is on 359 images that neither training nor selection sees; the best epoch is chosen on 100 held-out ones.
     """

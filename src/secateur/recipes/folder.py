@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from secateur import __version__
 from secateur.core.errors import SecateurError
 from secateur.io.files import read_json, write_json, write_text
 from secateur.recipes import schema
@@ -35,7 +36,8 @@ def create(folder: Path, recipe: Recipe, command: str) -> dict[str, Any]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SecateurError(f"run folder {str(folder)!r}", error.strerror or str(error), "give a folder that can be written") from None
+        found, do = error.strerror or str(error), "give a folder that can be written"
+        raise SecateurError(f"run folder {str(folder)!r}", found, do) from None
     known = folder / "recipe.toml"
     if known.exists():
         changed = schema.same(schema.read(known), recipe)
@@ -119,13 +121,7 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        own = version("secateur")
-    except PackageNotFoundError:
-        own = "unknown (not installed)"
-    return {"secateur": own, "torch": torch.__version__, "python": platform.python_version()}
+    return {"secateur": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def hardware(recipe: Recipe) -> dict[str, Any]:

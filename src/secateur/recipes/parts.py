@@ -112,7 +112,8 @@ def load_data(recipe: Recipe, device: torch.device) -> tuple[Batches, Batches, B
             raise SecateurError("data.holdout", "batches of your own", "set holdout = 0, or return a secateur.data.DataSet")
         train, test = found
         return train, train, None, test
-    raise SecateurError(f"data {section.name!r}", f"{type(found).__name__}", "return a secateur.data.DataSet or (train, test) batches")
+    do = "return a secateur.data.DataSet or (train, test) batches"
+    raise SecateurError(f"data {section.name!r}", f"{type(found).__name__}", do)
 
 
 def load_judge(recipe: Recipe) -> Judge:
@@ -142,7 +143,8 @@ def first_input(batches: Batches, size: int | None = None) -> Any:
     """The first input of `batches`, cut to `size` samples. Raises `SecateurError` where there is none."""
     pair = next(iter(batches), None)
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise SecateurError("the first batch", "nothing" if pair is None else type(pair).__name__, "yield pairs (input, target)")
+        found = "nothing" if pair is None else type(pair).__name__
+        raise SecateurError("the first batch", found, "yield pairs (input, target)")
     return _cut(pair[0], size)
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from secateur.core import codec
@@ -131,7 +130,9 @@ PHASES: dict[str, Callable[[Job], None]] = {
 }
 
 
-def fit(job: Job, model: nn.Module, settings: Fit, phase: str, *, best: Path | None = None, teacher: nn.Module | None = None) -> None:
+def fit(
+    job: Job, model: nn.Module, settings: Fit, phase: str, *, best: Path | None = None, teacher: nn.Module | None = None
+) -> None:
     """Train `model` for the epochs of `settings`, going on from the checkpoint where there is one; history.jsonl follows."""
 
     def on_records(records: list[dict[str, Any]]) -> None:
@@ -148,7 +149,7 @@ def record(job: Job, stage: str, model: nn.Module, path: Path) -> None:
     job.progress("test", 0, 1, stage)
     judged = job.parts.judge(model, job.parts.test)
     counted = facts(model, job.parts.example).to_json() | {"bytes": path.stat().st_size}
-    entry = {"stage": stage} | counted | {key: judged[key] for key in ("accuracy", "loss") if key in judged}
+    entry: dict[str, Any] = {"stage": stage} | counted | {key: judged[key] for key in ("accuracy", "loss") if key in judged}
     known["stages"] = [row for row in known["stages"] if row["stage"] != stage] + [entry]
     write_json(known_path, known | {"accuracy_on": job.parts.accuracy_on})
     job.progress("test", 1, 1, stage)
@@ -163,7 +164,8 @@ def _record_best(job: Job) -> None:
     # saved without its plan, at every better epoch: the cut model itself is what it is loaded into
     judged = job.parts.judge(artefact.load(path, into=small_model(job, "repaired.safetensors")), job.parts.test)
     known = read_json(job.folder / "facts.json")
-    known["best"] = {"epoch": int(chosen["epoch"]), "accuracy": judged["accuracy"], "holdout_accuracy": float(chosen["accuracy"])}
+    held = float(chosen["accuracy"])
+    known["best"] = {"epoch": int(chosen["epoch"]), "accuracy": judged["accuracy"], "holdout_accuracy": held}
     write_json(job.folder / "facts.json", known)
 
 

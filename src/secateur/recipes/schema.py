@@ -34,6 +34,7 @@ Text = Annotated[str, Field(description="a text")]
 Flag = Annotated[bool, Field(description="true or false")]
 Words = Annotated[tuple[str, ...], Field(description="a list of texts")]
 Keep = Annotated[dict[Literal["macs", "params"], Share], Field(min_length=1, description="what remains, as { macs = 0.5 }")]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description='"auto", "cpu", "cuda" or "mps"')]
 Criterion = Literal["random", "l1", "l2", "bn_scale", "fpgm", "taylor"]
 
 
@@ -136,7 +137,7 @@ class Recipe:
     seed: Whole = 0
     threads: Whole = 0
     loss: Annotated[str, Field(description='"cross_entropy" or "file.py:function"')] = "cross_entropy"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description='"auto", "cpu", "cuda" or "mps"')] = "auto"
+    device: Device = "auto"
     data: Data = field(default_factory=Data)
     metric: Metric = field(default_factory=Metric)
     train: Fit = field(default_factory=Fit)

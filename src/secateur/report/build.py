@@ -16,7 +16,9 @@ from secateur.report.folder import Record, read, table
 from secateur.report.table import Headline, headline
 
 NAME = "report.html"
-NAMES = {"cpu": "CPU", "gpu": "GPU", "threads": "Threads", "device": "Device"}
+FIGURE = rf"[+{words.MINUS}]?\d[\d,.]*(?:{words.TIMES}| %| points)"
+WHOLE = r"\b[A-Za-z]{1,12}-\d{1,4}\b"
+NAMES = {"cores": "Cores", "cpu": "CPU", "gpu": "GPU", "threads": "Threads", "device": "Device"}
 
 
 def build(run_folder: str | Path, path: str | Path | None = None) -> Path:
@@ -47,7 +49,7 @@ def page(record: Record) -> str:
         has_memory=any(column.key == "peak_memory" for column in rows.columns),
         best=_best(record, rows),
         raw=_raw(record.facts),
-        latency=_latency(record.settings),
+        latency=_latency(record.settings, rows),
         trade_offs=[chart for key in ("macs", "latency_ms") if (chart := charts.trade_off(rows, key, f"by-{key}"))],
         **_structure(record),
         **_training(record, rows),
@@ -57,13 +59,14 @@ def page(record: Record) -> str:
 
 def _figures_strong(text: str) -> Markup:
     """`text`, escaped, with its figures in bold and names such as CIFAR-10 kept on one line."""
-    bold = re.sub(r"[+−]?\d[\d,.]*(?:×| %| points)", r"<strong>\g<0></strong>", str(escape(text)))
-    return Markup(re.sub(r"\b[A-Za-z]{1,12}-\d{1,4}\b", r'<span class="whole">\g<0></span>', bold))
+    bold = re.sub(FIGURE, r"<strong>\g<0></strong>", str(escape(text)))
+    return Markup(re.sub(WHOLE, r'<span class="whole">\g<0></span>', bold))
 
 
 def _structure(record: Record) -> dict[str, Any]:
     """What was cut and what was not."""
     free = [width for width in record.widths if not width.fixed]
+    cut = [width for width in free if width.after < width.before]
     reasons = summary.reasons(record.widths)
     whole = tuple(width for width in free if width.after == width.before)
     reasons += [summary.Reason("could be cut, and the plan keeps every unit", whole)] if record.planned and whole else []
@@ -71,7 +74,7 @@ def _structure(record: Record) -> dict[str, Any]:
     return {
         "planned": record.planned,
         "free": free,
-        "most": sorted((width for width in free if width.after < width.before), key=lambda width: width.after / width.before)[:3],
+        "most": sorted(cut, key=lambda width: width.after / width.before)[:3],
         "units": (sum(width.before for width in free), sum(width.after for width in free)),
         "widths_charts": charts.widths(free, "widths") if record.planned else [],
         "reasons": reasons,
@@ -90,8 +93,10 @@ def _training(record: Record, rows: Headline) -> dict[str, Any]:
     scores = charts.curve(record.epochs, keys, "score", title=rows.metric, percent=percent)
     phases = [epoch["phase"] for epoch in record.epochs]
     counts = {charts.PHASES.get(phase, phase): phases.count(phase) for phase in dict.fromkeys(phases)}
+    held_out = any("holdout_accuracy" in epoch for epoch in record.epochs)
     seconds = sum(epoch.get("seconds", 0) for epoch in record.epochs)
-    return {"curves": [chart for chart in (losses, scores) if chart], "phases": counts, "training_seconds": seconds}
+    curves = [chart for chart in (losses, scores) if chart]
+    return {"curves": curves, "phases": counts, "training_seconds": seconds, "held_out": held_out}
 
 
 def _origin(record: Record) -> dict[str, Any]:
@@ -119,28 +124,30 @@ def _flat(value: Any) -> dict[str, str]:
 
 
 def _best(record: Record, rows: Headline) -> str:
-    """ "epoch 7, 97.9 %", or "" where the run recorded no best epoch."""
+    """A sentence on the epoch that was best on the holdout, or "" where the run recorded none."""
     best = table(record.facts.get("best"))
     epoch, value = words.number(best.get("epoch")), words.number(best.get("accuracy"))
-    if epoch is None:
+    if epoch is None or value is None:
         return ""
-    score = "" if value is None else f", {words.share(value, 2) if rows.share else words.fixed(value, 3)}"
-    return f"epoch {epoch:g}{score}"
+    score = words.share(value, 2) if rows.share else words.fixed(value, words.places(abs(value)))
+    return f"The table has the last epoch; epoch {epoch:g}, the best on held-out images, scores {score}."
 
 
 def _raw(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Every number of every stage, digit for digit."""
-    stages = facts.get("stages") or []
-    return [
-        (words.clean(stage.get("stage", "")), [(words.clean(k), repr(v)) for k, v in stage.items() if words.number(v) is not None])
-        for stage in stages
-    ]
+
+    def figures(stage: Mapping[str, Any]) -> list[tuple[str, str]]:
+        return [(words.clean(key), repr(value)) for key, value in stage.items() if words.number(value) is not None]
+
+    return [(words.clean(stage.get("stage", "")), figures(stage)) for stage in facts.get("stages", [])]
 
 
-def _latency(settings: Mapping[str, Any]) -> str:
-    """How latency was taken, from the recipe; "" where it does not say."""
+def _latency(settings: Mapping[str, Any], rows: Headline) -> str:
+    """A sentence on how latency was taken, from the recipe; "" where it does not say or there is none."""
+    if all(rows.cell(i, "latency_ms").value is None for i in range(len(rows.rows))):
+        return ""
     measure = table(settings.get("measure"))
     batch, repeats = words.number(measure.get("batch")), words.number(measure.get("repeats"))
     if not batch or not repeats:
         return ""
-    return f"the median of {words.plural(int(repeats), 'run')} at batch size {int(batch):,}"
+    return f"Latency is the median of {words.plural(int(repeats), 'run')} at batch size {int(batch):,}."

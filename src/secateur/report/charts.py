@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from secateur.report import words
 from secateur.report.folder import Width
-from secateur.report.frame import SMALL, beside, frame, padded, ranges, say, titles
+from secateur.report.frame import TEXT, beside, frame, padded, ranges, say, titles
 from secateur.report.svg import PAINT, style, to_html
 from secateur.report.table import Headline
 
@@ -40,12 +40,15 @@ def trade_off(table: Headline, key: str, name: str) -> str:
             plot.axhline(ys[dense], color=PAINT["muted"], lw=0.8, dashes=(3, 3), zorder=1)
         later = [i for i in range(len(rows)) if i != dense]
         plot.plot([xs[i] for i in later], [ys[i] for i in later], color=PAINT["muted"], lw=1, zorder=2)
-        heights = beside(plot, ys, 14)
+        line = None if dense is None else ys[dense]
+        above = line is not None and max(ys) <= line  # then the label of the dense point may stand above its line
+        heights = beside(plot, [y + 1e-9 * abs(y) if above and i == dense else y for i, y in enumerate(ys)], 14, line)
         for i, (stage, _, accuracy) in enumerate(rows):
             paint = "ink" if i == dense else "accent" if i == len(rows) - 1 else "warm"
             plot.plot([xs[i]], [ys[i]], "o", ms=7, color=PAINT[paint], mec=PAINT["paper"], mew=1.2, zorder=4)
             left = xs[i] > 0.55 * right
-            say(plot, (xs[i], heights[i]), f"{stage} {accuracy.text}{percent}", paint, shift=(-9 if left else 9, 0), end=left)
+            label = f"{stage} {accuracy.text}{percent}"
+            say(plot, (xs[i], heights[i]), label, paint=paint, shift=(-9 if left else 9, 0), end=left)
         told = "; ".join(f"{stage} {accuracy.text}{percent} at {cost.text} {column.unit}" for stage, cost, accuracy in rows)
         return to_html(figure, name, f"{score.title} against {column.title}: {told}")
 
@@ -77,8 +80,8 @@ def _bars(rows: Sequence[Width], every: Sequence[Width], name: str) -> str:
         plot.set_xticks([])
         plot.set_yticks(range(len(rows)), [])
         for place, (label, axis) in enumerate(zip(labels, names, strict=True)):
-            say(plot, (0, place), axis, "muted", shift=(-8, 0), end=True, size=SMALL)
-            say(plot, (widest, place), label, "ink", shift=(right, 0), end=True, size=SMALL)
+            say(plot, (0, place), axis, paint="muted", shift=(-8, 0), end=True)
+            say(plot, (widest, place), label, paint="ink", shift=(right, 0), end=True)
         return to_html(figure, name, _units_kept(rows))
 
 
@@ -92,7 +95,7 @@ def _silhouette(rows: Sequence[Width], name: str) -> str:
         for paint, lengths in (("track", [row.before for row in rows]), ("accent", [row.after for row in rows])):
             plot.barh(range(len(rows)), lengths, height=0.9, color=PAINT[paint], lw=0, zorder=2)
         plot.set_yticks([0, len(rows) - 1], ["first", "last"])
-        plot.set_xlabel("units", color=PAINT["muted"], fontsize=SMALL, labelpad=6)
+        plot.set_xlabel("units", color=PAINT["muted"], fontsize=TEXT, labelpad=6)
         return to_html(figure, name, _units_kept(rows))
 
 
@@ -117,15 +120,15 @@ def curve(epochs: Sequence[Mapping[str, Any]], series: Mapping[str, str], name: 
         figure, plot = frame(240, left=40, right=58, top=46 if phased else 32, bottom=38)
         ranges(plot, (1, len(epochs)) if len(epochs) > 1 else (0.5, 1.5), (low if percent or low < -0.01 * high else 0, high))
         titles(plot, "epoch", f"{title[:1].upper()}{title[1:]}{' (%)' * percent}")
-        plot.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        plot.xaxis.set_major_locator(MaxNLocator(5, integer=True) if len(epochs) > 1 else FixedLocator([1]))
         _phases(plot, epochs)
         ends = beside(plot, [points[-1][1] for points in lines.values()], 25)
         for order, ((label, points), end) in enumerate(zip(lines.items(), ends, strict=True), 1):
             paint = "accent" if order == len(lines) else "muted"
             xs, ys = zip(*points, strict=True)
-            plot.plot(xs, ys, color=PAINT[paint], lw=1.6, solid_capstyle="round", marker="o" if len(xs) == 1 else None, ms=5)
+            plot.plot(xs, ys, color=PAINT[paint], lw=1.6, clip_on=False, marker="o" if len(xs) == 1 else None, ms=5)
             text = words.fixed(ys[-1], 1 if percent else words.places(max(abs(ys[-1]), 0.1)))
-            say(plot, (len(epochs), end), f"{label}\n{text}", paint, shift=(7, 0), size=SMALL)
+            say(plot, (len(epochs), end), f"{label}\n{text}", paint=paint, shift=(7, 0))
         told = "; ".join(f"{label} from {p[0][1]:.4g} to {p[-1][1]:.4g}{' %' * percent}" for label, p in lines.items())
         return to_html(figure, name, f"{title} over {words.plural(len(epochs), 'epoch')}: {told}")
 
@@ -138,7 +141,7 @@ def _phases(plot: Any, epochs: Sequence[Mapping[str, Any]]) -> None:
     top = plot.get_ylim()[1]
     for i in starts:
         phase = str(epochs[i]["phase"])
-        say(plot, (max(i + 0.5, 1), top), PHASES.get(phase, phase), "muted", shift=(3 if i else 0, 5), size=SMALL)
+        say(plot, (max(i + 0.5, 1), top), PHASES.get(phase, phase), paint="muted", shift=(3 if i else 0, 5))
         if i:
             plot.axvline(i + 0.5, color=PAINT["muted"], lw=0.8, dashes=(3, 3), zorder=1)
 

@@ -16,7 +16,8 @@ from secateur.io import files
 from secateur.report import words
 
 FORMAT = 1
-PIECES = ("run.json", "facts.json", "plan.json", "axes.json", "history.jsonl", "recipe.toml", "small.safetensors")
+TEXTS = ("run.json", "facts.json", "plan.json", "axes.json", "history.jsonl", "recipe.toml")
+WEIGHTS = ("dense.safetensors", "small.safetensors")
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def read(folder: str | Path) -> Record:
     folder = Path(folder)
     if not folder.is_dir():
         raise SecateurError(f"a report of {str(folder)!r}", "no such folder", "give the folder a run has written")
-    if not any((folder / name).is_file() for name in PIECES[:2]):
-        found = f"neither {PIECES[0]} nor {PIECES[1]} in it"
+    if not any((folder / name).is_file() for name in TEXTS[:2]):
+        found = f"neither {TEXTS[0]} nor {TEXTS[1]} in it"
         raise SecateurError(f"a report of {str(folder)!r}", found, "give the folder a run has written")
     run, traced = _table(folder / "run.json"), _table(folder / "axes.json")
     if (version := run.get("format", FORMAT)) != FORMAT:
@@ -83,7 +84,7 @@ def read(folder: str | Path) -> Record:
         raise SecateurError(f"a report of {str(folder)!r}", f"a run of format {version!r} (this one reads {FORMAT})", do)
     planned = (folder / "plan.json").is_file()
     after = codec.loads(_text(folder / "plan.json")).widths() if planned else {}
-    sizes = tuple(_file(folder / name) for name in PIECES if (folder / name).is_file())
+    sizes = tuple(_file(folder / name) for name in TEXTS + WEIGHTS if (folder / name).is_file())
     epochs, widths = _epochs(folder / "history.jsonl"), _widths(traced, after)
     recipe = _text(folder / "recipe.toml")
     return Record(folder, run, _table(folder / "facts.json"), epochs, widths, planned, traced, recipe, sizes)

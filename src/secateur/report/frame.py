@@ -6,6 +6,7 @@ Lengths are CSS pixels at the width a phone shows (W = 340); a desktop enlarges 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes as Plot
 from matplotlib.figure import Figure
@@ -14,8 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from secateur.report.svg import PAINT
 
 W = 340
-LABEL = 11
-SMALL = 10
+TEXT = 10.5
 
 
 def frame(height: float, *, left: float, right: float, top: float, bottom: float) -> tuple[Figure, Plot]:
@@ -25,7 +25,7 @@ def frame(height: float, *, left: float, right: float, top: float, bottom: float
     plot = figure.add_axes(box, facecolor="none")
     for side in ("left", "right", "top", "bottom"):
         plot.spines[side].set_visible(False)
-    plot.tick_params(length=0, pad=6, labelsize=SMALL, labelcolor=PAINT["muted"])
+    plot.tick_params(length=0, pad=6, labelsize=TEXT, labelcolor=PAINT["muted"])
     plot.grid(axis="y", color=PAINT["line"], lw=0.8)
     plot.set_axisbelow(True)
     plot.yaxis.set_major_locator(MaxNLocator(5))
@@ -40,25 +40,17 @@ def ranges(plot: Plot, x: tuple[float, float], y: tuple[float, float]) -> None:
 
 
 def titles(plot: Plot, x: str, y: str) -> None:
-    """Axis titles; that of the vertical axis stands upright above it."""
-    plot.set_xlabel(x, color=PAINT["muted"], fontsize=SMALL, labelpad=6)
-    height = plot.get_figure().get_figheight() * 72
-    box = plot.get_position()
-    say(plot, (0, 1), y, "muted", shift=(6 - box.x0 * W, (1 - box.y1) * height - 9), size=SMALL, inside=True)
+    """Axis titles; that of the vertical axis stands upright above it, at the left edge of the figure."""
+    plot.set_xlabel(x, color=PAINT["muted"], fontsize=TEXT, labelpad=6)
+    plot.figure.text(6 / W, 1, y, color=PAINT["muted"], fontsize=TEXT, va="top")
 
 
 def say(
-    plot: Plot, at: tuple[float, float], text: str, paint: str, *,
-    shift: tuple[float, float] = (0, 0), end: bool = False, size: float = LABEL, inside: bool = False,
+    plot: Plot, at: tuple[float, float], text: str, *, paint: str, shift: tuple[float, float] = (0, 0), end: bool = False
 ) -> None:
-    """`text` at a point of the data (`inside`: at shares of the plot's width and height), moved by `shift` pixels.
-
-    It starts there, or ends there with `end`.
-    """
-    plot.annotate(
-        text, at, shift, xycoords="axes fraction" if inside else "data", textcoords="offset points",
-        ha="right" if end else "left", va="center", color=PAINT[paint], fontsize=size, annotation_clip=False,
-    )
+    """`text` that starts, or with `end` ends, at a point of the data moved by `shift` pixels."""
+    look: Any = {"color": PAINT[paint], "fontsize": TEXT, "ha": "right" if end else "left", "va": "center"}
+    plot.annotate(text, at, shift, textcoords="offset points", annotation_clip=False, **look)
 
 
 def padded(values: Sequence[float], ceiling: float | None = None) -> tuple[float, float]:
@@ -69,12 +61,24 @@ def padded(values: Sequence[float], ceiling: float | None = None) -> tuple[float
     return low - 0.12 * span, top if ceiling is None else min(top, ceiling + 0.02 * span) if high <= ceiling else top
 
 
-def beside(plot: Plot, values: Sequence[float], gap: float) -> list[float]:
-    """Data heights for labels of `values` that stand at least `gap` pixels apart and inside the plot if they fit."""
+def beside(plot: Plot, values: Sequence[float], gap: float, line: float | None = None) -> list[float]:
+    """Data heights for labels of `values`, at least `gap` pixels apart, inside the plot if they fit.
+
+    With a `line` across the plot, labels of values above it stand above, and the others below.
+    """
     low, high = plot.get_ylim()
-    height = plot.get_window_extent().height
-    pixels = [(value - low) / (high - low) * height for value in values]
-    return [low + pixel / height * (high - low) for pixel in spread(pixels, 4, height, gap)]
+    pixel = (high - low) / plot.get_window_extent().height
+    heights = [(value - low) / pixel for value in values]
+    if line is None:
+        return [low + pixel * height for height in spread(heights, 4, (high - low) / pixel, gap)]
+    middle, half = (line - low) / pixel, gap / 2 + 2
+    placed = [0.0] * len(values)
+    sides = ((True, middle + half, (high - low) / pixel + gap), (False, 0.0, middle - half))
+    for above, bottom, top in sides:
+        members = [i for i, value in enumerate(values) if (value > line) == above]
+        for i, height in zip(members, spread([heights[i] for i in members], bottom, top, gap), strict=True):
+            placed[i] = low + pixel * height
+    return placed
 
 
 def spread(wanted: Sequence[float], low: float, high: float, gap: float) -> list[float]:

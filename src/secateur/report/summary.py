@@ -11,19 +11,21 @@ from secateur.report.folder import Record, Width, table
 from secateur.report.table import Headline
 
 STAGES = ("dense", "after the cut", "after repair", "after fine-tuning")
+NEEDS = {"macs": "multiply-accumulates", "params": "parameters"}
 SAME = 0.005
 SAME_TIME = 0.02
 
 
 @dataclass(frozen=True)
 class Remains:
-    """One quantity before and after: `share` of dense that remains."""
+    """One quantity before and after: the `share` of dense that remains, and whether it is a cost that grew."""
 
     title: str
     before: str
     after: str
     share: float
     verdict: str
+    grew: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def sentence(run: Mapping[str, Any], rows: Headline) -> str:
         return f"{name}{known} is not compressed yet: the run has not reached the cut."
     last = rows.rows[-1].stage
     lead = "Compressed" if run.get("finished") or last == STAGES[-1] else last[:1].upper() + last[1:]
-    needs = [_than(rows.cell(-1, key).ratio, noun) for key, noun in (("macs", "multiply-accumulates"), ("params", "parameters"))]
+    needs = [_than(rows.cell(-1, key).ratio, noun) for key, noun in NEEDS.items()]
     space = _than(rows.cell(-1, "bytes").ratio, "disk space", less="less")
     says = [f"needs {' and '.join(filter(None, needs))}"] if any(needs) else []
     says += [part for part in (space and f"takes {space}", _speed(rows), _score(rows)) if part]
@@ -94,8 +96,9 @@ def remains(rows: Headline) -> list[Remains]:
         if abs(after.ratio - 1) < (SAME_TIME if column.key == "latency_ms" else SAME):
             verdict = "unchanged"
         elif after.ratio > 1:
-            verdict = f"{after.ratio:.2f}× {'slower' if column.key == 'latency_ms' else 'more'}"
-        out.append(Remains(column.title, f"{before.text}{unit}", f"{after.text}{unit}", after.ratio, verdict))
+            verdict = f"{after.ratio:.2f}{words.TIMES} {'slower' if column.key == 'latency_ms' else 'more'}"
+        grew = verdict != "unchanged" and after.ratio > 1
+        out.append(Remains(column.title, f"{before.text}{unit}", f"{after.text}{unit}", after.ratio, verdict, grew))
     return out
 
 
@@ -137,7 +140,7 @@ def _than(share: float | None, noun: str, less: str = "fewer") -> str:
         return ""
     if abs(share - 1) < SAME:
         return f"as {'much' if less == 'less' else 'many'} {noun} as before"
-    return f"{words.factor(share)} {less} {noun}" if share < 1 else f"{share:.2f}× more {noun}"
+    return f"{words.factor(share)} {less} {noun}" if share < 1 else f"{share:.2f}{words.TIMES} more {noun}"
 
 
 def _better(key: str) -> str:
@@ -145,17 +148,17 @@ def _better(key: str) -> str:
 
 
 def _speed(rows: Headline) -> str:
-    """ "runs 1.62× faster", or "" where latency is unknown."""
+    """Words such as "runs 1.62× faster", "" where latency is unknown."""
     share = rows.cell(-1, "latency_ms").ratio
     if not share:
         return ""
     if abs(share - 1) < SAME_TIME:
         return "runs as fast as before"
-    return f"runs {words.factor(share)} faster" if share < 1 else f"runs {share:.2f}× slower"
+    return f"runs {words.factor(share)} faster" if share < 1 else f"runs {share:.2f}{words.TIMES} slower"
 
 
 def _score(rows: Headline) -> str:
-    """ "scores 93.06 % accuracy instead of 94.37 % (−1.31 points)", or what of it is known."""
+    """Words such as "scores 93.06 % accuracy instead of 94.37 % (−1.31 points)", or what of it is known."""
     before, after = rows.cell(0, "accuracy"), rows.cell(-1, "accuracy")
     if after.value is None:
         return ""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -31,7 +32,7 @@ _VARIABLE = {colour: f"var(--{name})" for name, colour in PAINT.items()}
 @contextmanager
 def style() -> Iterator[None]:
     """matplotlib settings for the charts, and only inside this context: one unit is one CSS pixel."""
-    settings = {
+    settings: Any = {
         "figure.dpi": 72,
         "font.family": "DejaVu Sans",  # comes with matplotlib, so the layout is the same on every machine
         "font.size": 10.5,
@@ -51,7 +52,7 @@ def to_html(figure: Figure, name: str, title: str) -> str:
     """
     stream = StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
+        FigureCanvasSVG(figure).print_figure(stream, format="svg", facecolor="none", metadata={"Date": None})
     root = ElementTree.fromstring(stream.getvalue())
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]

@@ -93,7 +93,7 @@ def headline(facts: Mapping[str, Any]) -> Headline:
     stages = facts.get("stages", [])
     if not isinstance(stages, Sequence) or not all(isinstance(stage, Mapping) for stage in stages):
         raise SecateurError("the headline table", "facts whose 'stages' are no list of tables", "run the recipe again")
-    metric = words.clean(facts.get("metric") or "accuracy")
+    metric = words.clean(facts.get("metric") or "accuracy").rpartition(":")[2]  # a user's own is "file.py:function"
     share = "accuracy" in metric.lower() and all(0 <= a <= 1 for a in _known(stages, "accuracy"))
     dense: Mapping[str, Any] = next((stage for stage in stages if stage.get("stage") == "dense"), {})
     shown = [spec for spec in COLUMNS if spec[0] in ALWAYS or _known(stages, spec[0])]
@@ -111,19 +111,26 @@ def headline(facts: Mapping[str, Any]) -> Headline:
 
 
 def to_rich(table: Headline) -> Table:
-    """The table for a terminal of 80 columns: the ratio to dense stands below its figure. ASCII only."""
+    """The table for a terminal of 80 columns: the ratio to dense stands below its figure. ASCII, whatever the terminal."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
+
+    def plain(*lines: str, under: str = "") -> Text:
+        return Text("\n".join(filter(None, lines)).translate(words.ASCII), under)
 
     on = f"{table.metric} on {table.accuracy_on}; " if table.accuracy_on else ""
-    caption = f"{on}ratios are to dense; - means not measured".translate(words.ASCII)
+    caption = plain(f"{on}ratios are to dense, - is not measured")
     out = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
     out.add_column("", no_wrap=True)
     for column in table.columns:
-        out.add_column("\n".join([*column.title.split(), column.unit]).rstrip(), justify="right", no_wrap=True)
+        out.add_column(plain(*column.title.split(), column.unit), justify="right", no_wrap=True)
     for row in table.rows:
-        cells = ["\n".join([cell.text, *(f"[dim]{part}[/dim]" for part in (cell.times, cell.change) if part)]) for cell in row.cells]
-        out.add_row(row.stage.replace("[", r"\["), *[cell.translate(words.ASCII) for cell in cells])
+        cells = []
+        for cell in row.cells:
+            below = plain(cell.times, cell.change, under="dim")
+            cells.append(plain(cell.text) + Text("\n") + below if below.plain else plain(cell.text))
+        out.add_row(plain(row.stage), *cells)
     return out
 
 

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-UNKNOWN = "–"
-MINUS = "−"
+UNKNOWN = "\u2013"  # en dash
+MINUS = "\u2212"
+TIMES = "\u00d7"
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-ASCII = str.maketrans({"×": "x", "−": "-", "–": "-", "\u202f": " ", "\u00a0": " "})
+ASCII = str.maketrans({TIMES: "x", MINUS: "-", UNKNOWN: "-"})
 
 
 def number(value: Any) -> float | int | None:
@@ -40,12 +41,12 @@ def unit_for(values: Iterable[Any]) -> tuple[float, str]:
 
 
 def places(largest: float) -> int:
-    """Decimals that leave `largest` about four significant digits, at most three.
+    """Decimals for a column whose largest value is `largest`.
 
-    >>> [places(x) for x in (1250, 125.49, 12.5, 1.25)]
-    [0, 1, 2, 3]
+    >>> [places(x) for x in (1250, 125.49, 12.5, 1.25, 0.12)]
+    [0, 1, 2, 2, 3]
     """
-    return max(0, min(3, 3 - math.floor(math.log10(largest)))) if largest > 0 else 0
+    return next((decimals for bound, decimals in ((1000, 0), (100, 1), (1, 2)) if largest >= bound), 3)
 
 
 def fixed(value: float, decimals: int) -> str:
@@ -72,7 +73,9 @@ def times(share: float | None) -> str:
     """
     if share is None:
         return UNKNOWN
-    return "1×" if share == 1 else f"{share:,.{2 if share >= 1 else 3}f}×" if share >= 0.001 else f"{share:.1e}×"
+    if share == 1 or share == 0:
+        return f"{share:g}{TIMES}"
+    return f"{share:.1e}{TIMES}" if abs(share) < 0.001 else f"{fixed(share, 2 if abs(share) >= 1 else 3)}{TIMES}"
 
 
 def factor(share: float) -> str:
@@ -82,7 +85,7 @@ def factor(share: float) -> str:
     '2.12×'
     """
     inverse = 1 / share
-    return f"{inverse:.2f}×" if inverse < 100 else f"{inverse:,.0f}×"
+    return f"{inverse:,.{2 if inverse < 100 else 0}f}{TIMES}"
 
 
 def signed(value: float, decimals: int) -> str:

@@ -50,7 +50,7 @@ class Preview(nn.Module):
                 value = value * mask.to(value)
             gated[name] = value
         with _KeptNorms(self._norms, named, gated) if self._norms else nullcontext():
-            return functional_call(self.model, gated, args, kwargs)
+            return functional_call(self.model, gated, args, kwargs, tie_weights=False)
 
 
 def _masks(cuts: list[Cut], model: nn.Module) -> Iterator[tuple[str, list[Tensor]]]:

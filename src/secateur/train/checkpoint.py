@@ -68,7 +68,8 @@ def restore(
             told = ", ".join(f"{name} {state['settings'].get(name)!r} (now {getattr(settings, name)!r})" for name in names)
             raise SecateurError(asked, f"other settings: {told}", "delete it to start anew, or use its settings")
         if len(state["hooks"]) != len(hooks):
-            raise SecateurError(asked, f"{len(state['hooks'])} hooks where there are {len(hooks)}", "use the same hooks, or " + do)
+            found = f"{len(state['hooks'])} hooks where there are {len(hooks)}"
+            raise SecateurError(asked, found, f"use the same hooks, or {do}")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         for hook, hook_state in zip(hooks, state["hooks"], strict=True):

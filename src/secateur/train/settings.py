@@ -69,8 +69,9 @@ def _at_least(name: str, value: float, low: float) -> None:
 
 def _optimizers() -> dict[str, type[optim.Optimizer]]:
     """Lower-case name to class, of every optimizer in `torch.optim` that a plain loop can drive."""
-    found = {name.lower(): kind for name, kind in vars(optim).items() if isinstance(kind, type) and issubclass(kind, optim.Optimizer)}
-    return {name: kind for name, kind in found.items() if name not in ("optimizer", "lbfgs", "sparseadam")}
+    kinds = [kind for kind in vars(optim).values() if isinstance(kind, type) and issubclass(kind, optim.Optimizer)]
+    driven = [kind for kind in kinds if kind not in (optim.Optimizer, optim.LBFGS, optim.SparseAdam)]
+    return {kind.__name__.lower(): kind for kind in driven}
 
 
 def optimizer_for(model: nn.Module, settings: FitSettings) -> optim.Optimizer:

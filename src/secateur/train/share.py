@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
@@ -37,7 +38,7 @@ class Share:
     def backward(self, loss: Tensor) -> None:
         """Gradients of `loss`, averaged over the processes."""
         if self.accelerator is None:
-            loss.backward()
+            torch.autograd.backward(loss)
         else:
             self.accelerator.backward(loss)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from secateur.graph.record import Node
-from secateur.graph.rules import contraction, index, norm, pointwise, recurrent, reduce, shape
+from secateur.graph.rules import contraction, index, join, norm, pointwise, recurrent, reduce, shape
 from secateur.graph.state import State
 
 Rule = Callable[[State, Node], None]
@@ -19,6 +19,7 @@ RULES: dict[str, Rule] = {
     **norm.RULES,
     **reduce.RULES,
     **shape.RULES,
+    **join.RULES,
     **index.RULES,
     **recurrent.RULES,
 }

@@ -1,0 +1,144 @@
+"""A seeded generator of small networks: a chain of blocks on feature maps, then one on vectors or tokens."""
+
+import random
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    """One step on (B, C, H, W); `out` is the number of channels it leaves."""
+
+    def __init__(self, kind, channels, rng):
+        super().__init__()
+        self.kind = kind
+        c = channels
+        w = rng.choice([4, 6, 8, 12])
+        self.out = c
+        norm = rng.choice([lambda n: nn.BatchNorm2d(n), lambda n: nn.Identity(), lambda n: nn.GroupNorm(2 if n % 2 == 0 else 1, n)])
+        self.act = rng.choice([nn.ReLU(), nn.SiLU(), nn.GELU(), nn.Sigmoid(), nn.PReLU(), nn.Hardswish()])
+        if kind == "conv":
+            self.body = nn.Sequential(nn.Conv2d(c, w, 3, padding=1, bias=rng.random() < 0.5), norm(w))
+            self.out = w
+        elif kind == "residual":
+            self.body = nn.Sequential(nn.Conv2d(c, w, 3, padding=1), norm(w), nn.ReLU(), nn.Conv2d(w, c, 1))
+        elif kind == "dense":
+            self.body = nn.Sequential(norm(c), nn.Conv2d(c, w, 3, padding=1))
+            self.out = c + w
+        elif kind == "branches":
+            self.body = nn.ModuleList(nn.Conv2d(c, w + i, 1) for i in range(3))
+            self.out = 3 * w + 3
+        elif kind == "depthwise":
+            self.body = nn.Sequential(nn.Conv2d(c, c, 3, padding=1, groups=c), nn.BatchNorm2d(c))
+        elif kind == "grouped":
+            self.body = nn.Sequential(nn.Conv2d(c, w, 1), nn.Conv2d(w, 2 * w, 3, padding=1, groups=2))
+            self.out = 2 * w
+        elif kind == "excite":
+            self.body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, 3, 1), nn.ReLU(), nn.Conv2d(3, c, 1), nn.Sigmoid())
+        elif kind == "halves":
+            self.body = nn.Conv2d(c, 2 * w, 1)
+            self.out = w
+        elif kind == "uneven":
+            self.body = nn.Conv2d(c, w + 3, 1)
+            self.sizes = [w, 3]
+            self.tail = nn.Conv2d(3, w, 1)
+            self.out = w
+        elif kind == "shuffle":
+            self.body = nn.Conv2d(c, 2 * w, 1)
+            self.out = 2 * w
+        elif kind == "pixels":
+            self.body = nn.Conv2d(c, 4 * w, 1)
+            self.out = w
+
+    def forward(self, x):
+        kind, body = self.kind, self.body
+        if kind == "residual":
+            return self.act(x + body(x))
+        if kind == "dense":
+            return torch.cat([x, self.act(body(x))], 1)
+        if kind == "branches":
+            return torch.cat([self.act(b(x)) for b in body], 1)
+        if kind == "excite":
+            return x * body(x)
+        if kind == "halves":
+            a, b = body(x).chunk(2, 1)
+            return a * b.sigmoid()
+        if kind == "uneven":
+            a, b = body(x).split(self.sizes, 1)
+            return self.act(a) + self.tail(b)
+        if kind == "shuffle":
+            y = body(x)
+            b, c, h, w = y.shape
+            return self.act(y.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w))
+        if kind == "pixels":
+            return F.max_pool2d(F.pixel_shuffle(body(x), 2), 2)
+        return self.act(body(x))
+
+
+class Tokens(nn.Module):
+    """Self-attention written out, with heads from an attribute, on (B, N, C)."""
+
+    def __init__(self, channels, rng):
+        super().__init__()
+        self.heads, self.width = rng.choice([1, 2, 3]), rng.choice([2, 4])
+        inner = self.heads * self.width
+        self.norm = nn.LayerNorm(channels)
+        self.packed = rng.random() < 0.5
+        self.qkv = nn.Linear(channels, 3 * inner)
+        self.out = nn.Linear(inner, channels)
+        self.scale = self.width**-0.5
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        y = self.qkv(self.norm(x))
+        if self.packed:
+            q, k, v = y.view(b, n, 3, self.heads, self.width).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            q, k, v = (t.reshape(b, n, self.heads, self.width).transpose(1, 2) for t in y.chunk(3, -1))
+        z = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return x + self.out(z.transpose(1, 2).reshape(b, n, -1))
+
+
+class Network(nn.Module):
+    def __init__(self, rng):
+        super().__init__()
+        kinds = "conv residual dense branches depthwise grouped excite halves uneven shuffle pixels".split()
+        blocks, c = [], 3
+        for kind in ["conv", *rng.choices(kinds, k=rng.randint(1, 4))]:
+            blocks.append(Block(kind, c, rng))
+            c = blocks[-1].out
+        self.blocks = nn.ModuleList(blocks)
+        self.ending = rng.choice(["mean", "flatten", "tokens", "multihead"])
+        if self.ending == "tokens":
+            self.tokens = Tokens(c, rng)
+        elif self.ending == "multihead":
+            self.inward = nn.Linear(c, 8)
+            self.tokens = nn.MultiheadAttention(8, 2, batch_first=rng.random() < 0.5, bias=rng.random() < 0.5)
+            c = 8
+        width = c * 4 if self.ending == "flatten" else c
+        self.hidden = nn.Linear(width, rng.choice([5, 8]))
+        self.head = nn.Linear(self.hidden.out_features, 3)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        if self.ending == "flatten":
+            x = F.adaptive_max_pool2d(x, 2).flatten(1)
+        elif self.ending == "mean":
+            x = x.mean((2, 3))
+        else:
+            x = x.flatten(2).transpose(1, 2)
+            if self.ending == "multihead":
+                x = self.inward(x)
+                x = x + self.tokens(x, x, x, need_weights=False)[0]
+            else:
+                x = self.tokens(x)
+            x = x.mean(1)
+        return self.head(self.hidden(x).relu())
+
+
+def random_network(seed):
+    """A builder and an example."""
+    example = torch.randn((2, 3, 6, 6), generator=torch.Generator().manual_seed(seed))
+    return (lambda: Network(random.Random(seed))), example

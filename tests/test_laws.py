@@ -1,0 +1,66 @@
+"""Laws 1 to 13 of the design over a zoo of small networks and over random ones; law 12 is search's."""
+
+import os
+
+import pytest
+import torch
+from networks import ZOO
+from random_networks import random_network
+
+from secateur.graph import trace
+from secateur.testing import LAWS, awake, laws, preview_equals_apply, random_plan
+
+SEED = int(os.environ.get("SECATEUR_SEED", "20261122"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def builder(make, dtype=torch.float32):
+    def build():
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            return awake(make()).to(dtype)
+
+    return build
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo(name, law):
+    make, example = ZOO[name]
+    for seed in (0, 1):
+        laws(builder(make), example(), seed=seed, only=(law,))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_masked_equals_cut_in_float64(name):
+    make, example = ZOO[name]
+    x = example()
+    x = x.double() if x.is_floating_point() else x
+    build = builder(make, torch.float64)
+    axes = trace(build(), x)
+    for seed in range(5):
+        preview_equals_apply(build, x, axes, random_plan(axes, seed=seed))
+
+
+@pytest.mark.parametrize("number", range(200))
+def test_random_networks(number):
+    """Each case prints its seed on failure: SECATEUR_SEED=... reruns it."""
+    seed = SEED + number
+    make, example = random_network(seed)
+    try:
+        laws(builder(make), example, seed=seed)
+    except Exception as error:
+        raise AssertionError(f"random network of seed {seed}: {make()}") from error
+
+
+def test_the_seed_is_printed(capsys):
+    with capsys.disabled():
+        print(f"\nrandom networks: SECATEUR_SEED={SEED}")
+    assert SEED

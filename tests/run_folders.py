@@ -132,6 +132,7 @@ class Page(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         self.skip -= tag == "style"
         self.cell -= tag in ("td", "th")
+        self.words += [] if tag in ("strong", "span", "code") else [" "]
 
     def handle_data(self, data: str) -> None:
         if not self.skip:
@@ -141,4 +142,4 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+        return " ".join("".join(self.words).split())

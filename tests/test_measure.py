@@ -25,7 +25,7 @@ def test_counts_of_a_convolutional_network() -> None:
     buffers = 2 * (8 + 6) * 8 + 2 * 8  # running statistics in double precision, two counters of batches
     assert facts.bytes == handmade.params(8, 6) * 8 + buffers
     assert (facts.latency_ms, facts.peak_memory, facts.accuracy) == (None, None, None)
-    assert model.training and not model.norm.training, "modes come back one by one"
+    assert (model.training, model.norm.training) == (True, False), "modes come back one by one"
 
 
 def test_macs_grow_with_the_batch_and_need_an_example() -> None:

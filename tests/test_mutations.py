@@ -90,7 +90,7 @@ NETWORKS = {
 }
 MUTATIONS = {
     "cat": (reversed_cat, ["dense"]),
-    "native_channel_shuffle": (forgotten_shuffle, ["shuffled"]),
+    "channel_shuffle": (forgotten_shuffle, ["shuffled"]),
     "view": (swapped_heads, ["vision transformer"]),
     "convolution": (unread, ["residual", "plain"]),
     "layer_norm": (exact_layer_norm, ["vision transformer"]),

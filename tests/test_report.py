@@ -66,12 +66,12 @@ def test_every_figure_is_on_the_page_digit_for_digit(finished: Path) -> None:
 
 def test_the_sentence_can_be_quoted(finished: Path) -> None:
     said = (
-        "Compressed, ResNet-56 on CIFAR-10 needs 2.11× fewer multiply-accumulates and 2.06× fewer parameters, takes 2.01× less "
-        "disk space, runs 1.62× faster, and scores 93.06 % accuracy instead of 94.37 % (−1.31 points)."
+        "ResNet-56 on CIFAR-10: the compressed network needs 2.11× fewer multiply-accumulates and 2.06× fewer parameters, "
+        "takes 2.01× less disk space, runs 1.62× faster, and scores 93.06 % accuracy instead of 94.37 % (−1.31 points)."
     )
     record = read_record(finished)
     assert summary.sentence(record.run, table.headline(record.facts)) == said
-    assert re.sub(r"\s+([,.)])", r"\1", Page(html(finished)).text).replace("( ", "(").count(said) == 1
+    assert Page(html(finished)).text.count(said) == 1
 
 
 def test_widths_reasons_and_how_to_repeat_are_there(finished: Path) -> None:
@@ -111,7 +111,7 @@ def test_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
     assert "This run is not finished." in text
     assert "Not measured: the network after fine-tuning." in text
     assert "small.safetensors (the small network)" in text
-    assert "After repair, ResNet-56 on CIFAR-10 needs" in re.sub(r"\s+", " ", text)
+    assert "ResNet-56 on CIFAR-10: the network after repair needs" in text
     assert "Fine-tuning: 7 epochs" in text
 
 
@@ -158,7 +158,7 @@ def test_strangers_text_stays_text(tmp_path: Path) -> None:
     assert not any(name.startswith("on") for name, _ in seen.attributes)
     assert "<script>alert(1)</script><img src=x onerror=alert(1)>" in seen.text
     assert "{{ 7*7 }}" in seen.text
-    assert "\x00" not in text
+    assert not re.search("[\x00\u202e]", text)
 
 
 def test_a_users_own_metric_is_no_percentage(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_users_own_metric_is_no_percentage(tmp_path: Path) -> None:
         stage["accuracy"] = value
     write(folder, "facts.json", facts)
     text = Page(build(folder).read_text("utf-8")).text
-    assert "−12.25 mean_error instead of −12.50 ( +0.25 )" in text
+    assert "−12.25 mean_error instead of −12.50 (+0.25)" in text
     assert "own.py" not in text
 
 

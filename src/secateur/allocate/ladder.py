@@ -63,10 +63,10 @@ def ladders(axes: Axes, scores: Scores, *, normalise: str = "none", floor: float
         raise SecateurError(f"multiple={multiple!r}", "no width to round to", "give a whole number from 1 up")
     for name in scores:
         axes[name]  # a misspelt name is an error, not a missing score
-    return [_ladder(axis, _values(axis, scores), normalise, widths(axis, floor, int(multiple))) for axis in axes.free]
+    return [_ladder(axis, _values(axis, scores), normalise, allowed(axis, floor, int(multiple))) for axis in axes.free]
 
 
-def widths(axis: Axis, floor: float, multiple: int) -> np.ndarray:
+def allowed(axis: Axis, floor: float, multiple: int) -> np.ndarray:
     """Every width `axis` may take, ascending: multiples of `multiple`, at least one unit and `floor` of all, or all of them."""
     step = 1 if axis.kind in BLOCKS else multiple
     least = max(1, int(np.ceil(floor * axis.units - 1e-9)))  # 0.07 * 100 is 7.000000000000001

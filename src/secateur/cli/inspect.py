@@ -25,6 +25,7 @@ def inspect(
     rows = [[axis.name, axis.kind, axis.units, axis.fixed or ("yes" if axis.exact else "yes, renormalises")] for axis in axes]
     screen.show_table(["axis", "kind", "units", "can be cut"], rows)
     counts = ", ".join(f"{found[what]:,} {'MACs' if what == 'macs' else what}" for what in axes.terms)
-    screen.say(f"{len(axes.free)} of {len(axes)} axes can be cut; they reach {axes.free_share():.1%} of the parameters ({counts}).")
+    reach = f"{axes.free_share():.1%} of the parameters"
+    screen.say(f"{len(axes.free)} of {len(axes)} axes can be cut; they reach {reach} ({counts}).")
     for note in axes.notes:
         screen.say(f"note: {note}")

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from secateur import __version__
+import secateur
 from secateur.cli import apply, demo, diff, inspect, measure, plan, report, run, show
 from secateur.core.errors import SecateurError
 
@@ -30,7 +30,7 @@ for _command in COMMANDS:
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"secateur {__version__}")
+        typer.echo(f"secateur {secateur.__version__}")
         raise typer.Exit
 
 

@@ -19,7 +19,7 @@ def measure(
     weights: Annotated[Path | None, typer.Option(help="Weights, of the dense or of a cut model.")] = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="Measure the model after this plan too.")] = None,
     shapes: screen.Input = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds of the latency; the median counts.")] = 30,
+    repeats: Annotated[int, typer.Option(help="Rounds of the latency; the median counts.")] = 30,
     threads: screen.Threads = 0,
     as_json: screen.Json = False,
 ) -> None:
@@ -42,5 +42,8 @@ def facts_of(models: dict[str, nn.Module], inputs: Any, repeats: int, threads: i
     from secateur.measure import compare, facts, peak_memory
 
     times = compare(models, inputs, repeats=repeats, threads=threads or None)
-    known = {name: replace(facts(m, inputs), latency_ms=times[name], peak_memory=peak_memory(m, inputs)) for name, m in models.items()}
-    return [{"stage": name} | found.to_json() for name, found in known.items()]
+    stages = []
+    for name, model in models.items():
+        known = replace(facts(model, inputs), latency_ms=times[name], peak_memory=peak_memory(model, inputs))
+        stages.append({"stage": name} | known.to_json())
+    return stages

@@ -46,7 +46,7 @@ def plan(
     if as_json:
         screen.show_json({"plan": str(output), "counts": counts, "widths": chosen.widths()})
         return
-    rows = [[what, count["dense"], count["kept"], f"{count['kept'] / max(count['dense'], 1):.3f}"] for what, count in counts.items()]
+    rows = [[what, c["dense"], c["kept"], f"{c['kept'] / max(c['dense'], 1):.3f}"] for what, c in counts.items()]
     screen.say(f"{chosen}\n")
     screen.show_table(["", "dense", "kept", "share"], rows)
     screen.say(f"\nplan: {output}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from secateur.core.axis import Axis
 from secateur.core.protocols import Criterion
 from secateur.criteria.places import parameters, places
+
 
 def fpgm(model: nn.Module, group: bool = False) -> Criterion:
     """Scores: the sum of Euclidean distances from the weights of each unit to those of all other units of the axis.
@@ -31,7 +31,9 @@ def sum_of_distances(rows: list[Tensor]) -> Tensor:
     By ``||a - b||^2 = a.a - 2 a.b + b.b``, one matrix product per tensor. Between equal units single precision leaves
     about 1e-3 of their norm in place of 0, which is lost in the sum over all others.
     """
-    gram = torch.stack([part @ part.T for part in rows]).sum(0)  # (N, N)
+    gram = rows[0] @ rows[0].T  # (N, N)
+    for part in rows[1:]:
+        gram.addmm_(part, part.T)
     norms = gram.diagonal()
     squares = (norms[:, None] - 2 * gram + norms).clamp_min(0).fill_diagonal_(0)
     return squares.sqrt().sum(1).cpu()

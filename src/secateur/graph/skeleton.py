@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
-from secateur.surgery import follow_heads, tensors
+from secateur.surgery import clone, follow_heads, tensors
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -23,7 +22,7 @@ def skeleton(model: nn.Module) -> nn.Module:
             empty = torch.empty_like(tensor, device="meta")
             memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
     try:
-        bones = copy.deepcopy(model, memo)
+        bones = clone(model, memo)
     except Exception as error:  # a model may hold anything
         do = "keep what cannot be copied out of the module's attributes"
         raise SecateurError("a copy of the model's module tree", f"{type(error).__name__}: {error}", do) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -43,13 +43,14 @@ def choose(
         raise SecateurError(f"criterion {prune.criterion!r}", "no data to run on", f"give data, or take {others}")
     first = axes = trace(model, example).ignore(*prune.ignore)
     plan = Plan(axes.fingerprint)
-    dense = {what: axes.count(what) for what in prune.keep}
+    shares = cast(dict[str, float], prune.keep)
+    dense = {what: axes.count(what) for what in shares}
     current = model
     for number in range(1, prune.rounds + 1):
         progress("prune", number - 1, prune.rounds, "trace, score, allocate")
-        keep: dict[str, float] = dict(prune.keep)
+        keep = shares
         if prune.rounds > 1:  # of what the rounds before have left
-            keep = {what: min(1.0, s ** (number / prune.rounds) * dense[what] / axes.count(what)) for what, s in keep.items()}
+            keep = {what: min(1.0, s ** (number / prune.rounds) * dense[what] / axes.count(what)) for what, s in shares.items()}
         scores = score(axes, criterion(current, prune, batches=batches, loss=loss, seed=seed))
         plan = plan.then(allocated(axes, scores, prune, keep))
         if number < prune.rounds:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from secateur import __version__
+import secateur
 from secateur.core.errors import SecateurError
 from secateur.io.files import read_json, write_json, write_text
 from secateur.recipes import schema
@@ -28,27 +28,34 @@ from secateur.recipes.schema import Recipe
 FORMAT = 1
 
 
-def create(folder: Path, recipe: Recipe, command: str) -> dict[str, Any]:
-    """The contents of run.json: of the run that was begun here, or of a new one.
-
-    Raises `SecateurError` where the folder holds something else, or a run of another recipe.
-    """
+def prepare(folder: Path) -> None:
+    """Make `folder` where there is none. Raises `SecateurError` where it cannot be, or holds something else than a run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        foreign = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError as error:
         found, do = error.strerror or str(error), "give a folder that can be written"
         raise SecateurError(f"run folder {str(folder)!r}", found, do) from None
-    known = folder / "recipe.toml"
-    if known.exists():
+    if foreign and not (folder / "recipe.toml").exists():
+        found = f"other files ({', '.join(sorted(foreign)[:3])}) and no recipe.toml"
+        raise SecateurError(f"run folder {str(folder)!r}", found, "give a new or an empty folder")
+
+
+def create(folder: Path, recipe: Recipe, command: str) -> dict[str, Any]:
+    """The contents of run.json: of the run that was begun here, or of a new one.
+
+    Where nothing was finished yet, another recipe may take over. Raises `SecateurError` where something was.
+    """
+    known, state_path = folder / "recipe.toml", folder / "run.json"
+    state = read_json(state_path, "run state") if state_path.exists() else None
+    if state and (state["phases"] or any(folder.glob("work/*.checkpoint"))):
         changed = schema.same(schema.read(known), recipe)
         if changed:
             do = "give another folder, or delete this one to start over"
             raise SecateurError(f"run folder {str(folder)!r}", f"a run of another recipe ({', '.join(changed[:3])} differ)", do)
-    elif any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise SecateurError(f"run folder {str(folder)!r}", "other files and no recipe.toml", "give a new or an empty folder")
+        return state
     write_text(known, schema.text(recipe))
-    state = folder / "run.json"
-    return read_json(state, "run state") if state.exists() else _begin(folder, recipe, command)
+    return _begin(folder, recipe, command)
 
 
 def _begin(folder: Path, recipe: Recipe, command: str) -> dict[str, Any]:
@@ -85,7 +92,6 @@ def alone(folder: Path) -> Iterator[None]:
     except ImportError:  # no such locks on Windows: two runs in one folder are then the user's care
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,7 +127,7 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
-    return {"secateur": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"secateur": secateur.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def hardware(recipe: Recipe) -> dict[str, Any]:

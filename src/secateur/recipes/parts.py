@@ -136,7 +136,16 @@ def load_judge(recipe: Recipe) -> Judge:
 
 def load_loss(name: str) -> Loss:
     """Cross-entropy, or the user's own (output, target) -> scalar."""
-    return F.cross_entropy if name == "cross_entropy" else resolve(name)
+    return guarded(F.cross_entropy if name == "cross_entropy" else resolve(name), f"loss {name!r}")
+
+
+def guarded(loss: Loss, asked: str) -> Loss:
+    """`loss`, where targets that do not fit the output become one sentence that begins with `asked`."""
+
+    def guard(output: Any, target: Any) -> Tensor:
+        return call_user(loss, asked, output, target)
+
+    return guard
 
 
 def first_input(batches: Batches, size: int | None = None) -> Any:

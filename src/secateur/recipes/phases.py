@@ -145,7 +145,8 @@ def fit(
 def record(job: Job, stage: str, model: nn.Module, path: Path) -> None:
     """Write what is counted and judged of `model` into facts.json, in place of an earlier try at the same stage."""
     known_path = job.folder / "facts.json"
-    known = read_json(known_path) if known_path.exists() else {"stages": [], "metric": job.recipe.metric.name}
+    fresh: dict[str, Any] = {"stages": [], "metric": job.recipe.metric.name}
+    known = read_json(known_path) if known_path.exists() else fresh
     job.progress("test", 0, 1, stage)
     judged = job.parts.judge(model, job.parts.test)
     counted = facts(model, job.parts.example).to_json() | {"bytes": path.stat().st_size}

@@ -18,6 +18,7 @@ from secateur.recipes.parts import parts
 from secateur.recipes.phases import PHASES, Job
 from secateur.recipes.progress import Progress, silent
 from secateur.recipes.schema import Recipe
+from secateur.recipes.tune import settings_of
 
 
 def run(
@@ -40,6 +41,9 @@ def run(
     recipe = replace(recipe, data=replace(recipe.data, folder=str(data))) if data else recipe
     folder, progress = Path(folder), progress or silent
     device = files.device(recipe.device)
+    for section in (recipe.train, recipe.finetune):
+        settings_of(section, recipe.seed)  # an unknown optimizer is told now, not after the first phase
+    files.prepare(folder)
     with files.alone(folder), threads(recipe.threads):
         state = files.create(folder, recipe, command)
         if any(phase not in state["phases"] for phase in PHASES):

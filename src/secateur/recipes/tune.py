@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from secateur.io import artefact
-from secateur.recipes.parts import Parts
+from secateur.recipes.parts import Parts, guarded
 from secateur.recipes.progress import Progress
 from secateur.recipes.schema import Fit
-from secateur.train import FitSettings, distillation, taught
+from secateur.train import FitSettings, cross_entropy, distillation, taught
 from secateur.train import fit as train
 
 Record = dict[str, Any]
@@ -45,10 +45,14 @@ def tune(parts: Parts, model: nn.Module, fit: Fit, watch: Watch, *, teacher: nn.
     """
     settings = settings_of(fit, watch.seed)
     keeper = Keeper(parts, watch)
-    batches, loss = parts.train, None if parts.plain_loss else parts.loss
+    batches, loss = parts.train, parts.loss
+    if parts.plain_loss:
+        loss = cross_entropy(fit.label_smoothing)
     if teacher is not None:
-        batches = taught(batches, teacher, fit.precision)
+        batches = taught(batches, teacher, precision=fit.precision)
         loss = distillation(fit.teacher, fit.temperature, fit.label_smoothing)
+    if not fit.compile:
+        loss = guarded(loss, "loss of training")
     records = train(
         model,
         batches,

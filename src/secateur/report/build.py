@@ -111,8 +111,9 @@ def _origin(record: Record) -> dict[str, Any]:
         "seconds": words.number(run.get("seconds")),
         "spent": spent,
         "hardware": {NAMES.get(key, key): value for key, value in _flat(run.get("hardware")).items()},
-        "versions": _flat(run.get("versions")),
-        "recipe": record.recipe.strip(),
+        "versions": (versions := _flat(run.get("versions"))),
+        "made_by": version if re.match(r"\d", version := versions.get("secateur", "")) else "",
+        "recipe": words.printable(record.recipe).strip(),
         "files": record.files,
         "has_weights": any(file.name == "small.safetensors" for file in record.files),
     }
@@ -143,11 +144,11 @@ def _raw(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _latency(settings: Mapping[str, Any], rows: Headline) -> str:
-    """A sentence on how latency was taken, from the recipe; "" where it does not say or there is none."""
-    if all(rows.cell(i, "latency_ms").value is None for i in range(len(rows.rows))):
-        return ""
+    """Sentences on how latency was taken, from the recipe; "" where it does not say or there is none."""
     measure = table(settings.get("measure"))
     batch, repeats = words.number(measure.get("batch")), words.number(measure.get("repeats"))
-    if not batch or not repeats:
+    times = [rows.cell(i, "latency_ms").value for i in range(len(rows.rows))]
+    if not batch or not repeats or not any(times):
         return ""
-    return f"Latency is the median of {words.plural(int(repeats), 'run')} at batch size {int(batch):,}."
+    once = " The cut networks have one shape and were timed as one." if len(times) > 2 and len(set(times[1:])) == 1 else ""
+    return f"Latency is the median of {words.plural(int(repeats), 'run')} at batch size {int(batch):,}.{once}"

@@ -50,17 +50,18 @@ def title(run: Mapping[str, Any]) -> str:
 def sentence(run: Mapping[str, Any], rows: Headline) -> str:
     """The run in one sentence, dense against the last stage there is; says so where there is nothing to compare yet."""
     name = title(run)
+    colon = " \N{EN DASH} " if ":" in name else ": "
     if len(rows.rows) < 2 or rows.rows[0].stage != "dense":
         params = rows.cell(0, "params")
-        known = f" has {params.text} parameters and" if params.value else ""
-        return f"{name}{known} is not compressed yet: the run has not reached the cut."
+        known = f" the dense network has {params.text} parameters;" if params.value else ""
+        return f"{name}{colon.rstrip(' ')}{known} the run has not reached the cut yet."
     last = rows.rows[-1].stage
-    lead = "Compressed" if run.get("finished") or last == STAGES[-1] else last[:1].upper() + last[1:]
+    small = "the compressed network" if run.get("finished") or last == STAGES[-1] else f"the network {last}"
     needs = [_than(rows.cell(-1, key).ratio, noun) for key, noun in NEEDS.items()]
     space = _than(rows.cell(-1, "bytes").ratio, "disk space", less="less")
     says = [f"needs {' and '.join(filter(None, needs))}"] if any(needs) else []
     says += [part for part in (space and f"takes {space}", _speed(rows), _score(rows)) if part]
-    return f"{lead}, {name} {_list(says)}." if says else f"{lead}, nothing was measured that compares {name} with what it was."
+    return f"{name}{colon}{small} {_list(says) or 'was not measured against the dense one'}."
 
 
 def conditions(run: Mapping[str, Any], rows: Headline) -> str:

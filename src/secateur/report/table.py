@@ -121,10 +121,10 @@ def to_rich(table: Headline) -> Table:
 
     on = f"{table.metric} on {table.accuracy_on}; " if table.accuracy_on else ""
     caption = plain(f"{on}ratios are to dense, - is not measured")
-    out = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
-    out.add_column("", no_wrap=True)
+    out = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", show_edge=False, collapse_padding=True)
+    out.add_column("", overflow="fold")
     for column in table.columns:
-        out.add_column(plain(*column.title.split(), column.unit), justify="right", no_wrap=True)
+        out.add_column(plain(*column.title.split(), column.unit), justify="right", overflow="fold")
     for row in table.rows:
         cells = []
         for cell in row.cells:

@@ -25,9 +25,14 @@ def number(value: Any) -> float | int | None:
     return value
 
 
+def printable(text: str) -> str:
+    """`text` without what neither XML nor a reader can use: control characters, and marks that turn its direction."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]", "", text)
+
+
 def clean(text: Any) -> str:
-    """`text` as one line without control characters, which neither XML nor a reader can use."""
-    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", " ", str(text)).split())
+    """`text` as one printable line."""
+    return " ".join(printable(" ".join(str(text).split())).split())
 
 
 def unit_for(values: Iterable[Any]) -> tuple[float, str]:
@@ -139,13 +144,18 @@ def moment(value: Any) -> str:
 
 
 def share(value: Any, decimals: int = 1) -> str:
-    """A share between 0 and 1 as percent.
+    """A share between 0 and 1 as percent; rounding makes neither all nor nothing of it.
 
-    >>> share(0.9321)
-    '93.2 %'
+    >>> share(0.9321), share(0.9999), share(1)
+    ('93.2 %', '> 99.9 %', '100.0 %')
     """
     known = number(value)
-    return UNKNOWN if known is None else f"{fixed(100 * known, decimals)} %"
+    if known is None:
+        return UNKNOWN
+    step = 10.0**-decimals
+    if 100 - step / 2 <= 100 * known < 100:
+        return f"> {fixed(100 - step, decimals)} %"
+    return f"< {fixed(step, decimals)} %" if 0 < 100 * known < step / 2 else f"{fixed(100 * known, decimals)} %"
 
 
 def plural(count: int, noun: str) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn, optim
 from secateur.core.plan import Keep, Plan
 from secateur.surgery import attributes
 from secateur.surgery.attention import follow_heads
+from secateur.surgery.copies import clone
 from secateur.surgery.fingerprint import survivors, tensors
 from secateur.surgery.optimizer import carry
 
@@ -84,7 +85,7 @@ def _copy_cut(step: Keep, model: nn.Module) -> nn.Module:
     for name, tensor in tensors(model):
         if id(tensor) not in memo:
             memo[id(tensor)] = like(tensor, cut_tensor(tensor, kept.get(name, {})))
-    small = copy.deepcopy(model, memo)
+    small = clone(model, memo)
     _settle(small, kept, numbers)
     return small
 

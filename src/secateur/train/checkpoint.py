@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import uuid
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise SecateurError(f"the checkpoint {path}", reason, "choose a folder that can be written and has room") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def state_of(

@@ -1,0 +1,161 @@
+"""Trace, plan and apply at half the MACs: secateur against Torch-Pruning 1.6.1, wall time, peak memory and law-4 error.
+
+Every measurement is a process of its own; the tools take turns; figures are medians of `--repeats` rounds. Torch-Pruning
+is given a uniform ratio found beforehand that leaves half the MACs, its fastest use: one step, no search.
+
+    python bench/trace.py --out bench/results/trace.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+MODELS = ("resnet50", "vgg16_bn", "mobilenet_v2", "densenet121", "vit_b_16")
+RATIO = {"resnet50": 0.30, "vgg16_bn": 0.30, "mobilenet_v2": 0.32, "densenet121": 0.30, "vit_b_16": 0.30}
+"""Torch-Pruning's channel ratio that leaves about half the MACs; the share reached is printed."""
+
+
+def build(name: str) -> nn.Module:
+    """A torchvision classifier with random weights."""
+    from secateur.io.vision import torchvision
+    from secateur.testing import awake
+
+    torch.manual_seed(0)
+    return awake(torchvision().models.get_model(name, weights=None).eval())
+
+
+def peak() -> int:
+    """Highest resident size so far, bytes."""
+    line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def ours(model: nn.Module, x: torch.Tensor) -> tuple[nn.Module, object]:
+    """The path a user types."""
+    import secateur
+
+    axes = secateur.trace(model, x)
+    scores = secateur.score(axes, secateur.criteria.l2(model))
+    plan = secateur.allocate.budget(axes, scores, {"macs": 0.5})
+    return plan.apply(model), plan
+
+
+def theirs(model: nn.Module, x: torch.Tensor, ratio: float) -> tuple[nn.Module, object]:
+    """Torch-Pruning as its README uses it; it prunes the model it is given."""
+    import torch_pruning as tp
+
+    heads = {m: m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    last = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1000]
+    importance = tp.importance.MagnitudeImportance(p=2)
+    pruner = tp.pruner.MagnitudePruner(model, x, importance, pruning_ratio=ratio, ignored_layers=last, num_heads=heads)
+    read: list[tuple[nn.Module, list[int]]] = []
+    for group in pruner.step(interactive=True):
+        read += [(d.target.module, list(i)) for d, i in group if d.handler.__name__ == "prune_in_channels"]
+        group.prune()
+    return model, read
+
+
+def one(tool: str, name: str) -> dict[str, float | None]:
+    """One measurement in this process."""
+    from secateur.measure.count import macs
+    from secateur.testing import distance
+
+    model, x = build(name), torch.randn(1, 3, 224, 224)
+    warm = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    run = ours if tool == "secateur" else (lambda m, e: theirs(m, e, RATIO[name]))
+    run(warm.eval(), torch.randn(1, 3, 16, 16))
+    dense = macs(model, x)
+    Path("/proc/self/clear_refs").write_text("5")
+    before, start = peak(), time.perf_counter()
+    small, record = run(model, x)
+    seconds, memory = time.perf_counter() - start, peak() - before
+    share = macs(small, x) / dense
+    error = distance(record.preview(build(name)).eval(), small, x) if tool == "secateur" else masked_error(name, x)
+    return {"seconds": seconds, "memory": memory, "macs_share": share, "law4": error}
+
+
+def masked_error(name: str, x: torch.Tensor) -> float | None:
+    """Torch-Pruning's cut model against the original with the weights that read pruned channels zeroed.
+
+    None for transformers: it prunes through LayerNorm, where no masked model equals the cut one.
+    """
+    from secateur.testing import distance
+
+    model = build(name)
+    if any(isinstance(m, nn.LayerNorm) for m in model.modules()):
+        return None
+    masked = copy.deepcopy(model)
+    twin = dict(zip(model.modules(), masked.modules(), strict=True))
+    width = {m: torch.arange(m.weight.shape[1]) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    small, read = theirs(model, x, RATIO[name])
+    with torch.no_grad():
+        for module, gone in read:
+            entries = width[module]
+            twin[module].weight[:, entries[gone]] = 0
+            keep = torch.ones(len(entries), dtype=torch.bool)
+            keep[gone] = False
+            width[module] = entries[keep]
+    return distance(masked, small, x)
+
+
+def measure(repeats: int) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Medians by model and tool."""
+    table = {}
+    for name in MODELS:
+        rows: dict[str, list[dict]] = {"secateur": [], "torch-pruning": []}
+        for _ in range(repeats):
+            for tool in rows:
+                command = [sys.executable, __file__, "--one", tool, name]
+                out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                rows[tool].append(json.loads(out.splitlines()[-1]))
+        table[name] = {tool: _median(found) for tool, found in rows.items()}
+        print(line(name, table[name]), flush=True)
+    return table
+
+
+def _median(rows: list[dict]) -> dict[str, float | None]:
+    return {k: None if rows[0][k] is None else statistics.median(r[k] for r in rows) for k in rows[0]}
+
+
+def line(name: str, row: dict[str, dict[str, float | None]]) -> str:
+    """One row of the printed table."""
+    a, b = row["secateur"], row["torch-pruning"]
+    errors = " ".join("-" if t["law4"] is None else f"{t['law4']:.0e}" for t in (a, b))
+    ratio = f"{a['seconds'] / b['seconds']:6.2f} {a['memory'] / max(b['memory'], 1):6.2f}"
+    return f"{name:14s} {a['seconds']:6.3f} s {b['seconds']:6.3f} s  ratio {ratio}   MACs {a['macs_share']:.3f} {b['macs_share']:.3f}  law 4: {errors}"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--one", nargs=2, metavar=("TOOL", "MODEL"))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    if options.one:
+        print(json.dumps(one(*options.one)))
+        return
+    print("model           ours     theirs   time, memory (ours / theirs)")
+    table = measure(options.repeats)
+    if options.out:
+        machine = {"python": platform.python_version(), "torch": torch.__version__, "cpu": platform.processor() or platform.machine()}
+        record = {"command": "python bench/trace.py", "repeats": options.repeats, "machine": machine, "models": table}
+        options.out.write_text(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""A run killed with -9 at any moment and started again finishes, with the plan and the weights of one left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import small_run
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+
+DRIVER = """
+import os, signal, sys
+from secateur.recipes.run import run
+import secateur.report.build
+
+recipe, folder, mode = sys.argv[1:]
+
+
+def once(allowed):
+    # a child of its own: killed before (or after) its rename number `allowed`; None lets it finish
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    real, count = os.replace, 0
+
+    def replace(*names):
+        nonlocal count
+        count += 1
+        if mode == "after":
+            real(*names)
+        if count == allowed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if mode != "after":
+            real(*names)
+
+    os.replace = replace
+    run(recipe, folder, report=secateur.report.build.build, command="test")
+    os._exit(0)
+
+
+if mode == "whole":
+    sys.exit(once(None))
+for allowed in range(1, 200):
+    status = once(allowed)
+    if status == 0:
+        print(allowed)
+        sys.exit(0)
+    if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
+        sys.exit(3)
+sys.exit(4)
+"""
+
+
+def drive(recipe: Path, folder: Path, mode: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(recipe), str(folder), mode], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_run.write(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    drive(recipe, folder, "whole")
+    return folder
+
+
+def agree(folder: Path, whole: Path) -> None:
+    """The same plan and the same weights, bit for bit, and the same figures but for times."""
+    for name in ("dense.safetensors", "plan.json", "axes.json", "small.safetensors", "recipe.toml"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    assert history(folder) == history(whole)
+    assert figures(folder) == figures(whole)
+    assert (folder / "report.html").exists()
+    assert json.loads((folder / "run.json").read_text())["finished"]
+    assert not [path for path in folder.rglob("*") if path.name.endswith((".part", ".checkpoint"))]
+    assert not (folder / "work").exists()
+
+
+def history(folder: Path) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def figures(folder: Path) -> dict[str, object]:
+    facts = json.loads((folder / "facts.json").read_text())
+    facts["stages"] = [{key: value for key, value in stage.items() if key != "latency_ms"} for stage in facts["stages"]]
+    return facts
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("mode", ["before", "after"])
+def test_killed_at_every_write(recipe: Path, whole: Path, tmp_path: Path, mode: str) -> None:
+    """The first start dies at its first rename, the second at its second, and so on until one finishes."""
+    kills = int(drive(recipe, tmp_path / "run", mode)) - 1
+    assert kills >= 5
+    agree(tmp_path / "run", whole)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_killed_at_random_moments(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    """The command itself, killed while it trains, cuts and measures; finished phases are not repeated."""
+    folder, dice = tmp_path / "run", random.Random(0)
+    command = [sys.executable, "-m", "secateur.cli.main", "run", str(recipe), "-o", str(folder), "-q", "--json"]
+    marked: dict[str, object] = {}
+    for _ in range(3):
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = time.monotonic()
+        while not (folder / "run.json").exists() and time.monotonic() - before < 60 and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(dice.uniform(0.0, 1.5))
+        process.kill()
+        process.wait()
+        phases = json.loads((folder / "run.json").read_text())["phases"]
+        assert {name: phases[name] for name in marked} == marked, "a finished phase was done again"
+        marked = phases
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stages"][0]["stage"] == "dense"
+    agree(folder, whole)

@@ -20,7 +20,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 setup: $(VENV)/ready
 
 demo: $(VENV)/ready
-	$(BIN)/secateur demo --folder $(RUN)
+	$(BIN)/secateur demo --output $(RUN)
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -q -m "not slow"

@@ -73,7 +73,9 @@ def one(tool: str, name: str) -> dict[str, float | None]:
     from secateur.testing import distance
 
     model, x = build(name), torch.randn(1, 3, 224, 224)
-    warm = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    warm = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    )
     run = ours if tool == "secateur" else (lambda m, e: theirs(m, e, RATIO[name]))
     run(warm.eval(), torch.randn(1, 3, 16, 16))
     dense = macs(model, x)
@@ -152,7 +154,11 @@ def main() -> None:
     print("model           ours     theirs   time, memory (ours / theirs)")
     table = measure(options.repeats)
     if options.out:
-        machine = {"python": platform.python_version(), "torch": torch.__version__, "cpu": platform.processor() or platform.machine()}
+        machine = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cpu": platform.processor() or platform.machine(),
+        }
         record = {"command": "python bench/trace.py", "repeats": options.repeats, "machine": machine, "models": table}
         options.out.write_text(json.dumps(record, indent=1))
 

@@ -16,7 +16,9 @@ class Block(nn.Module):
         c = channels
         w = rng.choice([4, 6, 8, 12])
         self.out = c
-        norm = rng.choice([lambda n: nn.BatchNorm2d(n), lambda n: nn.Identity(), lambda n: nn.GroupNorm(2 if n % 2 == 0 else 1, n)])
+        norm = rng.choice(
+            [lambda n: nn.BatchNorm2d(n), lambda n: nn.Identity(), lambda n: nn.GroupNorm(2 if n % 2 == 0 else 1, n)]
+        )
         self.act = rng.choice([nn.ReLU(), nn.SiLU(), nn.GELU(), nn.Sigmoid(), nn.PReLU(), nn.Hardswish()])
         if kind == "conv":
             self.body = nn.Sequential(nn.Conv2d(c, w, 3, padding=1, bias=rng.random() < 0.5), norm(w))

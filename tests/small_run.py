@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-DATA = '''
+DATA = """
 import torch
 from secateur.data import DataSet, digits
 
@@ -24,7 +24,7 @@ def negative_loss(model, batches):
     for x, y in batches:
         total -= torch.nn.functional.cross_entropy(model(x), y).item()
     return total
-'''
+"""
 
 RECIPE = """
 title = "small"

@@ -137,7 +137,7 @@ def test_a_share_is_the_decimal_that_was_typed() -> None:
     for share in (0.07, 0.29, 0.57, 0.58):  # times 100 each is below the whole number in binary, or above
         scores = {"a": torch.arange(100.0)}
         assert kept(axes, allocate.budget(axes, scores, {"params": share}, floor=0.0)) == {"a": round(share * 100)}
-        assert kept(axes, allocate.global_(axes, scores, share, floor=0.0)) == {"a": round(share * 100)}
+        assert kept(axes, allocate.global_(axes, scores, share, floor=share)) == {"a": round(share * 100)}
 
 
 def test_keeping_all_is_the_empty_plan() -> None:
@@ -216,6 +216,19 @@ def test_negative_and_zero_scores_are_scores() -> None:
     assert {cut.axis: cut.kept for cut in plan.steps[0].cuts} == {"a": (3,), "b": (0, 1, 2)}
 
 
+def test_scores_of_any_kind_are_read() -> None:
+    half = {"a": torch.tensor([1.0, 4, 2, 3], dtype=torch.bfloat16).requires_grad_(), "b": [0.5, 0.5, 9, 0.5]}
+    plan = allocate.uniform(PAIR, half, 0.5)  # type: ignore[arg-type]
+    assert {cut.axis: cut.kept for cut in plan.steps[0].cuts} == {"a": (1, 3), "b": (0, 2)}
+
+
+def test_a_rung_is_worth_the_mean_of_its_units() -> None:
+    axes = Axes((Axis("a", "channel", 12, ()), Axis("b", "channel", 16, ())), {}, {})
+    scores = {"a": [1.0] * 8 + [0.5] * 4, "b": [1.0] * 8 + [0.4] * 8}  # the rung of 8 has the larger sum
+    plan = allocate.global_(axes, scores, 0.86, normalise="none", multiple=8)  # type: ignore[arg-type]
+    assert kept(axes, plan) == {"a": 12, "b": 8}
+
+
 def test_ties_go_by_axis_then_index() -> None:
     plan = allocate.global_(PAIR, {"a": torch.ones(4), "b": torch.ones(4)}, 0.625, floor=0.0)
     assert {cut.axis: cut.kept for cut in plan.steps[0].cuts} == {"a": (0, 1, 2, 3), "b": (0,)}
@@ -263,7 +276,7 @@ BAD = {
     "keep=1.5": lambda axes, scores: allocate.uniform(axes, scores, 1.5),
     "keep=-0.5": lambda axes, scores: allocate.global_(axes, scores, -0.5),
     "did you mean 'mean'": lambda axes, scores: allocate.budget(axes, scores, {"macs": 0.5}, normalise="meen"),
-    "floor=7": lambda axes, scores: allocate.budget(axes, scores, {"macs": 0.5}, floor=7),
+    "floor=7: found no share": lambda axes, scores: allocate.budget(axes, scores, {"macs": 0.5}, floor=7),
     "multiple=0": lambda axes, scores: allocate.uniform(axes, scores, 0.5, multiple=0),
     "multiple=1.5": lambda axes, scores: allocate.uniform(axes, scores, 0.5, multiple=1.5),
     "axis 'two': found no scores": lambda axes, scores: allocate.uniform(axes, {"one": scores["one"]}),

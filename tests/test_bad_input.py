@@ -87,7 +87,7 @@ FILES: dict[str, tuple[str, Callable[[], object]]] = {
     "writing over a folder": ("a folder of that name", lambda: save(".", net())),
     "writing to a name that ends as a folder": ("a folder of that name", lambda: write_text("new/", "x")),
     "writing to an empty name": ("a folder of that name", lambda: write_text("", "x")),
-    "writing over a device": ("a device or pipe", lambda: save("/dev/null", net())),
+    "saving over a pipe": ("a device or pipe", lambda: save("pipe", net())),
     "writing over a pipe": ("a device or pipe", lambda: write_text("pipe", "x")),
     "writing to a link to itself": ("links that point", lambda: write_text("loop", "x")),
     "writing to a zero byte": ("null byte", lambda: write_text("a\0b", "x")),

@@ -268,6 +268,8 @@ def test_tied_weights_count_once() -> None:
     model[1].weight = model[0].weight
     axis = Axis("width", "width", 4, (Slot("0.weight", 1, role="write"), Slot("1.weight", 1, role="read")))
     torch.testing.assert_close(criteria.l1(model)(axis), model[0].weight.data.abs().sum(0))
+    second = Axis("width", "width", 4, (Slot("1.weight", 1, role="read"),))
+    torch.testing.assert_close(criteria.l1(model)(second), criteria.l1(model)(axis))
 
 
 @pytest.mark.parametrize("name", ["l1", "l2", "fpgm"])

@@ -91,6 +91,13 @@ def test_a_killed_write_changes_nothing_and_is_swept(tmp_path: Path) -> None:
     assert names(tmp_path) == [".a.1-1.part", ".b.1-1.part", "a"]
 
 
+def test_the_old_file_is_replaced_and_never_written_to(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    os.link(tmp_path / "a", tmp_path / "same file")
+    write_text(tmp_path / "a", "new")
+    assert (tmp_path / "same file").read_text() == "old"
+
+
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:
     with atomic(tmp_path / "a", "w") as first:
         first.write("first")

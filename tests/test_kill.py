@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -15,18 +14,25 @@ import pytest
 
 import small_run
 
+if not hasattr(os, "fork"):
+    pytest.skip("needs fork and SIGKILL", allow_module_level=True)
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "agg"}
 
 DRIVER = """
-import os, signal, sys
-from secateur.recipes.run import run
+import json, os, signal, sys
 import secateur.report.build
+from secateur.recipes.run import run
 
-recipe, folder, mode = sys.argv[1:]
+recipe, root = sys.argv[1:]
 
 
-def once(allowed):
-    # a child of its own: killed before (or after) its rename number `allowed`; None lets it finish
+def start(name):
+    run(recipe, os.path.join(root, name), report=secateur.report.build.build, command="test")
+
+
+def killed(name, allowed):
+    # a child of its own, killed before or after its rename number `allowed`; the exit status, 0 where it finished
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1]
@@ -35,37 +41,29 @@ def once(allowed):
     def replace(*names):
         nonlocal count
         count += 1
-        if mode == "after":
+        if name == "after":
             real(*names)
         if count == allowed:
             os.kill(os.getpid(), signal.SIGKILL)
-        if mode != "after":
+        if name == "before":
             real(*names)
 
     os.replace = replace
-    run(recipe, folder, report=secateur.report.build.build, command="test")
+    start(name)
     os._exit(0)
 
 
-if mode == "whole":
-    sys.exit(once(None))
-for allowed in range(1, 200):
-    status = once(allowed)
-    if status == 0:
-        print(allowed)
-        sys.exit(0)
-    if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
-        sys.exit(3)
-sys.exit(4)
+start("whole")
+kills = {}
+for name in ("before", "after"):
+    for allowed in range(1, 200):
+        status = killed(name, allowed)
+        if status == 0:
+            break
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+    kills[name] = allowed - 1
+print(json.dumps(kills))
 """
-
-
-def drive(recipe: Path, folder: Path, mode: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(recipe), str(folder), mode], env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +72,16 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    drive(recipe, folder, "whole")
-    return folder
+def runs(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders "whole", "before" and "after", of a run left alone and of two that were killed again and again."""
+    root = tmp_path_factory.mktemp("runs")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", DRIVER, str(recipe), str(root)],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert all(count >= 5 for count in json.loads(done.stdout).values()), done.stdout
+    return root
 
 
 def agree(folder: Path, whole: Path) -> None:
@@ -103,17 +107,13 @@ def figures(folder: Path) -> dict[str, object]:
     return facts
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("mode", ["before", "after"])
-def test_killed_at_every_write(recipe: Path, whole: Path, tmp_path: Path, mode: str) -> None:
-    """The first start dies at its first rename, the second at its second, and so on until one finishes."""
-    kills = int(drive(recipe, tmp_path / "run", mode)) - 1
-    assert kills >= 5
-    agree(tmp_path / "run", whole)
+def test_killed_at_every_write(runs: Path, mode: str) -> None:
+    """The first start died at its first rename, the second at its second, and so on until one finished."""
+    agree(runs / mode, runs / "whole")
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_killed_at_random_moments(recipe: Path, whole: Path, tmp_path: Path) -> None:
+def test_killed_at_random_moments(recipe: Path, runs: Path, tmp_path: Path) -> None:
     """The command itself, killed while it trains, cuts and measures; finished phases are not repeated."""
     folder, dice = tmp_path / "run", random.Random(0)
     command = [sys.executable, "-m", "secateur.cli.main", "run", str(recipe), "-o", str(folder), "-q", "--json"]
@@ -132,4 +132,4 @@ def test_killed_at_random_moments(recipe: Path, whole: Path, tmp_path: Path) -> 
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["stages"][0]["stage"] == "dense"
-    agree(folder, whole)
+    agree(folder, runs / "whole")

@@ -4,9 +4,9 @@ import os
 
 import pytest
 import torch
+
 from networks import ZOO
 from random_networks import random_network
-
 from secateur.graph import trace
 from secateur.testing import LAWS, awake, laws, preview_equals_apply, random_plan
 

@@ -225,6 +225,16 @@ def test_labels_keep_order_distance_and_place() -> None:
     assert frame.spread([50, 100, 150], 0, 200, 14) == [50, 100, 150]
 
 
+def test_labels_stay_off_the_line_of_the_dense_network() -> None:
+    _, plot = frame.frame(250, left=40, right=12, top=32, bottom=38)
+    frame.ranges(plot, (0, 1), (20, 100))
+    pixels = plot.get_window_extent().height / 80
+    placed = frame.beside(plot, [94.4, 27, 93.9, 94.1], 14, 94.2)
+    assert placed[0] > 94.2 > max(placed[1:])
+    assert min(abs(place - 94.2) for place in placed) * pixels >= 7
+    assert min(b - a for a, b in pairwise(sorted(placed))) * pixels >= 14 - 1e-9
+
+
 def test_the_terminal_table_fits_80_columns_of_ascii(finished: Path) -> None:
     shown = Console(width=80, no_color=True)
     with shown.capture() as captured:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +257,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     model = net()
     with pytest.raises(SecateurError, match="0 hooks where there are 1"):
         fit(model, batches(), settings, hooks=[Pull(model)], checkpoint=path)
-    for damaged in (b"", b"nothing", good[: len(good) // 2], pickle.dumps({"format": 1})):
+    for damaged in (b"", b"nothing", good[: len(good) // 2], pickle.dumps({"format": 1}, 2)):
         path.write_bytes(damaged)
         with pytest.raises(SecateurError, match="does not fit"):
             fit(net(), batches(), settings, checkpoint=path)
@@ -359,7 +360,9 @@ def test_a_student_is_taught_by_what_the_teacher_says_in_evaluation_mode() -> No
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_the_compiled_step_trains_alike() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_the_compiled_step_trains_alike(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
     settings = FitSettings(epochs=1, lr=0.01)
     eager, compiled = net(), net()
     fit(eager, batches(48), settings)

@@ -27,9 +27,25 @@ _ON_DEMAND = {"compress": "secateur.recipes"}
 _FOLDERS = ("data", "graph", "io", "recipes", "report", "surgery", "testing", "train")
 
 __all__ = [
-    "Axes", "Axis", "Cut", "Facts", "Keep", "Plan", "SecateurError", "Slot", "allocate", "compress", "criteria", "load", "measure",
-    "read_plan", "repair", "save", "score", "trace",
-]  # fmt: skip
+    "Axes",
+    "Axis",
+    "Cut",
+    "Facts",
+    "Keep",
+    "Plan",
+    "SecateurError",
+    "Slot",
+    "allocate",
+    "compress",
+    "criteria",
+    "load",
+    "measure",
+    "read_plan",
+    "repair",
+    "save",
+    "score",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> Any:

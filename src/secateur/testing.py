@@ -175,7 +175,9 @@ def optimizer_fits(build: Build, example: Any, axes: Axes, plan: Plan) -> None:
     model = build()
     for optimizer in (torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9), torch.optim.AdamW(model.parameters(), 1e-3)):
         work = copy.deepcopy(model)
-        optimizer = type(optimizer)(work.parameters(), **{k: v for k, v in optimizer.defaults.items() if k in ("lr", "momentum")})
+        optimizer = type(optimizer)(
+            work.parameters(), **{k: v for k, v in optimizer.defaults.items() if k in ("lr", "momentum")}
+        )
         _step(work, example, optimizer)
         plan.apply_(work, optimizer=optimizer)
         live = {id(p) for p in work.parameters()}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 
 from secateur.core.axes import Axes
 from secateur.core.axis import Axis
@@ -35,8 +36,8 @@ BLOCKS = ("head", "group")
 class Ladder:
     """Units of one axis, dearest first, and the widths it may take.
 
-    `order` (N,) units by falling score, equal ones by index. `widths` (R + 1,) ascending, the last is N. `worth` (R,) mean
-    normalised score of the units each rung adds; it never rises, so that rungs sorted by worth stay in order.
+    `order` (N,) units by falling score, equal ones by index. `widths` (R + 1,) ascending, the last is N. `worth` (R,), falling:
+    the mean normalised score of the units that each rung adds.
     """
 
     axis: str
@@ -77,7 +78,7 @@ def allowed(axis: Axis, floor: float, multiple: int) -> np.ndarray:
 def _values(axis: Axis, scores: Scores) -> np.ndarray:
     if axis.name not in scores:
         raise SecateurError(f"a plan for axis {axis.name!r}", "no scores for it", "score every free axis, or ignore this one")
-    values = np.asarray(scores[axis.name], dtype=np.float64)
+    values = torch.as_tensor(scores[axis.name]).detach().double().cpu().numpy()
     if values.shape != (axis.units,):
         found = f"scores of shape {list(values.shape)}"
         raise SecateurError(f"a plan for axis {axis.name!r}", found, f"give one score for each of its {axis.units} units")
@@ -95,8 +96,7 @@ def _ladder(axis: Axis, scores: np.ndarray, normalise: str, widths: np.ndarray) 
         ranked = scores[order] / (DIVISORS[normalise](np.abs(scores)) or 1.0)
     if len(widths) == 1:
         return Ladder(axis.name, order, widths, np.empty(0))
-    worth = np.add.reduceat(ranked, widths[:-1]) / np.diff(widths)
-    return Ladder(axis.name, order, widths, np.minimum.accumulate(worth))
+    return Ladder(axis.name, order, widths, np.add.reduceat(ranked, widths[:-1]) / np.diff(widths))
 
 
 def chosen(ladders: Sequence[Ladder], widths: Sequence[int] | np.ndarray) -> dict[str, list[int]]:

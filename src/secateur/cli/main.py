@@ -14,18 +14,24 @@ import secateur
 from secateur.cli import apply, demo, diff, inspect, measure, plan, report, run, show
 from secateur.core.errors import SecateurError
 
-app = typer.Typer(
-    name="secateur",
-    help="From a trained network to a smaller, faster one: a plan says what goes, and only a plan cuts.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 COMMANDS = (
     demo.demo, inspect.inspect, plan.plan, diff.diff, apply.apply, run.run, measure.measure, report.report, show.show,
 )  # fmt: skip
-for _command in COMMANDS:
-    app.command()(_command)
+
+
+def application() -> typer.Typer:
+    """The command with all its subcommands."""
+    app = typer.Typer(
+        name="secateur",
+        help="From a trained network to a smaller, faster one: a plan says what goes, and only a plan cuts.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for command in COMMANDS:
+        app.command()(command)
+    return app
 
 
 def _version(asked: bool) -> None:
@@ -34,7 +40,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
@@ -44,7 +49,7 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and leave with its exit code."""
     try:
-        code = app(args=arguments, prog_name="secateur", standalone_mode=False)
+        code = application()(args=arguments, prog_name="secateur", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except SecateurError as error:
         _leave(str(error), 2)

@@ -72,7 +72,14 @@ class Axes(Sequence[Axis]):
             if axis.fixed and len(kept[name]) < axis.units:
                 raise SecateurError(f"a cut of axis {name!r}", f"a fixed axis ({axis.fixed})", "leave it whole")
         cuts = [
-            Cut(axis.name, axis.units, tuple(int(u) for u in kept.get(axis.name, range(axis.units))), axis.slots, axis.exact, axis.gate)
+            Cut(
+                axis.name,
+                axis.units,
+                tuple(int(u) for u in kept.get(axis.name, range(axis.units))),
+                axis.slots,
+                axis.exact,
+                axis.gate,
+            )
             for axis in self.free
         ]
         return keep(self.fingerprint, cuts) if any(len(cut.kept) < cut.units for cut in cuts) else Plan(self.fingerprint)

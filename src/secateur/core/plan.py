@@ -158,7 +158,7 @@ class Plan:
         steps = list(self.steps)
         for step in later.steps:
             folded = _fold(steps[-1], step)
-            steps = steps[:-1] + [folded] if folded else [*steps, step]
+            steps = [*steps[:-1], folded] if folded else [*steps, step]
         return replace(self, steps=tuple(steps))
 
     def diff(self, other: Plan) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -43,9 +44,9 @@ def totals(values: Tensor) -> list[Tensor]:
 
     All that a criterion of sums needs of a tensor, once for the many axes that a concatenation makes read it.
     """
-    before = [int(np.prod(values.shape[:dim], dtype=int)) for dim in range(values.ndim)]
-    by_dim = [values.reshape(size, length, -1) for size, length in zip(before, values.shape, strict=True)]
-    return [folded.sum(0).sum(1).cpu() for folded in by_dim]  # outer first: several times faster than both at once
+    shape = values.shape
+    folded = [values.reshape(prod(shape[:dim]), shape[dim], prod(shape[dim + 1 :])) for dim in range(values.ndim)]
+    return [three.sum(0).sum(1).cpu() for three in folded]  # outer first: several times faster than both at once
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -63,7 +64,7 @@ def places(axis: Axis, parameters: Mapping[str, nn.Parameter], group: bool = Tru
     found: dict[tuple[object, ...], Place] = {}
     for slot in axis.slots:
         parameter = parameters.get(slot.tensor)
-        if parameter is None or slot.dim < 0 or not (group or _writes(slot, parameter)):
+        if parameter is None or not (group or _writes(slot, parameter)):
             continue
         entries = slot.of(units)
         if slot.dim >= parameter.ndim or entries.max() >= parameter.shape[slot.dim]:

@@ -35,14 +35,14 @@ def find(model: nn.Module, state: State, attributes: Attributes) -> list[Found]:
         for dim, expr in enumerate(state.of(tensor).dims):
             role = state.roles.get((name, dim), "scale")
             for var, start, step, loops in d.places(expr):
-                if var.fixed != KERNEL and (name in parameters or id(var) in found or var.fixed is None):
+                if var.fixed != KERNEL:
                     slot = Slot(name, dim, start, step, loops, role)  # type: ignore[arg-type]
                     found.setdefault(id(var), Found(var)).slots.append(slot)
     for path, expr in attributes.items():
         for var, start, step, loops in d.places(expr):
             if id(var) in found:
                 found[id(var)].slots.append(Slot(path, -1, start, step, loops, "count"))
-    return [f for f in found.values() if f.var.size > 1]
+    return [f for f in found.values() if f.var.size > 1 and any(slot.tensor in parameters for slot in f.slots)]
 
 
 def name_axes(found: Sequence[Found]) -> list[Axis]:
@@ -57,7 +57,9 @@ def name_axes(found: Sequence[Found]) -> list[Axis]:
         number = used[base] = used.get(base, -1) + 1
         var = item.var
         gate = "all" if "all" in var.flags else "read"
-        axes.append(Axis(base + (f"#{number}" if number else ""), kind, var.size, tuple(item.slots), var.fixed, var.exact, gate))
+        axes.append(
+            Axis(base + (f"#{number}" if number else ""), kind, var.size, tuple(item.slots), var.fixed, var.exact, gate)
+        )
     return axes
 
 
@@ -97,7 +99,7 @@ def polynomial(expr: Expr, index: Mapping[int, int]) -> Size:
         partial: dict[tuple[int, ...], int] = {(): 1}
         for var in term:
             if var.link is not None:
-                factor = dict((axes, c) for c, axes in polynomial(var.link, index))  # type: ignore[arg-type]
+                factor = {axes: c for c, axes in polynomial(var.link, index)}  # type: ignore[arg-type]
             elif id(var) in index:
                 factor = {(index[id(var)],): 1}
             else:

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateur.graph.execute import execute
+from secateur.surgery import is_rms_norm
+
 F = nn.functional
 NORM = ("input", "weight", "bias", "running_mean", "running_var")
 FUNCTIONAL_NORM = ("input", "running_mean", "running_var", "weight", "bias")
@@ -39,7 +42,7 @@ WHOLE: dict[Any, str] = {
 """Functions recorded whole, by the ATen name of their rule."""
 SAME_SHAPE = {"batch_norm", "instance_norm", "layer_norm", "rms_norm", "group_norm"}
 """On the meta device these are skipped: PyTorch's own shape functions for them cost milliseconds each."""
-ACTIVATIONS = set("""relu hardtanh hardswish hardsigmoid silu gelu elu leaky_relu sigmoid tanh mish softplus _softmax""".split())
+ACTIVATIONS = set("relu hardtanh hardswish hardsigmoid silu gelu elu leaky_relu sigmoid tanh mish softplus _softmax".split())
 """The same for these, below the functions: a clamp alone takes four milliseconds through PyTorch's reference code."""
 TORCH = os.path.dirname(torch.__file__) + os.sep
 HERE = os.path.dirname(__file__) + os.sep
@@ -77,7 +80,7 @@ class _Dispatch(TorchDispatchMode):
         if name.rstrip("_") in ACTIVATIONS and args[0].is_meta:
             out = args[0] if name.endswith("_") else torch.empty_like(args[0])
         else:
-            out = func(*args, **(kwargs or {}))
+            out = execute(func, name, args, kwargs or {})
         if not self.recorder.inside:
             self.recorder.add(name, args, kwargs or {}, out)
         return out
@@ -159,11 +162,19 @@ def recording(model: nn.Module, on_node: Callable[[Node], None] | None = None) -
     paths = {id(module): name for name, module in model.named_modules()}
     recorder = Recorder(paths, on_node)
 
+    whole = {id(module) for module in model.modules() if is_rms_norm(module)}
+
     def enter(module: nn.Module, _: Any) -> None:
         recorder.stack.append(paths.get(id(module), recorder.stack[-1]))
+        recorder.inside += id(module) in whole
 
-    def leave(module: nn.Module, _: Any, __: Any) -> None:
+    def leave(module: nn.Module, args: Any, out: Any) -> None:
         recorder.stack.pop()
+        if id(module) in whole:
+            recorder.inside -= 1
+            if not recorder.inside and isinstance(out, Tensor):
+                weight = next(module.parameters())
+                recorder.add("rms_norm", (args[0], list(weight.shape), weight), {}, out)
 
     before = nn.modules.module.register_module_forward_pre_hook(enter)
     after = nn.modules.module.register_module_forward_hook(leave, always_call=True)

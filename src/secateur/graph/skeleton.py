@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
+from secateur.graph.execute import SMALL
 from secateur.surgery import clone, follow_heads, tensors
 
 
@@ -19,14 +20,21 @@ def skeleton(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for _, tensor in tensors(model):
         if id(tensor) not in memo:
-            empty = torch.empty_like(tensor, device="meta")
-            memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+            memo[id(tensor)] = _bone(tensor)
     try:
         bones = clone(model, memo)
     except Exception as error:  # a model may hold anything
         do = "keep what cannot be copied out of the module's attributes"
         raise SecateurError("a copy of the model's module tree", f"{type(error).__name__}: {error}", do) from error
     return follow_heads(bones.eval())
+
+
+def _bone(tensor: Tensor) -> Tensor:
+    """A parameter or buffer without memory; small tables of whole numbers keep their values, since forwards read them."""
+    if not tensor.is_floating_point() and not tensor.is_complex() and not tensor.is_meta and tensor.numel() <= SMALL:
+        return tensor.detach().cpu().clone()
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -39,9 +47,9 @@ def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def on_meta(value: Any) -> Any:
-    """`value` with every tensor moved to the meta device; containers are rebuilt, other objects stay."""
+    """`value` with large tensors moved to the meta device and small ones to the CPU, values kept; containers are rebuilt."""
     if isinstance(value, Tensor):
-        return value.to("meta")
+        return value.detach().to("meta" if value.numel() > SMALL // 16 or value.is_meta else "cpu")
     if isinstance(value, Mapping) and type(value) is dict:
         return {key: on_meta(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):

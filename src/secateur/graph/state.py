@@ -69,7 +69,9 @@ class State:
         """A dimension about which nothing is known but its size."""
         return ((Var(size, reason),),)
 
-    def set(self, dims: Sequence[Expr], *, output: int = 0, clean: bool = False, origin: Sequence[Origin] | None = None) -> None:
+    def set(
+        self, dims: Sequence[Expr], *, output: int = 0, clean: bool = False, origin: Sequence[Origin] | None = None
+    ) -> None:
         """Say what output number `output` of the current operation is made of."""
         self.values[id(self.node.outputs[output])] = Value(list(dims), clean, list(origin or []))
 
@@ -114,7 +116,7 @@ class State:
 
     def opaque(self, text: str) -> None:
         """Everything that enters or leaves the current operation stays as it is."""
-        tensors = [t for t in flat_tensors((self.node.args, self.node.kwargs))]
+        tensors = list(flat_tensors((self.node.args, self.node.kwargs)))
         for tensor in tensors:
             self.freeze(self.of(tensor).dims, text)
         for number, out in enumerate(self.node.outputs):

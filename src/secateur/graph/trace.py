@@ -21,9 +21,7 @@ from secateur.graph.walk import walk
 from secateur.surgery import fingerprint
 
 
-def trace(
-    model: nn.Module, example: Any, *, ignore: Sequence[str] = (), rules: Mapping[str, Rule] | None = None
-) -> Axes:
+def trace(model: nn.Module, example: Any, *, ignore: Sequence[str] = (), rules: Mapping[str, Rule] | None = None) -> Axes:
     """Every axis of `model`, free or fixed with the reason, and exact counts for any cut.
 
     `example` is a tensor, a tuple of positional or a dict of named arguments; only its shapes matter, and nothing is

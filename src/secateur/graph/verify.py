@@ -21,6 +21,8 @@ from secateur.graph.state import Literal, State, short
 from secateur.surgery import apply, fingerprint
 
 Attributes = dict[str, Expr]
+LAYOUT = {"clone", "contiguous", "alias", "detach", "lift_fresh", "_to_copy"}
+"""Whether these run depends on how memory lies, which a size of one may change."""
 MIRRORS = {"convolution": "groups", "group_norm": "num_groups", "channel_shuffle": "groups", "native_channel_shuffle": "groups"}
 
 
@@ -79,15 +81,17 @@ def _obvious(model: nn.Module, nodes: Sequence[Node], state: State) -> Attribute
 
 
 def plan_trial(model: nn.Module, state: State, attributes: Attributes) -> Trial:
-    """A cut in which neighbouring axes lose different shares, so that sizes do not agree by chance."""
+    """A cut in which axes of one size keep different numbers of units, so that sizes do not agree by chance."""
     found = find(model, state, attributes)
     axes = name_axes(found)
     kept, cuts = {}, []
-    for number, (item, axis) in enumerate(zip(found, axes, strict=True)):
+    seen: dict[int, int] = {}
+    for item, axis in zip(found, axes, strict=True):
         if axis.fixed is None:
-            less = max(1, (axis.units * (2 + number % 3)) // 8)
-            kept[id(item.var)] = axis.units - less
-            cuts.append(Cut(axis.name, axis.units, tuple(range(axis.units - less)), axis.slots, axis.exact, axis.gate))
+            turn = seen[axis.units] = seen.get(axis.units, -1) + 1
+            left = axis.units - 1 - turn % (axis.units - 1)
+            kept[id(item.var)] = left
+            cuts.append(Cut(axis.name, axis.units, tuple(range(left)), axis.slots, axis.exact, axis.gate))
     return Trial(kept, keep(fingerprint(model), cuts))
 
 
@@ -96,16 +100,18 @@ def run(
 ) -> None:
     """Run the cut model; raises `Disagrees` at the first operation that is not what was predicted."""
     small = apply(trial.plan, model)
-    position = 0
+    position = _next(nodes, 0)
 
     def compare(node: Node) -> None:
         nonlocal position
-        if position >= len(nodes) or node.op != nodes[position].op or len(node.outputs) != len(nodes[position].outputs):
+        if node.op in LAYOUT:
+            return
+        if position >= len(nodes) or _kind(node) != _kind(nodes[position]) or len(node.outputs) != len(nodes[position].outputs):
             raise Disagrees(position)
         for shape, out in zip(node.shapes, nodes[position].outputs, strict=True):
             if shape != tuple(trial.size(e) for e in state.of(out).dims):
                 raise Disagrees(position)
-        position += 1
+        position = _next(nodes, position + 1)
 
     try:
         with recording(small, compare):
@@ -116,6 +122,17 @@ def run(
         raise Disagrees(position, _line(error)) from error
     if position != len(nodes):
         raise Disagrees(position)
+
+
+def _next(nodes: Sequence[Node], position: int) -> int:
+    """The first operation from `position` on that does more than lay out memory."""
+    while position < len(nodes) and nodes[position].op in LAYOUT:
+        position += 1
+    return position
+
+
+def _kind(node: Node) -> str:
+    return "view" if node.op in ("_unsafe_view", "reshape") else node.op
 
 
 def _line(error: BaseException) -> str:
@@ -151,7 +168,7 @@ def _follow(model, nodes, state, trial, attributes, problem, tried) -> bool:  # 
             if path in attributes:
                 if attributes[path] is literal.expr:
                     continue
-                before = trial.size(attributes[path])
+                before = trial.size(literal.expr)
                 state.unite(attributes[path], literal.expr)
                 new |= before != trial.size(literal.expr)
                 break

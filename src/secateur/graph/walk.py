@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from secateur.graph import dims as d
 from secateur.graph.record import Node, flat
 from secateur.graph.rules import Rule
-from secateur.graph.state import State, Value
+from secateur.graph.state import State, Value, flat_tensors
 from secateur.surgery import tensors
 
 
-def walk(model: nn.Module, nodes: Iterable[Node], inputs: Any, output: Any, rules: Mapping[str, Rule]) -> State:
+def walk(model: nn.Module, nodes: Sequence[Node], inputs: Any, output: Any, rules: Mapping[str, Rule]) -> State:
     """Apply a rule to every node, starting from the model's tensors; inputs and outputs are fixed."""
     state = State()
     for name, tensor in tensors(model):
@@ -30,6 +30,11 @@ def walk(model: nn.Module, nodes: Iterable[Node], inputs: Any, output: Any, rule
             state.values[id(tensor)] = Value([state.fresh(n, "it is a dimension of the model's input") for n in tensor.shape])
     for state.position, state.node in enumerate(nodes):
         step(state, state.node, rules)
+    used = {id(t) for node in nodes for t in flat_tensors((node.args, node.kwargs))}
+    for _, tensor in tensors(model):
+        if id(tensor) not in used:
+            for expr in state.of(tensor).dims:
+                d.freeze(expr, "no operation of the traced forward uses it")
     for tensor in flat(output):
         if isinstance(tensor, Tensor) and id(tensor) in state.values:
             for expr in state.of(tensor).dims:

@@ -12,14 +12,14 @@ def recipe(seed: int = 0, threads: int = 1) -> Recipe:
     """
     return Recipe(
         title="Handwritten digits: a third of the MACs",
-        model=Model("zoo:digits_resnet"),
+        model=Model("zoo:digits_resnet", args={"blocks": 2, "widths": [32, 64, 128]}),
         seed=seed,
         threads=threads,
         device="cpu",
         data=Data("digits", batch=64, holdout=100),
-        train=Fit(epochs=20, lr=0.1, warmup=1),
-        prune=Prune(keep={"macs": 1 / 3}, criterion="taylor"),
+        train=Fit(epochs=18, lr=0.1, warmup=1),
+        prune=Prune(keep={"macs": 1 / 3}, criterion="l2", multiple=8),
         repair=Repair(batches=20),
-        finetune=Fit(epochs=12, lr=0.05),
-        measure=Measure(repeats=100),
+        finetune=Fit(epochs=8, lr=0.05),
+        measure=Measure(repeats=300),
     )

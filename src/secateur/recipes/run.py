@@ -63,7 +63,7 @@ def _phases(job: Job, state: dict[str, Any]) -> None:
         if name not in state["phases"]:
             begun = time.perf_counter()
             torch.manual_seed(job.recipe.seed + number)
-            phase(job)
+            files.mark(job.folder, state, name, 0.0); phase(job)
             files.mark(job.folder, state, name, time.perf_counter() - begun)
 
 

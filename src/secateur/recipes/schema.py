@@ -234,7 +234,11 @@ def _known(kind: type, table: Any, where: tuple[str, ...]) -> None:
 def _trusted(kind: type, table: Mapping[str, Any]) -> Any:
     """Dataclasses from tables without a look at the values."""
     hints = get_type_hints(kind)
-    values = {key: _trusted(hints[key], value) if is_dataclass(hints[key]) else value for key, value in table.items()}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        values[key] = _trusted(hints[key], value) if is_dataclass(hints[key]) else value
+        if isinstance(value, list):
+            values[key] = tuple(value)
     return kind(**values)
 
 
@@ -262,5 +266,6 @@ def _allowed(hint: Any, kind: Any, value: Any) -> str:
         for extra in getattr(part, "__metadata__", ()):
             if getattr(extra, "description", None):
                 return f"give {extra.description}"
-    choices = [choice for choice in get_args(kind) if isinstance(choice, str)]
+    nested = [choice for part in get_args(kind) for choice in (get_args(part) or [part])]
+    choices = [choice for choice in nested if isinstance(choice, str)]
     return nearest(str(value), choices) if choices else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import uuid
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,7 @@ FORMAT = 1
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` so that at every moment `path` is either the old file or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = path.with_name(f".{path.name}.part")  # always the same, so that what a kill leaves behind is written over
     try:
         with open(temporary, "wb") as file:
             torch.save(state, file)
@@ -63,22 +62,30 @@ def restore(
         return []
     asked, do = f"the checkpoint {path}", "delete it to start anew"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["format"] != FORMAT:
-            raise SecateurError(asked, f"format {state['format']} where {FORMAT} is known", do)
-        if names := same(settings, state["settings"]):
-            told = ", ".join(f"{name} {state['settings'].get(name)!r} (now {getattr(settings, name)!r})" for name in names)
-            raise SecateurError(asked, f"other settings: {told}", "delete it to start anew, or use its settings")
-        if len(state["hooks"]) != len(hooks):
-            found = f"{len(state['hooks'])} hooks where there are {len(hooks)}"
-            raise SecateurError(asked, found, f"use the same hooks, or {do}")
+        file = path.open("rb")
+    except OSError as error:
+        raise SecateurError(asked, error.strerror or str(error), "check the path and its permissions") from error
+    try:
+        with file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        _fits(state, asked, settings, hooks)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         for hook, hook_state in zip(hooks, state["hooks"], strict=True):
             hook.load_state_dict(hook_state)
         return list(state["history"])
-    except OSError as error:
-        raise SecateurError(asked, error.strerror or str(error), "check the path and its permissions") from error
-    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SecateurError(asked, f"a file that does not fit this run ({first})", do) from error
+
+
+def _fits(state: dict[str, Any], asked: str, settings: FitSettings, hooks: tuple[Hook, ...]) -> None:
+    """Raise `SecateurError` where `state` is of another format, of other settings, or has other hooks."""
+    if state["format"] != FORMAT:
+        raise SecateurError(asked, f"format {state['format']} where {FORMAT} is known", "delete it to start anew")
+    if names := same(settings, state["settings"]):
+        told = ", ".join(f"{name} {state['settings'].get(name)!r} (now {getattr(settings, name)!r})" for name in names)
+        raise SecateurError(asked, f"other settings: {told}", "delete it to start anew, or use its settings")
+    if len(state["hooks"]) != len(hooks):
+        found = f"{len(state['hooks'])} hooks where there are {len(hooks)}"
+        raise SecateurError(asked, found, "delete it to start anew, or use the same hooks")

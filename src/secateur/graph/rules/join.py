@@ -68,7 +68,7 @@ def cut(state: State, node: Node) -> None:
     start, stop, step = slice(node.arg(2, "start"), node.arg(3, "end"), node.arg(4, "step", 1)).indices(n)
     if stop - start == n and step == 1:
         state.set(x.dims, clean=x.clean, origin=x.origin)
-        return
+        return None
     dims = list(x.dims)
     if _fixed(x.dims[dim]):
         dims[dim] = state.fresh(node.outputs[0].shape[dim], next(d.leaves(x.dims[dim]), Var(1)).fixed or "one entry")

@@ -7,21 +7,35 @@ from secateur.graph.dims import Expr
 from secateur.graph.record import Node
 from secateur.graph.state import NOWHERE, Origin, State, Value, flat_tensors
 
-ZERO_KEEPING = """relu relu_ relu6 relu6_ gelu gelu_ silu silu_ mish mish_ tanh tanh_ neg neg_ abs abs_ sqrt sqrt_ leaky_relu
-leaky_relu_ elu elu_ celu celu_ selu selu_ hardtanh hardtanh_ hardswish hardswish_ softshrink hardshrink _prelu_kernel clone
-contiguous alias detach detach_ _to_copy dropout dropout_ native_dropout square square_ sin sin_ sinh erf erf_ expm1 log1p atan
-sign round round_ floor floor_ ceil ceil_ trunc nan_to_num lift_fresh rrelu rrelu_with_noise alpha_dropout feature_dropout
-feature_alpha_dropout _to_cpu positive asin tan zero_ zeros_like real fake_quantize_per_tensor_affine lift lift_fresh_copy copysign
-bernoulli_ cumsum log_sigmoid_dummy asinh atanh erfinv frac sgn""".split()
-OTHER_UNARY = """sigmoid sigmoid_ exp exp_ log log_ log2 log10 cos cos_ cosh rsqrt rsqrt_ reciprocal reciprocal_ softplus
-hardsigmoid hardsigmoid_ log_sigmoid_forward threshold threshold_ clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ pow pow_
-logical_not logical_not_ bitwise_not isnan isinf isfinite ones_like full_like rand_like randn_like empty_like fill_ fill erfc acos
-bernoulli randint_like rand_like normal_ uniform_ exponential_ digamma lgamma i0 exp2 logit acosh exp2_ sinc signbit""".split()
-ADD = "add add_ sub sub_ rsub maximum minimum fmax fmin hypot".split()
-MUL = "mul mul_ logical_and logical_and_ bitwise_and bitwise_and_ addcmul_".split()
-DIV = "div div_ true_divide floor_divide floor_divide_ fmod fmod_ remainder remainder_ bitwise_left_shift bitwise_right_shift".split()
-OTHER_BINARY = """eq ne lt le gt ge eq_ ne_ lt_ le_ gt_ ge_ where masked_fill masked_fill_ atan2 logical_or logical_or_ logical_xor
-bitwise_or bitwise_or_ bitwise_xor lerp lerp_ addcmul addcdiv xlogy float_power __and__ __or__ __xor__ huber_loss mse_loss""".split()
+ZERO_KEEPING = """
+relu relu_ relu6 relu6_ gelu gelu_ silu silu_ mish mish_ tanh tanh_ neg neg_ abs abs_ sqrt sqrt_ leaky_relu
+leaky_relu_ elu elu_ celu celu_ selu selu_ hardtanh hardtanh_ hardswish hardswish_ softshrink hardshrink _prelu_kernel
+clone contiguous alias detach detach_ _to_copy dropout dropout_ native_dropout square square_ sin sin_ sinh erf erf_
+expm1 log1p atan sign round round_ floor floor_ ceil ceil_ trunc nan_to_num lift_fresh rrelu rrelu_with_noise
+alpha_dropout feature_dropout feature_alpha_dropout positive asin tan zero_ zeros_like real
+fake_quantize_per_tensor_affine lift lift_fresh_copy copysign bernoulli_ cumsum asinh atanh erfinv frac sgn
+""".split()
+OTHER_UNARY = """
+sigmoid sigmoid_ exp exp_ log log_ log2 log10 cos cos_ cosh rsqrt rsqrt_ reciprocal reciprocal_ softplus hardsigmoid
+hardsigmoid_ log_sigmoid_forward threshold threshold_ clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ pow pow_
+logical_not logical_not_ bitwise_not isnan isinf isfinite ones_like full_like rand_like randn_like empty_like fill_
+fill erfc acos bernoulli randint_like normal_ uniform_ exponential_ digamma lgamma i0 exp2 logit acosh exp2_ sinc
+signbit
+""".split()
+ADD = """
+add add_ sub sub_ rsub maximum minimum fmax fmin hypot
+""".split()
+MUL = """
+mul mul_ logical_and logical_and_ bitwise_and bitwise_and_ addcmul_
+""".split()
+DIV = """
+div div_ true_divide floor_divide floor_divide_ fmod fmod_ remainder remainder_ bitwise_left_shift bitwise_right_shift
+""".split()
+OTHER_BINARY = """
+eq ne lt le gt ge eq_ ne_ lt_ le_ gt_ ge_ where masked_fill masked_fill_ atan2 logical_or logical_or_ logical_xor
+bitwise_or bitwise_or_ bitwise_xor lerp lerp_ addcmul addcdiv xlogy float_power __and__ __or__ __xor__ huber_loss
+mse_loss
+""".split()
 
 
 def broadcast(state: State, values: list[Value], rank: int) -> tuple[list[Expr], list[Origin]]:
@@ -111,11 +125,11 @@ def glu(state: State, node: Node) -> None:
 
 
 RULES = (
-    {name: unary for name in ZERO_KEEPING}
-    | {name: unary_other for name in OTHER_UNARY}
-    | {name: add for name in ADD}
-    | {name: mul for name in MUL}
-    | {name: div for name in DIV}
-    | {name: other for name in OTHER_BINARY}
+    dict.fromkeys(ZERO_KEEPING, unary)
+    | dict.fromkeys(OTHER_UNARY, unary_other)
+    | dict.fromkeys(ADD, add)
+    | dict.fromkeys(MUL, mul)
+    | dict.fromkeys(DIV, div)
+    | dict.fromkeys(OTHER_BINARY, other)
     | {"copy_": copy_, "copy": copy_, "glu": glu}
 )

@@ -90,25 +90,79 @@ def sort(state: State, node: Node) -> None:
     if x.dims:
         state.freeze([x.dims[dim]], f"{node.op} runs over it")
     for number, out in enumerate(node.outputs):
-        dims = [state.fresh(n, "sorted positions") if i == dim % max(len(x.dims), 1) else x.dims[i] for i, n in enumerate(out.shape)]
+        dims = [
+            state.fresh(n, "sorted positions") if i == dim % max(len(x.dims), 1) else x.dims[i] for i, n in enumerate(out.shape)
+        ]
         state.set(dims, output=number)
 
 
 RULES = {
-    **{f"{kind}_pool{rank}d{tail}": pool_trailing(rank) for kind in ("max", "avg") for rank in (1, 2, 3) for tail in ("", "_with_indices")},
-    **{f"{lead}adaptive_{kind}_pool{rank}d": pool_trailing(rank) for lead in ("", "_") for kind in ("max", "avg") for rank in (1, 2, 3)},
+    **{
+        f"{kind}_pool{rank}d{tail}": pool_trailing(rank)
+        for kind in ("max", "avg")
+        for rank in (1, 2, 3)
+        for tail in ("", "_with_indices")
+    },
+    **{
+        f"{lead}adaptive_{kind}_pool{rank}d": pool_trailing(rank)
+        for lead in ("", "_")
+        for kind in ("max", "avg")
+        for rank in (1, 2, 3)
+    },
     **{f"fractional_max_pool{rank}d": pool_trailing(rank) for rank in (2, 3)},
-    **{f"upsample_{kind}": pool_trailing(rank) for kind, rank in
-       (("nearest1d", 1), ("linear1d", 1), ("nearest2d", 2), ("bilinear2d", 2), ("bicubic2d", 2), ("nearest3d", 3), ("trilinear3d", 3))},
-    **{f"_upsample_{kind}": pool_trailing(rank) for kind, rank in
-       (("nearest_exact1d", 1), ("nearest_exact2d", 2), ("nearest_exact3d", 3), ("bilinear2d_aa", 2), ("bicubic2d_aa", 2))},
+    **{
+        f"upsample_{kind}": pool_trailing(rank)
+        for kind, rank in (
+            ("nearest1d", 1),
+            ("linear1d", 1),
+            ("nearest2d", 2),
+            ("bilinear2d", 2),
+            ("bicubic2d", 2),
+            ("nearest3d", 3),
+            ("trilinear3d", 3),
+        )
+    },
+    **{
+        f"_upsample_{kind}": pool_trailing(rank)
+        for kind, rank in (
+            ("nearest_exact1d", 1),
+            ("nearest_exact2d", 2),
+            ("nearest_exact3d", 3),
+            ("bilinear2d_aa", 2),
+            ("bicubic2d_aa", 2),
+        )
+    },
     **{f"{kind}_pad{rank}d": pool_trailing(rank) for kind in ("reflection", "replication") for rank in (1, 2, 3)},
-    "mean": mean, "sum": total, "nansum": total,
-    **dict.fromkeys(("amax", "amin", "max", "min", "argmax", "argmin", "any", "all", "prod", "logsumexp", "median", "nanmean",
-                     "aminmax", "count_nonzero", "mode", "kthvalue"), extreme),
+    "mean": mean,
+    "sum": total,
+    "nansum": total,
+    **dict.fromkeys(
+        (
+            "amax",
+            "amin",
+            "max",
+            "min",
+            "argmax",
+            "argmin",
+            "any",
+            "all",
+            "prod",
+            "logsumexp",
+            "median",
+            "nanmean",
+            "aminmax",
+            "count_nonzero",
+            "mode",
+            "kthvalue",
+        ),
+        extreme,
+    ),
     **dict.fromkeys(("var", "std", "var_mean", "std_mean"), variance),
-    "linalg_vector_norm": norm, "norm": lambda s, n: _reduce(s, n, n.arg(2, "dim"), bool(n.arg(3, "keepdim", False)), None),
-    **dict.fromkeys(("_softmax", "softmax", "_log_softmax", "log_softmax", "logcumsumexp", "cumprod", "cummax", "cummin"), softmax),
+    "linalg_vector_norm": norm,
+    "norm": lambda s, n: _reduce(s, n, n.arg(2, "dim"), bool(n.arg(3, "keepdim", False)), None),
+    **dict.fromkeys(
+        ("_softmax", "softmax", "_log_softmax", "log_softmax", "logcumsumexp", "cumprod", "cummax", "cummin"), softmax
+    ),
     "_safe_softmax": softmax,
     **dict.fromkeys(("sort", "topk", "argsort", "unique_dim", "msort"), sort),
 }

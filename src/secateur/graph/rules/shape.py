@@ -22,9 +22,7 @@ def _origins(value: Value, dims: Sequence[Expr]) -> list[Origin]:
     if not value.is_weight:
         return []
     where = [(set(map(id, d.leaves(expr))), origin) for expr, origin in zip(value.dims, value.origin, strict=True)]
-    return [
-        frozenset().union(*(origin for leaves, origin in where if leaves & set(map(id, d.leaves(expr))))) for expr in dims
-    ]
+    return [frozenset().union(*(origin for leaves, origin in where if leaves & set(map(id, d.leaves(expr))))) for expr in dims]
 
 
 def view(state: State, node: Node) -> None:
@@ -32,10 +30,7 @@ def view(state: State, node: Node) -> None:
     x, shape = state.of(node.args[0]), list(node.outputs[0].shape)
     if prod(shape) == 0:
         return state.opaque("it is empty")
-    if shape == [d.size(e) for e in x.dims]:
-        dims = list(x.dims)
-    else:
-        dims = reshape(x.dims, shape)
+    dims = list(x.dims) if shape == [d.size(e) for e in x.dims] else reshape(x.dims, shape)
     sizes = node.arg(1, "size", node.kwargs.get("shape"))
     for size, expr in zip(sizes if isinstance(sizes, (list, tuple)) else [], dims, strict=False):
         if isinstance(size, int) and size > 1:
@@ -99,7 +94,9 @@ def shuffle_positions(state: State, node: Node) -> None:
     """Positions move along the dims named."""
     x = state.of(node.args[0])
     named = node.args[2] if node.op == "roll" and len(node.args) > 2 else node.arg(1, "dims")
-    moved = [int(i) for i in (named if isinstance(named, (list, tuple)) else [named] if named is not None else range(len(x.dims)))]
+    moved = [
+        int(i) for i in (named if isinstance(named, (list, tuple)) else [named] if named is not None else range(len(x.dims)))
+    ]
     state.freeze([x.dims[i] for i in moved], "its positions move")
     state.set(x.dims, clean=x.clean)
 

@@ -1,0 +1,52 @@
+"""Run one operation where it is cheap: on real values while they do not depend on weights, on the meta device after.
+
+Masks, positions and flags that a forward looks at (`if mask.all():`) come from small tensors that no weight has touched.
+They keep their values; what meets a weight, which has a shape and no memory, becomes a shape too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+SMALL = 1 << 20
+"""Entries up to which a tensor keeps its values."""
+META = torch.device("meta")
+
+
+def execute(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The result of `func`, an ATen overload called `name` without its name space."""
+    meta, real = devices(args)
+    if kwargs.get("device") == META and not meta:
+        if real or _entries(args) <= SMALL:
+            kwargs = {**kwargs, "device": torch.device("cpu")}
+        return func(*args, **kwargs)
+    if meta and kwargs.get("device") is not None and name == "_to_copy":
+        kwargs = {**kwargs, "device": META}
+    if meta and real:
+        if isinstance(args[0], Tensor) and not args[0].is_meta and name.endswith("_"):
+            return args[0]  # its values are unknown from here on; its shape stays
+        args, kwargs = tree_map_only(Tensor, lambda t: t if t.is_meta else t.to(META), (args, kwargs))
+    return func(*args, **kwargs)
+
+
+def devices(args: tuple[Any, ...]) -> tuple[bool, bool]:
+    """Are there tensors on the meta device among the arguments, and others?"""
+    meta = real = False
+    for arg in args:
+        for item in arg if isinstance(arg, (list, tuple)) else (arg,):
+            if isinstance(item, Tensor):
+                meta, real = meta or item.is_meta, real or not item.is_meta
+    return meta, real
+
+
+def _entries(args: tuple[Any, ...]) -> int:
+    """How large a tensor the sizes in a factory's arguments ask for."""
+    entries = 1
+    for size in args[0] if args and isinstance(args[0], (list, tuple)) else args[:2]:
+        entries *= max(int(size), 1) if isinstance(size, (int, float)) else 1
+    return entries

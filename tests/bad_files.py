@@ -112,7 +112,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def check(sentence: str, says: str) -> None:
     assert says in sentence, sentence
-    assert sentence.endswith("."), sentence
+    assert sentence.endswith((".", "?")), sentence
     assert "\n" not in sentence, sentence
     assert len(sentence) < 600, sentence
     assert not re.search(r"Traceback|<lambda>|object at 0x", sentence), sentence

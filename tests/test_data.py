@@ -187,6 +187,7 @@ def test_a_pickle_bomb_among_the_batches_does_not_go_off(tmp_path: Path) -> None
         pickle.dumps([1, 2], 2),
         pickle.dumps({b"labels": [1]}, 2),
         pickle.dumps({b"data": np.zeros((2, 3072), object), b"labels": [1, 2]}, 2),
+        pickle.dumps({b"data": np.zeros((2, 3072), np.int8), b"labels": [1, 2]}, 2),
         pickle.dumps({b"data": np.zeros((2, 7), np.uint8), b"labels": [1, 2]}, 2),
         pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": ["cat", "dog"]}, 2),
         pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 2]}, 2)[:-900],

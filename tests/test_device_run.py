@@ -108,6 +108,7 @@ def test_what_the_time_cut_short_goes_on_and_ends_the_same(
     call: Any, device_run: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call("whole")
+    capsys.readouterr()
     for ticks in (6, 14):  # inside the base's second epoch, then inside the compression
         left = [ticks]
 
@@ -119,13 +120,15 @@ def test_what_the_time_cut_short_goes_on_and_ends_the_same(
         with monkeypatch.context() as patch:
             patch.setattr(device_run.Place, "tick", tick)
             call("parts")
-        assert "stopped, goes on next time" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "stopped, goes on next time" in told
+        assert ("epoch 1 of 3" in told) == (ticks == 6)  # the second call goes on with epoch 2
     call("parts")
     for name in ("base", "half"):
         whole, parts = (load_file(tmp_path / run / "out" / f"{name}.safetensors") for run in ("whole", "parts"))
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
-        told = [json.loads((tmp_path / run / "out" / f"{name}.json").read_text()) for run in ("whole", "parts")]
-        assert [r["loss"] for r in told[0]["history"]] == [r["loss"] for r in told[1]["history"]]
+        found = [json.loads((tmp_path / run / "out" / f"{name}.json").read_text()) for run in ("whole", "parts")]
+        assert [r["loss"] for r in found[0]["history"]] == [r["loss"] for r in found[1]["history"]]
 
 
 def test_without_time_nothing_is_begun(call: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

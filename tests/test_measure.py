@@ -28,6 +28,13 @@ def test_counts_of_a_convolutional_network() -> None:
     assert (model.training, model.norm.training) == (True, False), "modes come back one by one"
 
 
+def test_macs_are_counted_without_computing() -> None:
+    model, seen = handmade.small(), []
+    model.head.register_forward_hook(lambda _, inputs, output: seen.append(output.device.type))
+    measure.facts(model, X)
+    assert seen == ["meta"]
+
+
 def test_macs_grow_with_the_batch_and_need_an_example() -> None:
     model = handmade.small()
     assert measure.facts(model, X.expand(7, 3, 4, 4)).macs == 7 * handmade.macs(8, 6)
@@ -41,10 +48,10 @@ def test_attention_is_counted_in_full(training: bool) -> None:
     layer = nn.TransformerEncoderLayer(width, 4, hidden, batch_first=True).train(training)
     projections = images * tokens * (width * 3 * width + width * width + 2 * width * hidden)
     products = 2 * images * tokens * tokens * width
-    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(True)
     assert measure.facts(layer, torch.zeros(images, tokens, width)).macs == projections + products
     assert measure.facts(Reader(layer), torch.zeros(images, tokens, width)).macs == projections + products
-    assert torch.backends.mha.get_fastpath_enabled() == enabled
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 class Reader(nn.Module):
@@ -131,6 +138,8 @@ def test_peak_memory_by_hand() -> None:
     assert measure.peak_memory(nn.Sequential(nn.ReLU(inplace=True)), x) == 100
     assert measure.peak_memory(nn.Sequential(nn.Unflatten(0, (5, 5)), nn.Flatten(0)), x) == 100, "views own nothing"
     assert measure.peak_memory(Residual(), x) == 300, "x, the product (gone after relu), relu, then the sum"
+    wide = nn.Sequential(nn.Linear(25, 50, bias=False), nn.ReLU(), nn.Linear(50, 1, bias=False))
+    assert measure.peak_memory(wide, x) == 500, "in the middle"
     assert measure.peak_memory(nn.Linear(25, 50, bias=False), x) == 300, "the weight is not counted"
 
 
@@ -167,11 +176,13 @@ def test_models_are_timed_in_turns() -> None:
 
 def test_threads_hold_for_the_call_only() -> None:
     before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
     model = nn.Linear(2, 2)
     model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     assert measure.latency(model, torch.zeros(1, 2), repeats=2, warmup=1, threads=1) > 0
     assert set(seen) == {1}
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
 
 
 def test_nothing_to_time_is_refused() -> None:

@@ -34,12 +34,6 @@ def swapped_heads(state, node):
         packed[0][0].link = ((parts, width, heads),)
 
 
-def forgotten_shuffle(state, node):
-    """Channel shuffle that leaves channels where they were."""
-    x = state.of(node.args[0])
-    state.set(x.dims, clean=x.clean)
-
-
 def unread(state, node):
     """A convolution that forgets it reads its input channels."""
     RULES_BEFORE["convolution"](state, node)
@@ -78,19 +72,12 @@ class MeanOverUnits(torch.nn.Module):
         return self.head(x * x.mean([1]).unsqueeze(1).sigmoid())
 
 
-def shuffled():
-    """Nothing but a shuffle between two convolutions."""
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3), torch.nn.ChannelShuffle(2), torch.nn.Conv2d(12, 4, 1))
-
-
 NETWORKS = {
     **ZOO,
     "mean over units": (MeanOverUnits, lambda: torch.randn(2, 3, 6, 6)),
-    "shuffled": (shuffled, lambda: torch.randn(2, 3, 6, 6)),
 }
 MUTATIONS = {
     "cat": (reversed_cat, ["dense"]),
-    "channel_shuffle": (forgotten_shuffle, ["shuffled"]),
     "view": (swapped_heads, ["vision transformer"]),
     "convolution": (unread, ["residual", "plain"]),
     "layer_norm": (exact_layer_norm, ["vision transformer"]),

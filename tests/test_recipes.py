@@ -360,3 +360,41 @@ def test_cifar10_resnet56(tmp_path):
     assert dense["accuracy"] == pytest.approx(0.9339, abs=5e-4)
     assert dense["macs"] / cut["macs"] == pytest.approx(2.1, abs=0.02)
     assert repaired["accuracy"] > cut["accuracy"]
+
+
+def test_what_a_users_data_function_may_return(tmp_path):
+    from secateur.recipes import parts
+
+    (tmp_path / "mine.py").write_text(
+        "import torch\nx, y = torch.zeros(2, 3), torch.zeros(2).long()\n"
+        "def batches(): return [(x, y), (x, y)]\n"
+        "def pair(): return [(x, y), (x, y), (x, y)], [(x, y)]\n"
+        "def number(): return 3\n"
+    )
+
+    def named(name: str) -> schema.Recipe:
+        return schema.Recipe(schema.Model("x"), data=schema.Data(f"{tmp_path / 'mine.py'}:{name}"))
+
+    assert len(list(parts.scoring_batches(named("batches"), parts.cpu()))) == 2
+    assert len(list(parts.scoring_batches(named("pair"), parts.cpu()))) == 3
+    assert len(list(parts.load_data(named("pair"), parts.cpu())[3])) == 1
+    for name in ("batches", "number"):
+        with pytest.raises(SecateurError, match=r"\(train, test\) batches"):
+            parts.load_data(named(name), parts.cpu())
+
+
+def test_a_loss_of_ones_own_and_no_accuracy(recipe, tmp_path):
+    """Outputs that are no class scores: the loss alone is reported, and decides which epoch was best."""
+    place = recipe.parent / "regress.py"
+    place.write_text(
+        "import torch\nfrom secateur.data import DataSet, digits\nfrom data import small\n"
+        "def loss(output, target): return (output.mean((1,)) - target.float()).square().mean()\n"
+        "def error(model, batches): return float('nan')\n"
+    )
+    value = schema.read(recipe)
+    one = schema.Fit(epochs=1, lr=1e-4)
+    value = replace(value, loss=f"{place}:loss", train=one, finetune=one, measure=schema.Measure(latency=False))
+    facts = run(value, tmp_path / "run")
+    assert all(stage["loss"] > 0 for stage in facts["stages"])
+    with pytest.raises(SecateurError, match="one finite number"):
+        run(replace(value, metric=schema.Metric(f"{place}:error")), tmp_path / "other")

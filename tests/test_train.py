@@ -25,6 +25,7 @@ from secateur.core.errors import SecateurError
 from secateur.recipes import zoo
 from secateur.train import FitSettings, cross_entropy, distillation, evaluate, fit, taught
 from secateur.train.settings import lr_at
+from secateur.train.share import Share
 
 SHARED = Path(os.environ.get("SECATEUR_DATA", Path(__file__).parents[2] / "shared" / "data"))
 absent = pytest.mark.skipif(not (SHARED / "cifar10").is_dir(), reason="no data folder: set SECATEUR_DATA")
@@ -229,8 +230,8 @@ def test_a_loss_that_is_not_finite_is_named_and_the_checkpoint_kept(tmp_path: Pa
 
 
 def test_the_step_is_named_in_the_middle_of_a_long_epoch_too() -> None:
-    with pytest.raises(SecateurError, match=r"epoch 1, step 57 of"):
-        fit(net(), batches(70 * 16), FitSettings(epochs=1, lr=1e-3), loss=broken(57))
+    with pytest.raises(SecateurError, match=r"epoch 1, step 40 of"):
+        fit(net(), batches(70 * 16), FitSettings(epochs=1, lr=1e-3), loss=broken(40))
 
 
 def test_weights_that_blow_up_in_the_last_step_are_found() -> None:
@@ -283,6 +284,7 @@ def test_a_checkpoint_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         ({"lr": float("nan")}, "above 0"),
         ({"momentum": 1.0}, "not including, 1"),
         ({"epochs": -1}, "at least 0"),
+        ({"epochs": 1.5}, "whole number"),
         ({"grad_clip": -1.0}, "above 0"),
     ],
 )
@@ -368,6 +370,15 @@ def test_the_compiled_step_trains_alike(backend: str, monkeypatch: pytest.Monkey
     fit(eager, batches(48), settings)
     fit(compiled, batches(48), replace(settings, compile=True))
     assert (weights(eager) - weights(compiled)).abs().max() < 1e-4
+
+
+def test_the_shares_of_a_batch_are_the_batch() -> None:
+    batch = {"x": torch.arange(5), "both": (torch.arange(10, 15), [torch.arange(5)]), "name": "mine"}
+    parts = [Share(nn.Identity(), rank, 2).part(batch) for rank in range(2)]
+    assert [part["x"].tolist() for part in parts] == [[0, 2, 4], [1, 3]]
+    assert [part["both"][0].tolist() for part in parts] == [[10, 12, 14], [11, 13]]
+    assert [part["both"][1][0].tolist() for part in parts] == [[0, 2, 4], [1, 3]]
+    assert [part["name"] for part in parts] == ["mine", "mine"]
 
 
 ALONE = """

@@ -37,8 +37,7 @@ def plan(
     network = dense_of(model, weights, seed)
     batches = None
     if data:
-        train = parts.load_data(recipe, parts.cpu())[1]
-        batches = parts.limited(train, recipe.prune.batches, parts.cpu())
+        batches = parts.limited(parts.scoring_batches(recipe, parts.cpu()), recipe.prune.batches, parts.cpu())
     inputs = example(shapes) if shapes or batches is None else parts.first_input(batches, 1)
     axes, chosen = choose(network, inputs, recipe.prune, batches=batches, loss=parts.load_loss(recipe.loss), seed=seed)
     write_plan(output, chosen)

@@ -46,7 +46,7 @@ class Slot:
         entries = np.asarray(units, dtype=np.int64)[:, None] * self.step + self.start
         for count, stride in self.loops:
             inner = np.arange(count, dtype=np.int64) * stride
-            entries = (entries[:, :, None] + inner).reshape(len(entries), -1)
+            entries = (entries[:, :, None] + inner).reshape(len(entries), entries.shape[1] * count)
         return entries
 
 

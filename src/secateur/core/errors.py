@@ -13,7 +13,7 @@ class SecateurError(Exception):
 
     def __init__(self, asked: str, found: str, do: str) -> None:
         self.asked, self.found, self.do = asked, found, do
-        super().__init__(f"{asked}: found {found}; {do}.")
+        super().__init__(f"{asked}: found {found}; {do}" + ("" if do.endswith("?") else "."))
 
 
 def nearest(word: str, known: "list[str] | tuple[str, ...]") -> str:

@@ -6,7 +6,7 @@ They keep their values; what meets a weight, which has a shape and no memory, be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -30,11 +30,19 @@ def execute(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: 
     if meta and real:
         if isinstance(args[0], Tensor) and not args[0].is_meta and name.endswith("_"):
             return args[0]  # its values are unknown from here on; its shape stays
-        args, kwargs = tree_map_only(Tensor, lambda t: t if t.is_meta else t.to(META), (args, kwargs))
+        args, kwargs = all_meta(args, kwargs)
     return func(*args, **kwargs)
 
 
-def devices(args: tuple[Any, ...]) -> tuple[bool, bool]:
+def all_meta(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments with every tensor on the meta device."""
+    moved: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(
+        Tensor, lambda t: t if t.is_meta else t.to(META), (args, kwargs)
+    )
+    return moved
+
+
+def devices(args: Iterable[Any]) -> tuple[bool, bool]:
     """Are there tensors on the meta device among the arguments, and others?"""
     meta = real = False
     for arg in args:

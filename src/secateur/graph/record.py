@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.graph.execute import execute
+from secateur.graph.execute import all_meta, devices, execute
 from secateur.surgery import is_rms_norm
 
 F = nn.functional
@@ -76,6 +76,8 @@ class _Dispatch(TorchDispatchMode):
         self.recorder = recorder
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if self.recorder.moving:
+            return func(*args, **(kwargs or {}))
         name = func._schema.name.partition("::")[2]
         if name.rstrip("_") in ACTIVATIONS and args[0].is_meta:
             out = args[0] if name.endswith("_") else torch.empty_like(args[0])
@@ -95,6 +97,7 @@ class Recorder(TorchFunctionMode):
         self.paths = paths
         self.stack: list[str] = [""]
         self.inside = 0
+        self.moving = False
         self.on_node = on_node
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -117,6 +120,10 @@ class Recorder(TorchFunctionMode):
         """Run `func` without recording its pieces."""
         self.inside += 1
         try:
+            if all(devices([*args, *kwargs.values()])):
+                self.moving = True
+                args, kwargs = all_meta(args, kwargs)
+                self.moving = False
             return func(*args, **kwargs)
         finally:
             self.inside -= 1

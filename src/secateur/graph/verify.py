@@ -23,6 +23,7 @@ from secateur.surgery import apply, fingerprint
 Attributes = dict[str, Expr]
 LAYOUT = {"clone", "contiguous", "alias", "detach", "lift_fresh", "_to_copy"}
 """Whether these run depends on how memory lies, which a size of one may change."""
+ARITHMETIC = {"add", "sub", "mul", "div", "rsub", "pow", "true_divide", "clamp", "clamp_min", "clamp_max"}
 MIRRORS = {"convolution": "groups", "group_norm": "num_groups", "channel_shuffle": "groups", "native_channel_shuffle": "groups"}
 
 
@@ -111,6 +112,8 @@ def run(
         for shape, out in zip(node.shapes, nodes[position].outputs, strict=True):
             if shape != tuple(trial.size(e) for e in state.of(out).dims):
                 raise Disagrees(position)
+        if _numbers(node) != _numbers(nodes[position]):
+            raise Disagrees(position)
         position = _next(nodes, position + 1)
 
     try:
@@ -133,6 +136,13 @@ def _next(nodes: Sequence[Node], position: int) -> int:
 
 def _kind(node: Node) -> str:
     return "view" if node.op in ("_unsafe_view", "reshape") else node.op
+
+
+def _numbers(node: Node) -> list[float]:
+    """Numbers an operation calculates with, such as a scale of attention: a cut must not change them."""
+    arithmetic = (int, float) if node.op.rstrip("_") in ARITHMETIC else (float,)
+    values = [*node.args, *node.kwargs.values()]
+    return [v for v in values if isinstance(v, arithmetic) and not isinstance(v, bool)]
 
 
 def _line(error: BaseException) -> str:

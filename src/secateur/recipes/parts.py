@@ -5,9 +5,10 @@ Shape legend: B batch; an example is one input of batch 1 as the model takes it.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -92,28 +93,50 @@ def with_weights(model: nn.Module, weights: str, folder: str | None = None) -> n
 
 def load_data(recipe: Recipe, device: torch.device) -> tuple[Batches, Batches, Batches | None, Batches]:
     """(training, plain training, holdout, test) batches. A user's function returns a `DataSet` or a pair (train, test)."""
-    section = recipe.data
-    folder = section.folder or os.environ.get("SECATEUR_DATA")
-    if ":" in section.name:
-        found = call_user(resolve(section.name), section.name, **section.args)
-    elif section.name == "image_folder" and folder:
-        found = call_user(datasets.image_folder, section.name, folder, **section.args)
-    else:
-        found = call_user(datasets.named, section.name, section.name, folder, **section.args)
+    section, found = recipe.data, load_source(recipe)
     if isinstance(found, DataSet):
         found = found.normalised(section.normalise) if section.normalise else found
         layout = recipe.finetune.channels_last or recipe.train.channels_last
         settings = BatchSettings(section.batch, section.test_batch, section.holdout, section.augment, layout, recipe.seed)
         made = datasets.loaders(found, settings, device=device)
-        plain = replace(made.train.plain(), batch=section.batch)
-        return made.train, plain, made.holdout, made.test
-    if isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(part, Iterable) for part in found):
+        return made.train, made.train.plain(), made.holdout, made.test
+    if _is_pair(found):
         if section.holdout:
             raise SecateurError("data.holdout", "batches of your own", "set holdout = 0, or return a secateur.data.DataSet")
         train, test = found
         return train, train, None, test
     do = "return a secateur.data.DataSet or (train, test) batches"
     raise SecateurError(f"data {section.name!r}", f"{type(found).__name__}", do)
+
+
+def scoring_batches(recipe: Recipe, device: torch.device) -> Batches:
+    """Training batches without augmentation; here a user's function may also return nothing but training batches."""
+    found = load_source(recipe)
+    if isinstance(found, Iterable) and not isinstance(found, DataSet) and not _is_pair(found):
+        return found
+    return load_data(recipe, device)[1]
+
+
+def load_source(recipe: Recipe) -> Any:
+    """What the data's name stands for: a `DataSet`, or whatever the user's function returns."""
+    section = recipe.data
+    folder = section.folder or os.environ.get("SECATEUR_DATA")
+    if ":" in section.name:
+        return call_user(resolve(section.name), section.name, **section.args)
+    if section.name == "image_folder" and folder:
+        return call_user(datasets.image_folder, section.name, folder, **section.args)
+    return call_user(datasets.named, section.name, section.name, folder, **section.args)
+
+
+def _is_pair(found: Any) -> bool:
+    """Two collections of batches? Two batches (input, target) in a list are none."""
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        return False
+    return all(isinstance(p, Iterable) and not isinstance(p, (Tensor, Mapping)) and not _is_batch(p) for p in found)
+
+
+def _is_batch(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[0], (Tensor, Mapping))
 
 
 def load_judge(recipe: Recipe) -> Judge:
@@ -127,9 +150,12 @@ def load_judge(recipe: Recipe) -> Judge:
         with torch.no_grad(), evaluating(model):
             value = call_user(metric, recipe.metric.name, model, batches)
         try:
-            return {"accuracy": float(value)}
+            number = float(value)
         except (TypeError, ValueError):
-            raise SecateurError(f"metric {recipe.metric.name!r}", f"{type(value).__name__}", "return one number") from None
+            number = math.nan
+        if not math.isfinite(number):
+            raise SecateurError(f"metric {recipe.metric.name!r}", repr(value)[:80], "return one finite number")
+        return {"accuracy": number}
 
     return judge
 

@@ -165,8 +165,7 @@ def _record_best(job: Job) -> None:
     # saved without its plan, at every better epoch: the cut model itself is what it is loaded into
     judged = job.parts.judge(artefact.load(path, into=small_model(job, "repaired.safetensors")), job.parts.test)
     known = read_json(job.folder / "facts.json")
-    held = float(chosen["accuracy"])
-    known["best"] = {"epoch": int(chosen["epoch"]), "accuracy": judged["accuracy"], "holdout_accuracy": held}
+    known["best"] = {"epoch": int(chosen["epoch"])} | {key: judged[key] for key in ("accuracy", "loss") if key in judged}
     write_json(job.folder / "facts.json", known)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,11 +35,12 @@ def run(
 
     A run that was stopped goes on: finished phases are not repeated, training goes on from its last whole epoch. From
     the same seed it ends in the same plan, and on one thread in the same weights, bit for bit. `data` replaces the
-    recipe's data folder; `report` makes the page from the folder (a path to one is returned).
+    recipe's data folder; SECATEUR_DATA stands in where neither names one. `report` makes the page from the folder.
     Raises `SecateurError` for whatever the recipe asks that cannot be had, and where another process has the folder.
     """
     recipe = recipe if isinstance(recipe, Recipe) else schema.read(recipe)
-    recipe = replace(recipe, data=replace(recipe.data, folder=str(data))) if data else recipe
+    data = data or recipe.data.folder or os.environ.get("SECATEUR_DATA")
+    recipe = replace(recipe, data=replace(recipe.data, folder=data))
     folder, progress = Path(folder), progress or silent
     device = files.device(recipe.device)
     for section in (recipe.train, recipe.finetune):
@@ -47,7 +49,7 @@ def run(
     with files.alone(folder), threads(recipe.threads):
         state = files.create(folder, recipe, command)
         if any(phase not in state["phases"] for phase in PHASES):
-            _phases(Job(folder, recipe, parts(recipe, device), progress, data or recipe.data.folder), state)
+            _phases(Job(folder, recipe, parts(recipe, device), progress, data), state)
         if report and not (state["finished"] and (folder / "report.html").exists()):
             _finish(folder, state)
             report(folder)
@@ -63,7 +65,7 @@ def _phases(job: Job, state: dict[str, Any]) -> None:
         if name not in state["phases"]:
             begun = time.perf_counter()
             torch.manual_seed(job.recipe.seed + number)
-            files.mark(job.folder, state, name, 0.0); phase(job)
+            phase(job)
             files.mark(job.folder, state, name, time.perf_counter() - begun)
 
 

@@ -85,13 +85,14 @@ class Keeper:
         self.watch.on_records(self.records)
 
     def judge(self, model: nn.Module) -> dict[str, float]:
-        """Accuracy on the holdout. Comes before the checkpoint of the epoch: a run killed in between repeats both."""
+        """Accuracy and loss on the holdout. Comes before the checkpoint of the epoch: a run killed in between repeats both."""
         assert self.parts.holdout is not None
         found = self.parts.judge(model, self.parts.holdout)
+        score = found.get("accuracy", -found.get("loss", 0.0))
         best = self.watch.best
         if best is not None:
             known = artefact.read_metadata(best) if best.exists() else {}
-            better = not known or found["accuracy"] > float(known["accuracy"]) or int(known["epoch"]) == self.epoch
+            better = not known or score > float(known["score"]) or int(known["epoch"]) == self.epoch
             if better:
-                artefact.save(best, model, metadata={"epoch": str(self.epoch), "accuracy": repr(found["accuracy"])})
+                artefact.save(best, model, metadata={"epoch": str(self.epoch), "score": repr(score)})
         return found

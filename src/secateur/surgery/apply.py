@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn, optim
 
+from secateur.core.errors import SecateurError
 from secateur.core.plan import Keep, Plan
 from secateur.surgery import attributes
 from secateur.surgery.attention import follow_heads
@@ -47,7 +48,10 @@ def changes(step: Keep, model: nn.Module) -> tuple[dict[str, dict[int, np.ndarra
     for cut in step.cuts:
         for slot in cut.slots:
             if slot.dim < 0:
-                lengths[slot.tensor, -1] = attributes.read(model, slot.tensor)
+                held = lengths[slot.tensor, -1] = attributes.read(model, slot.tensor)
+                if (last := int(slot.of(np.arange(cut.units)).max())) >= held:
+                    found = f"{slot.tensor} = {held} where the plan counts {last + 1}"
+                    raise SecateurError("a plan applied to this model", found, "build the model the plan was made for")
     kept: dict[str, dict[int, np.ndarray]] = {}
     numbers: dict[str, int] = {}
     for (name, dim), entries in survivors(step, lengths).items():

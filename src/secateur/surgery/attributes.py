@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from torch import nn
+
+from secateur.core.errors import SecateurError
 
 
 def owner(model: nn.Module, path: str) -> tuple[Any, str]:
@@ -22,11 +25,19 @@ def _walk(model: Any, path: str) -> Any:
 
 
 def read(model: nn.Module, path: str) -> int:
-    """The number the attribute holds."""
-    holder, name = owner(model, path)
-    first, _, index = name.partition(".")
-    value = getattr(holder, first)
-    return int(value[int(index)] if index else value)
+    """The number the attribute holds. Raises `SecateurError` where there is none: a plan may come from a stranger."""
+    try:
+        holder, name = owner(model, path)
+        first, _, index = name.partition(".")
+        value = getattr(holder, first)
+        value = value[int(index)] if index else value
+    except (AttributeError, IndexError, TypeError, ValueError):
+        value = None
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise SecateurError(
+            "a plan applied to this model", f"no whole number {path!r}", "build the model the plan was made for"
+        )
+    return int(value)
 
 
 def write(model: nn.Module, path: str, number: int) -> None:

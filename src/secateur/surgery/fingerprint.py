@@ -28,7 +28,8 @@ def mismatches(expected: Shapes, model: nn.Module | Shapes) -> list[str]:
     lines = []
     for name, shape in expected.items():
         if name not in found:
-            lines.append(f"no tensor {name!r} ({nearest(name, list(found)[:200])})")
+            hint = nearest(name, list(found))
+            lines.append(f"no tensor {name!r}" + (f" ({hint})" if hint.startswith("did") and not lines else ""))
         elif tuple(found[name]) != tuple(shape):
             lines.append(f"{name} of shape {list(found[name])} where the plan has {list(shape)}")
     return lines + [f"a tensor {name!r} the plan does not know" for name in found if name not in expected]

@@ -45,7 +45,8 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        _at_least("epochs", self.epochs, 0)
+        if not isinstance(self.epochs, int) or self.epochs < 0:
+            raise SecateurError(f"epochs={self.epochs}", "a value out of range", "give a whole number of at least 0")
         _at_least("warmup", self.warmup, 0)
         _at_least("weight_decay", self.weight_decay, 0)
         for name in ("lr", "gamma", *(["grad_clip"] if self.grad_clip is not None else [])):

@@ -1,6 +1,6 @@
 """Prints the share of training time that `fit` spends outside forward, backward and optimizer step.
 
-    python bench/loop_overhead.py [--steps 40] [--threads 1] [--data FOLDER]
+    python bench/loop_overhead.py [--steps 40] [--threads 1] [--data FOLDER] [--out FILE]
 
 ResNet-20, batch 128, on the CPU, with and without bf16 and channels_last, augmentation on. Without a data folder the
 images are random. Three clocks are set from outside, around the network's forward, the backward and the optimizer's step;
@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,6 +78,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", help="folder with CIFAR-10; random images without it")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     count = options.steps * 128
@@ -84,13 +87,19 @@ def main() -> None:
         images, labels = images[:count], labels[:count]
     else:
         images, labels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 10, (count,))
+    rows = []
     for precision, channels_last in (("float32", False), ("bf16", True)):
         augment = data.Augment(crop=4, flip=True)
         batches = data.Batches(images, labels, augment=augment, shuffle=True, drop_last=True, channels_last=channels_last)
         found = measure(batches, FitSettings(epochs=1, precision=precision, channels_last=channels_last))  # type: ignore[arg-type]
         told = {name: round(value, 4) for name, value in found.items()}
         told["images_per_second"] = round(count / found["all"], 1)
-        print(json.dumps({"precision": precision, "channels_last": channels_last, "threads": options.threads, **told}))
+        rows.append({"precision": precision, "channels_last": channels_last, "threads": options.threads, **told})
+        print(json.dumps(rows[-1]), flush=True)
+    if options.out:
+        machine = {"python": platform.python_version(), "torch": torch.__version__, "cpu": platform.machine()}
+        record = {"command": "python bench/loop_overhead.py", "model": "ResNet-20, batch 128", "machine": machine, "rows": rows}
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -43,13 +43,13 @@ def peak() -> int:
 
 
 def ours(model: nn.Module, x: torch.Tensor) -> tuple[nn.Module, object]:
-    """The path a user types."""
+    """The path a user types; in place, as Torch-Pruning does it."""
     import secateur
 
     axes = secateur.trace(model, x)
     scores = secateur.score(axes, secateur.criteria.l2(model))
     plan = secateur.allocate.budget(axes, scores, {"macs": 0.5})
-    return plan.apply(model), plan
+    return plan.apply_(model), plan
 
 
 def theirs(model: nn.Module, x: torch.Tensor, ratio: float) -> tuple[nn.Module, object]:

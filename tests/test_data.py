@@ -93,13 +93,18 @@ def test_a_pass_follows_from_seed_and_number_and_shows_every_image_once() -> Non
 def test_augmented_images_are_shifted_mirrored_originals() -> None:
     x = images(40, colours=1, side=6)
     batches = data.Batches(x, torch.arange(40), batch=40, augment=data.Augment(crop=1, flip=True))
-    (found, labels), = batches
+    ((found, labels),) = batches
     mirrored = shifts = 0
     for image, label in zip(found * 255, labels, strict=True):
         canvas = np.zeros((8, 8), np.float32)
         canvas[1:7, 1:7] = x[label, 0].numpy()
-        hits = [(flip, i, j) for flip in (0, 1) for i in range(3) for j in range(3)
-                if np.allclose(canvas[i : i + 6, j : j + 6][:, :: -1 if flip else 1], image[0].numpy(), atol=1e-3)]
+        hits = [
+            (flip, i, j)
+            for flip in (0, 1)
+            for i in range(3)
+            for j in range(3)
+            if np.allclose(canvas[i : i + 6, j : j + 6][:, :: -1 if flip else 1], image[0].numpy(), atol=1e-3)
+        ]
         assert len(hits) == 1
         mirrored, shifts = mirrored + hits[0][0], shifts + (hits[0][1:] != (1, 1))
     assert 8 < mirrored < 32
@@ -228,8 +233,13 @@ def test_idx_files_plain_and_packed(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize(
     ("body", "told"),
-    [(b"", "no idx header"), (b"\0\0\x08\x03\0\0", "no idx header"), (b"\0\0\x0d\x01\0\0\0\0", "no idx header"),
-     (b"\0\0\x08\x01\0\0\0\x09abc", "3 bytes where"), (b"\0\0\x08\x04" + b"\xff" * 16, "0 bytes where")],
+    [
+        (b"", "no idx header"),
+        (b"\0\0\x08\x03\0\0", "no idx header"),
+        (b"\0\0\x0d\x01\0\0\0\0", "no idx header"),
+        (b"\0\0\x08\x01\0\0\0\x09abc", "3 bytes where"),
+        (b"\0\0\x08\x04" + b"\xff" * 16, "0 bytes where"),
+    ],
 )
 def test_damaged_idx_files_are_refused(tmp_path: Path, body: bytes, told: str) -> None:
     write_mnist(tmp_path)

@@ -249,3 +249,13 @@ def test_damaged_weights_are_one_sentence_or_values(tmp_path: Path, model: nn.Mo
         assert "\n" not in sentence
         assert len(sentence) < 600
     assert refused > 60
+
+
+def test_weights_without_the_counters_of_batch_norm_load(tmp_path):
+    """Files older than the counter, and many after it, do without `num_batches_tracked`."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    torch.nn.init.normal_(model[1].running_mean)
+    state = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "old.pt")
+    again = load_weights(tmp_path / "old.pt", torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)))
+    assert torch.equal(again[1].running_mean, model[1].running_mean)

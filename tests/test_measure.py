@@ -143,6 +143,11 @@ def test_peak_memory_by_hand() -> None:
     assert measure.peak_memory(nn.Linear(25, 50, bias=False), x) == 300, "the weight is not counted"
 
 
+def test_peak_memory_sees_inside_attention_layers() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 512, batch_first=True).eval()
+    assert measure.peak_memory(layer, torch.zeros(3, 10, 8)) >= 3 * 10 * 512 * 4, "the hidden units of the feed-forward"
+
+
 def test_peak_memory_grows_with_width_and_batch() -> None:
     narrow, wide = (nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, 4)) for n in (10, 100))
     assert measure.peak_memory(wide, torch.zeros(1, 4)) > measure.peak_memory(narrow, torch.zeros(1, 4))

@@ -1,4 +1,7 @@
-"""Criteria: factories of functions from an axis to one score per unit, higher is dearer."""
+"""Criteria: factories of functions from an axis to one score per unit, higher is dearer.
+
+Make a criterion when the weights are as you want them scored, and a new one after they change.
+"""
 
 from secateur.criteria.bn_scale import bn_scale
 from secateur.criteria.fpgm import fpgm

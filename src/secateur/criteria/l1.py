@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from secateur.core.axis import Axis
 from secateur.core.protocols import Criterion
-from secateur.criteria.places import parameters, places, plain, totals
+from secateur.criteria.places import parameters, places, plain, power_totals
 
 
 def l1(model: nn.Module, group: bool = True) -> Criterion:
@@ -21,7 +21,7 @@ def l1(model: nn.Module, group: bool = True) -> Criterion:
     (DepGraph), who average over the tensors; here they are summed.
     """
     weights = parameters(model)
-    sums = {weight: totals(plain(weight).abs()) for weight in weights.values()}
+    sums = {weight: power_totals(plain(weight), 1) for weight in weights.values()}
 
     def score(axis: Axis) -> Tensor:
         found = places(axis, weights, group)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from secateur.core.axis import Axis
 from secateur.core.protocols import Criterion
-from secateur.criteria.places import parameters, places, plain, totals
+from secateur.criteria.places import parameters, places, plain, power_totals
 
 
 def l2(model: nn.Module, group: bool = True) -> Criterion:
@@ -20,7 +20,7 @@ def l2(model: nn.Module, group: bool = True) -> Criterion:
     `group=True` is the group norm of Fang et al., 2023 (DepGraph), who take no root and average over the tensors.
     """
     weights = parameters(model)
-    sums = {weight: totals(plain(weight).square()) for weight in weights.values()}
+    sums = {weight: power_totals(plain(weight), 2) for weight in weights.values()}
 
     def score(axis: Axis) -> Tensor:
         found = places(axis, weights, group)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import torch
@@ -15,6 +14,9 @@ from torch import Tensor, nn
 
 from secateur.core.axis import Axis, Slot
 from secateur.core.errors import SecateurError
+
+BLOCK = 1 << 16
+"""Entries summed at a time."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,28 @@ def totals(values: Tensor) -> list[Tensor]:
 
     All that a criterion of sums needs of a tensor, once for the many axes that a concatenation makes read it.
     """
-    shape = values.shape
-    folded = [values.reshape(prod(shape[:dim]), shape[dim], prod(shape[dim + 1 :])) for dim in range(values.ndim)]
-    return [three.sum(0).sum(1).cpu() for three in folded]  # outer first: several times faster than both at once
+    return power_totals(values, None)
+
+
+def power_totals(values: Tensor, power: int | None) -> list[Tensor]:
+    """The same for the absolute values to a `power`, without a second tensor of that size.
+
+    Blocks of the first dimension stay in the processor's cache; a kernel's plane is summed first.
+    """
+    rows = max(1, BLOCK // max(values[:1].numel(), 1)) if values.ndim else 1
+    sums: list[Tensor] = []
+    for block in values.reshape(values.shape or (1,)).split(rows):
+        block = block if power is None else block.square() if power == 2 else block.abs()
+        plane = block.flatten(2).sum(2) if block.ndim > 2 else block
+        first = plane.sum(1) if plane.ndim > 1 else plane
+        rest = [plane.sum(0)] if plane.ndim > 1 else []
+        rest += [block.sum([i for i in range(block.ndim) if i != dim]) for dim in range(2, block.ndim)]
+        if sums:
+            sums[0] = torch.cat([sums[0], first])
+            sums[1:] = [a + b for a, b in zip(sums[1:], rest, strict=True)]
+        else:
+            sums = [first, *rest]
+    return [total.cpu() for total in sums]
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:

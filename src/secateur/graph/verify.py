@@ -16,8 +16,9 @@ from secateur.core.plan import Cut, Plan, keep
 from secateur.graph import dims as d
 from secateur.graph.collect import find, name_axes
 from secateur.graph.dims import Expr
+from secateur.graph.follow import Search, follow, literals, whole_numbers
 from secateur.graph.record import Node, recording
-from secateur.graph.state import Literal, State, short
+from secateur.graph.state import State, short
 from secateur.surgery import apply, fingerprint
 
 Attributes = dict[str, Expr]
@@ -28,10 +29,10 @@ MIRRORS = {"convolution": "groups", "group_norm": "num_groups", "channel_shuffle
 
 
 class Disagrees(Exception):
-    """The cut model does something else from operation `position` on."""
+    """The cut model does something else from operation `position` on, which it calls with these `numbers`."""
 
-    def __init__(self, position: int, line: str = "") -> None:
-        self.position, self.line = position, line
+    def __init__(self, position: int, line: str = "", numbers: list[int] | None = None) -> None:
+        self.position, self.line, self.numbers = position, line, numbers
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Trial:
 def verify(model: nn.Module, nodes: Sequence[Node], state: State, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Attributes:
     """Fix in `state` what cannot be cut; return the attributes that must follow a dimension."""
     attributes = _obvious(model, nodes, state)
-    tried: set[tuple[int, str]] = set()
+    search = Search(dict(model.named_modules()), attributes)
     while True:
         trial = plan_trial(model, state, attributes)
         if not trial.kept:
@@ -64,7 +65,7 @@ def verify(model: nn.Module, nodes: Sequence[Node], state: State, call: tuple[tu
             run(model, trial, nodes, state, call)
             return attributes
         except Disagrees as problem:
-            if not _follow(model, nodes, state, trial, attributes, problem, tried):
+            if not follow(search, nodes, state, trial, problem.position, problem.numbers):
                 _blame(model, nodes, state, trial, attributes, problem)
 
 
@@ -109,20 +110,21 @@ def run(
             return
         if position >= len(nodes) or _kind(node) != _kind(nodes[position]) or len(node.outputs) != len(nodes[position].outputs):
             raise Disagrees(position)
+        seen = whole_numbers(node.args, node.kwargs)
         for shape, out in zip(node.shapes, nodes[position].outputs, strict=True):
             if shape != tuple(trial.size(e) for e in state.of(out).dims):
-                raise Disagrees(position)
+                raise Disagrees(position, "", seen)
         if _numbers(node) != _numbers(nodes[position]):
             raise Disagrees(position)
         position = _next(nodes, position + 1)
 
     try:
-        with recording(small, compare):
+        with recording(small, compare) as recorder:
             small(*call[0], **call[1])
     except Disagrees:
         raise
     except Exception as error:  # whatever a forward raises when a size it relies on is gone
-        raise Disagrees(position, _line(error)) from error
+        raise Disagrees(position, _line(error), recorder.attempt) from error
     if position != len(nodes):
         raise Disagrees(position)
 
@@ -158,62 +160,13 @@ def _line(error: BaseException) -> str:
     return lines[-1] if lines else ""
 
 
-def _literals(nodes: Sequence[Node], state: State, position: int) -> Iterator[tuple[Node, Literal]]:
-    """Literals of the operation at `position` and of all others of its kind on its line of code."""
-    here = nodes[min(position, len(nodes) - 1)]
-    for number, node in enumerate(nodes):
-        if node is here or (node.source == here.source and node.op == here.op and here.source != "unknown"):
-            for literal in state.literals.get(number, ()):
-                yield node, literal
-
-
-def _follow(model, nodes, state, trial, attributes, problem, tried) -> bool:  # type: ignore[no-untyped-def]
-    """Find attributes that hold the numbers which did not follow; True where a new one was found."""
-    modules = dict(model.named_modules())
-    new = False
-    for node, literal in _literals(nodes, state, problem.position):
-        if trial.size(literal.expr) == literal.value:
-            continue
-        for path in _holders(modules, node.module, literal.value):
-            if path in attributes:
-                if attributes[path] is literal.expr:
-                    continue
-                before = trial.size(literal.expr)
-                state.unite(attributes[path], literal.expr)
-                new |= before != trial.size(literal.expr)
-                break
-            if (id(literal), path) in tried:
-                continue
-            tried.add((id(literal), path))
-            attributes[path] = literal.expr
-            new = True
-            break
-    return new
-
-
-def _holders(modules: dict[str, nn.Module], path: str, value: int) -> Iterator[str]:
-    """Paths of integer attributes equal to `value`, nearest module first: itself, its parents, its children."""
-    chain = [path]
-    while path:
-        path = path.rpartition(".")[0]
-        chain.append(path)
-    for name in chain[:3]:
-        module = modules.get(name)
-        for key, held in vars(module).items() if module is not None else ():
-            lead = f"{name}.{key}" if name else key
-            if type(held) is int and held == value and not key.startswith("__"):
-                yield lead
-            elif isinstance(held, (tuple, list)) and not key.startswith("_"):
-                yield from (f"{lead}.{i}" for i, item in enumerate(held) if type(item) is int and item == value)
-
-
 def _blame(model, nodes, state, trial, attributes, problem) -> None:  # type: ignore[no-untyped-def]
     """Fix the axes behind the disagreement: those in literals on the line, else those of the operation, else wider."""
     position = min(problem.position, len(nodes) - 1)
     node = nodes[position]
     line = problem.line or node.source
     reason = f"the forward hard-codes its size at {short(line)}"
-    moved = [literal.expr for _, literal in _literals(nodes, state, position) if trial.size(literal.expr) != literal.value]
+    moved = [literal.expr for _, literal in literals(nodes, state, position) if trial.size(literal.expr) != literal.value]
     groups = [moved, _around(nodes, state, position, 0), _around(nodes, state, position, 1)]
     groups += [[e for t in module.parameters() for e in state.of(t).dims] for module in _ancestors(model, node.module)]
     for exprs in groups:

@@ -37,6 +37,8 @@ def load_weights(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     model = copy.deepcopy(into)
     own = state_of(model, asked)
     state = _strip(state, own)
+    counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+    state = {**counters, **state}  # files older than the counter, and many after it, do without
     for alias, name in untie(own)[1].items():
         if (alias in state) != (name in state):
             state[alias] = state[name] = state[alias if alias in state else name]

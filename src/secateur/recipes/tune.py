@@ -44,7 +44,7 @@ def tune(parts: Parts, model: nn.Module, fit: Fit, watch: Watch, *, teacher: nn.
     better. A `teacher` adds distillation with the weight `fit.teacher`.
     """
     settings = settings_of(fit, watch.seed)
-    keeper = Keeper(parts, watch)
+    keeper = Keeper(parts, watch, fit.epochs)
     batches, loss = parts.train, parts.loss
     if parts.plain_loss:
         loss = cross_entropy(fit.label_smoothing)
@@ -70,18 +70,22 @@ def tune(parts: Parts, model: nn.Module, fit: Fit, watch: Watch, *, teacher: nn.
 class Keeper:
     """Follows one training: which epoch it is, what it recorded, and which epoch was best."""
 
-    def __init__(self, parts: Parts, watch: Watch) -> None:
-        self.parts, self.watch, self.epoch = parts, watch, 0
+    def __init__(self, parts: Parts, watch: Watch, epochs: int) -> None:
+        self.parts, self.watch, self.epochs, self.epoch, self.told = parts, watch, epochs, 0, ""
         self.records: list[Record] = []
 
     def on_step(self, epoch: int, step: int, steps: int | None) -> None:
         """Move the bar."""
         self.epoch = epoch
-        self.watch.progress(f"{self.watch.phase} {epoch}", step, steps or step)
+        steps = steps or step  # unknown for batches without a length: then the bar moves by whole epochs
+        done = (epoch - 1) * steps + step
+        self.watch.progress(self.watch.phase, done, self.epochs * steps, f"epoch {epoch} of {self.epochs}{self.told}")
 
     def on_epoch(self, record: Record) -> None:
         """Write the history as it stands."""
         self.records.append(record)
+        accuracy = record.get("holdout_accuracy", record.get("train_accuracy"))
+        self.told = f", loss {record['loss']:.3g}" + ("" if accuracy is None else f", accuracy {accuracy:.1%}")
         self.watch.on_records(self.records)
 
     def judge(self, model: nn.Module) -> dict[str, float]:

@@ -36,9 +36,7 @@ def apply_(plan: Plan, model: nn.Module, *, optimizer: optim.Optimizer | None = 
     """Cut `model` itself, step by step; `optimizer` holds the new parameters afterwards, with its state cut alike."""
     plan.check(model)
     for step in plan.steps:
-        replaced = _cut_in_place(step, model)
-        if optimizer is not None:
-            carry(optimizer, replaced)
+        _cut_in_place(step, model, optimizer)
     return model
 
 
@@ -94,21 +92,34 @@ def _copy_cut(step: Keep, model: nn.Module) -> nn.Module:
     return small
 
 
-def _cut_in_place(step: Keep, model: nn.Module) -> list[tuple[Tensor, Tensor, Mapping[int, np.ndarray]]]:
+def _cut_in_place(step: Keep, model: nn.Module, optimizer: optim.Optimizer | None = None) -> None:
+    """Replace tensor after tensor, so that no more than one is held twice (all of them, where an optimizer knows them)."""
     kept, numbers = changes(step, model)
-    named = dict(tensors(model))
-    new: dict[int, Tensor] = {}
-    replaced: list[tuple[Tensor, Tensor, Mapping[int, np.ndarray]]] = []
-    for name, dims in kept.items():
-        old = named[name]
-        if id(old) not in new:
-            new[id(old)] = like(old, cut_tensor(old, dims))
-            replaced.append((old, new[id(old)], dims))
-        holder, _, last = name.rpartition(".")
-        module = model.get_submodule(holder)
-        (module._parameters if last in module._parameters else module._buffers)[last] = new[id(old)]
+    names: dict[int, list[str]] = {}
+    for name, tensor in tensors(model):
+        names.setdefault(id(tensor), []).append(name)
+    del tensor
+    replaced = []
+    for tied in names.values():
+        dims = kept.get(tied[0])
+        if dims:
+            old = _holder(model, tied[0])[tied[0].rpartition(".")[2]]
+            new = like(old, cut_tensor(old, dims))
+            for name in tied:
+                _holder(model, name)[name.rpartition(".")[2]] = new
+            if optimizer is not None:
+                replaced.append((old, new, dims))
+            del old, new
     _settle(model, kept, numbers)
-    return replaced
+    if optimizer is not None:
+        carry(optimizer, replaced)
+
+
+def _holder(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """The table of the module that holds the parameter or buffer `name`."""
+    path, _, last = name.rpartition(".")
+    module = model.get_submodule(path)
+    return module._parameters if last in module._parameters else module._buffers  # type: ignore[return-value]
 
 
 def _settle(model: nn.Module, kept: Changes, numbers: Mapping[str, int]) -> None:

@@ -1,0 +1,224 @@
+"""Sizes written in a forward, and where they come from: an attribute of a module or its configuration, a multiple of one,
+or the shape of another tensor.
+
+All three are found by value and proved by the next run of the cut model: what does not move there is taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from secateur.graph import dims as d
+from secateur.graph.dims import Expr
+from secateur.graph.record import Node, flat
+from secateur.graph.state import Literal, State, flat_tensors
+
+MOST_TIMES = 16
+"""A size may be an attribute times a number up to this, as in `view(..., 3 * self.head_size)`."""
+PLAIN = (int, float, str, bool, type(None), tuple, list, dict, set, Tensor, nn.Module)
+
+
+class Sizes(Protocol):
+    """A trial cut: the length of a dimension after it."""
+
+    def size(self, expr: Expr) -> int:
+        """The length of `expr` after the cut."""
+
+
+@dataclass
+class Search:
+    """What has been found and tried so far; `latest` are the paths added last, which the next run has to prove."""
+
+    modules: dict[str, nn.Module]
+    attributes: dict[str, Expr]
+    tried: set[tuple[int, str]] = field(default_factory=set)
+    latest: dict[str, Literal] = field(default_factory=dict)
+    position: int = -1
+
+
+def whole_numbers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+    """The integers an operation was called with, in order."""
+    return [value for value in flat([args, kwargs]) if type(value) is int]
+
+
+def follow(search: Search, nodes: Sequence[Node], state: State, trial: Sizes, position: int, seen: list[int] | None) -> bool:
+    """Tie sizes that did not follow to what holds them; `seen` are the numbers the cut model used there.
+
+    True where something new was tied, so that another run is worth its time.
+    """
+    position = min(position, len(nodes) - 1)
+    moved = _moved(nodes[position], seen)
+    if search.position == position:
+        _take_back(search, moved)
+    search.position, search.latest = position, {}
+    late = [
+        (node, literal) for node, literal in literals(nodes, state, position) if trial.size(literal.expr) != literal.value
+    ]
+    if _borrowed(nodes, state, trial, position, moved):
+        return True
+    return _attributes(search, late, state, trial) or _multiples(search, late, state, trial)
+
+
+def _moved(node: Node, seen: list[int] | None) -> list[tuple[int, int]] | None:
+    """(size before, size in the cut model) for each number of the call, or None where the calls do not compare."""
+    before = whole_numbers(node.args, node.kwargs)
+    return list(zip(before, seen, strict=True)) if seen is not None and len(seen) == len(before) else None
+
+
+def _take_back(search: Search, moved: list[tuple[int, int]] | None) -> None:
+    """Forget attributes that were added last where the number they were to move stands as it stood."""
+    still = {old for old, new in moved or () if old == new} - {old for old, new in moved or () if old != new}
+    for path, literal in search.latest.items():
+        if literal.value in still:
+            search.attributes.pop(path, None)
+
+
+def literals(nodes: Sequence[Node], state: State, position: int) -> Iterator[tuple[Node, Literal]]:
+    """Literals of the operation at `position` and of all others of its kind on its line of code."""
+    for number in _alike(nodes, position):
+        for literal in state.literals.get(number, ()):
+            yield nodes[number], literal
+
+
+def _alike(nodes: Sequence[Node], position: int) -> Iterator[int]:
+    here = nodes[position]
+    for number, node in enumerate(nodes):
+        if node is here or (node.source == here.source and node.op == here.op and here.source != "unknown"):
+            yield number
+
+
+def _attributes(search: Search, late: list[tuple[Node, Literal]], state: State, trial: Sizes) -> bool:
+    """Attributes equal to a size that did not follow."""
+    new = False
+    for node, literal in late:
+        for path in _holders(search.modules, node.module, literal.value):
+            if path in search.attributes:
+                if search.attributes[path] is literal.expr:
+                    continue
+                before = trial.size(literal.expr)
+                state.unite(search.attributes[path], literal.expr)
+                new |= before != trial.size(literal.expr)
+                break
+            if (id(literal), path) in search.tried:
+                continue
+            search.tried.add((id(literal), path))
+            search.attributes[path] = literal.expr
+            search.latest[path] = literal
+            new = True
+            break
+    return new
+
+
+def _multiples(search: Search, late: list[tuple[Node, Literal]], state: State, trial: Sizes) -> bool:
+    """Attributes of which a size is a small multiple."""
+    new = False
+    for node, literal in late:
+        for times in range(2, MOST_TIMES + 1):
+            if literal.value % times or literal.value <= times:
+                continue
+            path = next(_holders(search.modules, node.module, literal.value // times), None)
+            if path is None or (id(literal), path) in search.tried:
+                continue
+            search.tried.add((id(literal), path))
+            part = _part(literal.expr, times, state)
+            if part is None:
+                continue
+            if path in search.attributes:
+                state.unite(search.attributes[path], part)
+            else:
+                search.attributes[path] = part
+            new = True
+            break
+    return new
+
+
+def _part(expr: Expr, times: int, state: State) -> Expr | None:
+    """One of `times` equal parts of `expr`; their number is fixed, since the code writes it."""
+    try:
+        outer, inner = d.divide(d.root(d.as_var(d.normal(expr))), times)
+    except d.Conflict:
+        return None
+    d.freeze(((outer,),), state.why("the forward writes how many there are"))
+    return ((inner,),)
+
+
+def _holders(modules: dict[str, nn.Module], path: str, value: int) -> Iterator[str]:
+    """Paths of integer attributes equal to `value`: of the module, its parents, then of configurations these hold."""
+    chain = [path]
+    while path:
+        path = path.rpartition(".")[0]
+        chain.append(path)
+    for name in chain[:3]:
+        if name in modules:
+            yield from _inside(vars(modules[name]), name, value)
+    known: set[int] = set()
+    for name in chain:
+        for key, held in vars(modules[name]).items() if name in modules else ():
+            if not isinstance(held, PLAIN) and not key.startswith("_") and hasattr(held, "__dict__") and id(held) not in known:
+                known.add(id(held))
+                yield from _inside(vars(held), _first(modules, held, f"{name}.{key}".lstrip(".")), value)
+
+
+def _inside(held: dict[str, Any], lead: str, value: int) -> Iterator[str]:
+    for key, item in held.items():
+        path = f"{lead}.{key}" if lead else key
+        if type(item) is int and item == value and not key.startswith("__"):
+            yield path
+        elif isinstance(item, (tuple, list)) and not key.startswith("_"):
+            yield from (f"{path}.{i}" for i, one in enumerate(item) if type(one) is int and one == value)
+
+
+def _first(modules: dict[str, nn.Module], held: object, path: str) -> str:
+    """The first path to an object that modules share, so that two layers do not set it to different numbers."""
+    key = path.rpartition(".")[2]
+    for name, module in modules.items():
+        if vars(module).get(key) is held:
+            return f"{name}.{key}".lstrip(".")
+    return path
+
+
+def _borrowed(nodes: Sequence[Node], state: State, trial: Sizes, position: int, moved: list[tuple[int, int]] | None) -> bool:
+    """Sizes read from another tensor's shape: the number the cut model used tells which dimension it came from."""
+    for literal in state.literals.get(position, ()):
+        for old, new in moved or ():
+            if old != literal.value or new in (old, trial.size(literal.expr)):
+                continue
+            place = _source(nodes, state, trial, position, (old, new))
+            if place is not None:
+                _unite_alike(nodes, state, position, state.literals[position].index(literal), place)
+                return True
+    return False
+
+
+def _source(
+    nodes: Sequence[Node], state: State, trial: Sizes, position: int, sizes: tuple[int, int]
+) -> tuple[int, int, int] | None:
+    """The nearest earlier dimension of these sizes: (operations back, tensor of the operation, dim)."""
+    for back in range(position + 1):
+        for which, tensor in enumerate(_tensors(nodes[position - back], outputs=back > 0)):
+            for dim, expr in enumerate(state.of(tensor).dims):
+                if (d.size(expr), trial.size(expr)) == sizes:
+                    return back, which, dim
+    return None
+
+
+def _unite_alike(nodes: Sequence[Node], state: State, position: int, which: int, place: tuple[int, int, int]) -> None:
+    """Unite literal number `which` of the operation, and of those like it, with the dimension it is read from."""
+    back, tensor, dim = place
+    for number in _alike(nodes, position):
+        literals, here = state.literals.get(number, []), number - back
+        if here < 0 or len(literals) <= which or nodes[here].op != nodes[position - back].op:
+            continue
+        tensors = _tensors(nodes[here], outputs=back > 0)
+        if tensor < len(tensors) and tensors[tensor].dim() > dim:
+            expr = state.of(tensors[tensor]).dims[dim]
+            if d.size(expr) == literals[which].value:
+                state.unite(literals[which].expr, expr)
+
+
+def _tensors(node: Node, *, outputs: bool) -> list[Tensor]:
+    return [*flat_tensors((node.args, node.kwargs)), *(node.outputs if outputs else ())]

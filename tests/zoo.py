@@ -30,7 +30,7 @@ from secateur.testing import (
 
 TABLE = Path(__file__).with_name("zoo.toml")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-BORDER = ("it is a dimension of the model's input", "it is a dimension of the model's output", "kernel")
+BORDER = ("it is a dimension of the model's input", "it is a dimension of the model's output", "kernel", "the forward writes how many")
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,12 @@ def free_share(axes, model):
 def blame(axes, model):
     """Reason to the share of matrix and kernel entries that stand still on some side because of it."""
     sizes = {name: p.numel() for name, p in model.named_parameters() if p.dim() > 1}
+    moving = {(slot.tensor, slot.dim) for axis in axes.free for slot in axis.slots}
     cost = Counter()
     for axis in axes:
-        if axis.fixed and axis.fixed not in BORDER:
-            for name in {slot.tensor for slot in axis.slots}:
-                cost[axis.fixed] += sizes.get(name, 0)
+        if axis.fixed and not axis.fixed.startswith(BORDER):
+            still = {slot.tensor for slot in axis.slots if (slot.tensor, slot.dim) not in moving}
+            cost[axis.fixed] += sum(sizes.get(name, 0) for name in still)
     total = max(sum(sizes.values()), 1)
     return {reason: round(n / total, 4) for reason, n in cost.most_common(12) if n / total > 0.0005}
 

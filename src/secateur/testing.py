@@ -193,7 +193,7 @@ def optimizer_fits(build: Build, example: Any, axes: Axes, plan: Plan) -> None:
 def _step(model: nn.Module, example: Any, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
     out = [t for t in flat(call(model.train(), example)) if isinstance(t, Tensor) and t.requires_grad]
-    sum((t.float() ** 2).mean() for t in out).backward()
+    torch.stack([(t.float() ** 2).mean() for t in out]).sum().backward()
     optimizer.step()
 
 

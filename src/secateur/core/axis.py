@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 Role = Literal["write", "read", "scale", "count"]
+Gate = Literal["read", "all"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Axis:
     slots: tuple[Slot, ...]
     fixed: str | None = None
     exact: bool = True
-    gate: Literal["read", "all"] = "read"
+    gate: Gate = "read"
 
     def freeze(self, reason: str) -> Axis:
         """The same axis, fixed for `reason` (an earlier reason stays)."""

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from secateur.core.axis import Axis, Slot
+from secateur.core.axis import Axis, Gate, Slot
 from secateur.core.size import Size, Term, constant, merge
 from secateur.graph import dims as d
 from secateur.graph.dims import Expr, Var
@@ -56,7 +56,7 @@ def name_axes(found: Sequence[Found]) -> list[Axis]:
         base += f":{kind}" if kind in ("head", "head_dim", "group") else ""
         number = used[base] = used.get(base, -1) + 1
         var = item.var
-        gate = "all" if "all" in var.flags else "read"
+        gate: Gate = "all" if "all" in var.flags else "read"
         axes.append(
             Axis(base + (f"#{number}" if number else ""), kind, var.size, tuple(item.slots), var.fixed, var.exact, gate)
         )

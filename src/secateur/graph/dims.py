@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
+from typing import Any
 
 Product = tuple["Var", ...]
 Expr = tuple[Product, ...]
@@ -30,7 +31,7 @@ class Var:
         self.fixed = fixed
         self.exact = True
         self.flags: frozenset[str] = frozenset()
-        self.link: Var | Expr | None = None
+        self.link: Any = None  # Var (united), Expr (refined) or None
 
     def inherit(self, other: Var) -> None:
         """Take over what is known about `other`."""

@@ -6,8 +6,9 @@ All three are found by value and proved by the next run of the cut model: what d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -40,9 +41,9 @@ class Search:
     position: int = -1
 
 
-def whole_numbers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-    """The integers an operation was called with, in order."""
-    return [value for value in flat([args, kwargs]) if type(value) is int]
+def whole_numbers(*call: Any) -> list[int]:
+    """The integers in the arguments of a call, in order."""
+    return [value for value in flat(call) if type(value) is int]
 
 
 def follow(search: Search, nodes: Sequence[Node], state: State, trial: Sizes, position: int, seen: list[int] | None) -> bool:
@@ -51,6 +52,7 @@ def follow(search: Search, nodes: Sequence[Node], state: State, trial: Sizes, po
     True where something new was tied, so that another run is worth its time.
     """
     position = min(position, len(nodes) - 1)
+    state.node, state.position = nodes[position], position
     moved = _moved(nodes[position], seen)
     if search.position == position:
         _take_back(search, moved)
@@ -60,7 +62,9 @@ def follow(search: Search, nodes: Sequence[Node], state: State, trial: Sizes, po
     ]
     if _borrowed(nodes, state, trial, position, moved):
         return True
-    return _attributes(search, late, state, trial) or _multiples(search, late, state, trial)
+    if _attributes(search, late, state, trial) or _quotient(nodes, state, trial, position, moved):
+        return True
+    return _multiples(search, late, state, trial)
 
 
 def _moved(node: Node, seen: list[int] | None) -> list[tuple[int, int]] | None:
@@ -189,35 +193,62 @@ def _borrowed(nodes: Sequence[Node], state: State, trial: Sizes, position: int, 
                 continue
             place = _source(nodes, state, trial, position, (old, new))
             if place is not None:
-                _unite_alike(nodes, state, position, state.literals[position].index(literal), place)
+                _unite_alike(nodes, state, position, (state.literals[position].index(literal),), place)
+                return True
+    return False
+
+
+def _quotient(nodes: Sequence[Node], state: State, trial: Sizes, position: int, moved: list[tuple[int, int]] | None) -> bool:
+    """A size calculated as another tensor's width over a number of the same call, as in `C // self.num_heads`."""
+    here = state.literals.get(position, [])
+    for i, literal in enumerate(here):
+        wrong = {new for old, new in moved or () if old == literal.value and new not in (old, trial.size(literal.expr))}
+        for j, by in enumerate(here) if wrong else ():
+            parts = trial.size(by.expr)
+            place = None if i == j else _source(nodes, state, trial, position, (literal.value * by.value, -1), parts, wrong)
+            if place is not None:
+                _unite_alike(nodes, state, position, (min(i, j), max(i, j)), place)
                 return True
     return False
 
 
 def _source(
-    nodes: Sequence[Node], state: State, trial: Sizes, position: int, sizes: tuple[int, int]
+    nodes: Sequence[Node],
+    state: State,
+    trial: Sizes,
+    position: int,
+    sizes: tuple[int, int],
+    parts: int = 1,
+    quotients: Container[int] = (),
 ) -> tuple[int, int, int] | None:
-    """The nearest earlier dimension of these sizes: (operations back, tensor of the operation, dim)."""
+    """The nearest earlier dimension of these sizes, or whose size over `parts` is one of `quotients`.
+
+    Returns (operations back, tensor of the operation, dim).
+    """
     for back in range(position + 1):
         for which, tensor in enumerate(_tensors(nodes[position - back], outputs=back > 0)):
             for dim, expr in enumerate(state.of(tensor).dims):
-                if (d.size(expr), trial.size(expr)) == sizes:
+                after = trial.size(expr) if d.size(expr) == sizes[0] else -2
+                if after == sizes[1] or (after > 0 and after // parts in quotients):
                     return back, which, dim
     return None
 
 
-def _unite_alike(nodes: Sequence[Node], state: State, position: int, which: int, place: tuple[int, int, int]) -> None:
-    """Unite literal number `which` of the operation, and of those like it, with the dimension it is read from."""
+def _unite_alike(
+    nodes: Sequence[Node], state: State, position: int, which: tuple[int, ...], place: tuple[int, int, int]
+) -> None:
+    """Unite literals `which` of the operation, and of those like it, with the dimension they are read from."""
     back, tensor, dim = place
     for number in _alike(nodes, position):
         literals, here = state.literals.get(number, []), number - back
-        if here < 0 or len(literals) <= which or nodes[here].op != nodes[position - back].op:
+        if here < 0 or len(literals) <= which[-1] or nodes[here].op != nodes[position - back].op:
             continue
         tensors = _tensors(nodes[here], outputs=back > 0)
         if tensor < len(tensors) and tensors[tensor].dim() > dim:
             expr = state.of(tensors[tensor]).dims[dim]
-            if d.size(expr) == literals[which].value:
-                state.unite(literals[which].expr, expr)
+            if d.size(expr) == prod(literals[i].value for i in which):
+                read = literals[which[0]].expr if len(which) == 1 else (tuple(d.as_var(literals[i].expr) for i in which),)
+                state.unite(read, expr)
 
 
 def _tensors(node: Node, *, outputs: bool) -> list[Tensor]:

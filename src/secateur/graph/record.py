@@ -98,13 +98,13 @@ class Recorder(TorchFunctionMode):
         self.stack: list[str] = [""]
         self.inside = 0
         self.moving = False
-        self.attempt: list[int] = []
+        self.attempt: tuple[Any, ...] = ()
         self.on_node = on_node
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         name = WHOLE.get(func)
-        if not self.inside and self.on_node:
-            self.attempt = [value for value in flat([args, kwargs or {}]) if type(value) is int]
+        if not self.inside:
+            self.attempt = (args, kwargs or {})
         if name is None or self.inside:
             return func(*args, **(kwargs or {}))
         if name in SAME_SHAPE and args and args[0].is_meta:

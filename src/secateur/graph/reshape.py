@@ -29,7 +29,8 @@ def reshape(dims: Sequence[Expr], shape: Sequence[int]) -> list[Expr]:
 def _runs(old: list[int], new: list[int]) -> Iterator[tuple[list[int], list[int]]]:
     i = j = 0
     while i < len(old) or j < len(new):
-        before, after = [], []
+        before: list[int] = []
+        after: list[int] = []
         one = two = 1
         while True:
             if one <= two and i < len(old) and (one < two or not before or old[i] == 1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,12 +21,20 @@ from secateur.graph.walk import walk
 from secateur.surgery import fingerprint
 
 
-def trace(model: nn.Module, example: Any, *, ignore: Sequence[str] = (), rules: Mapping[str, Rule] | None = None) -> Axes:
+def trace(
+    model: nn.Module,
+    example: Any,
+    *,
+    ignore: Sequence[str] = (),
+    rules: Mapping[str, Rule] | None = None,
+    output: Callable[[Any], Any] | None = None,
+) -> Axes:
     """Every axis of `model`, free or fixed with the reason, and exact counts for any cut.
 
     `example` is a tensor, a tuple of positional or a dict of named arguments; only its shapes matter, and nothing is
     computed: the forward runs on the meta device. `ignore` takes shell patterns of axis or tensor names to leave whole.
-    `rules` adds to, or replaces, entries of `secateur.graph.RULES`.
+    `rules` adds to, or replaces, entries of `secateur.graph.RULES`. `output` picks, from what the forward returns, what has
+    to keep its shape, as in `lambda out: out.logits`; all of it by default, hidden states among it.
 
     Raises `SecateurError` where the model's forward does not run on the example.
 
@@ -36,8 +44,8 @@ def trace(model: nn.Module, example: Any, *, ignore: Sequence[str] = (), rules: 
     """
     bones = skeleton(model)
     call = on_meta(arguments(example))
-    nodes, output = record(bones, call)
-    state = walk(bones, nodes, call, output, {**RULES, **(rules or {})})
+    nodes, returned = record(bones, call)
+    state = walk(bones, nodes, call, output(returned) if output else returned, {**RULES, **(rules or {})})
     attributes = verify(bones, nodes, state, call)
     found = find(bones, state, attributes)
     axes = Axes(tuple(name_axes(found)), fingerprint(model), counts(bones, state, found), _notes(state))

@@ -110,10 +110,9 @@ def run(
             return
         if position >= len(nodes) or _kind(node) != _kind(nodes[position]) or len(node.outputs) != len(nodes[position].outputs):
             raise Disagrees(position)
-        seen = whole_numbers(node.args, node.kwargs)
         for shape, out in zip(node.shapes, nodes[position].outputs, strict=True):
             if shape != tuple(trial.size(e) for e in state.of(out).dims):
-                raise Disagrees(position, "", seen)
+                raise Disagrees(position, "", whole_numbers(node.args, node.kwargs))
         if _numbers(node) != _numbers(nodes[position]):
             raise Disagrees(position)
         position = _next(nodes, position + 1)
@@ -124,7 +123,7 @@ def run(
     except Disagrees:
         raise
     except Exception as error:  # whatever a forward raises when a size it relies on is gone
-        raise Disagrees(position, _line(error), recorder.attempt) from error
+        raise Disagrees(position, _line(error), whole_numbers(*recorder.attempt)) from error
     if position != len(nodes):
         raise Disagrees(position)
 

@@ -32,7 +32,7 @@ def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 def _own_way(kind: type) -> bool:
     """Does the class say how it is copied? Recurrent layers hold weak references to their weights."""
     usual = kind.__setstate__.__module__.startswith("torch.nn.modules") and not issubclass(kind, nn.RNNBase)  # type: ignore[attr-defined]
-    return not usual or hasattr(kind, "__deepcopy__") or kind.__getstate__ is not object.__getstate__  # type: ignore[attr-defined]
+    return not usual or hasattr(kind, "__deepcopy__") or kind.__getstate__ is not object.__getstate__  # type: ignore
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:

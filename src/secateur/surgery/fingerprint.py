@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor, nn
 
 from secateur.core.errors import nearest
-from secateur.core.plan import Keep, Plan, Shapes
+from secateur.core.plan import Cut, Keep, Plan, Shapes
 
 
 def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -25,7 +26,7 @@ def fingerprint(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def mismatches(expected: Shapes, model: nn.Module | Shapes) -> list[str]:
     """One line per tensor of `expected` that `model` lacks or has in another shape, and per tensor it has beyond."""
     found = model if isinstance(model, Mapping) else fingerprint(model)
-    lines = []
+    lines: list[str] = []
     for name, shape in expected.items():
         if name not in found:
             hint = nearest(name, list(found))
@@ -61,7 +62,5 @@ def shapes_after(plan: Plan) -> dict[str, tuple[int, ...]]:
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
-def _tensor_slots(cut):  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
+def _tensor_slots(cut: Cut) -> Cut:
     return replace(cut, slots=tuple(slot for slot in cut.slots if slot.dim >= 0))

@@ -98,7 +98,10 @@ def _only(cut: Cut, names: set[str]) -> Cut:
 
 
 class KeptNorms(TorchFunctionMode):
-    """Layer, RMS and group norms whose weight belongs to a cut axis reduce over the kept entries alone."""
+    """Layer, RMS and group norms whose weight belongs to a cut axis reduce over the kept entries alone.
+
+    Attention that scales by the width it finds is given that of the entries which are not silenced.
+    """
 
     def __init__(self, masks: dict[str, Tensor], named: dict[str, Tensor], gated: dict[str, Tensor]) -> None:
         super().__init__()
@@ -111,6 +114,9 @@ class KeptNorms(TorchFunctionMode):
             mask = self.masks.get(id(weight))
             if mask is not None:
                 return _NORMS[func](mask.to(args[0].device), *args, **kwargs)
+        elif func is functional.scaled_dot_product_attention and len(args) > 1 and kwargs.get("scale") is None:
+            awake = (args[0].flatten(0, -2) != 0).any(0) & (args[1].flatten(0, -2) != 0).any(0)
+            kwargs = {**kwargs, "scale": float(max(int(awake.sum()), 1)) ** -0.5}
         return func(*args, **kwargs)
 
 
@@ -140,4 +146,4 @@ def _group_norm(mask, x, num_groups, weight=None, bias=None, eps=1e-5):  # type:
     return out if bias is None else out + bias.reshape(wide)
 
 
-_NORMS = {functional.layer_norm: _layer_norm, functional.rms_norm: _rms_norm, functional.group_norm: _group_norm}
+_NORMS: dict[Any, Any] = {functional.layer_norm: _layer_norm, functional.rms_norm: _rms_norm, functional.group_norm: _group_norm}

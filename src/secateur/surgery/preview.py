@@ -49,7 +49,7 @@ class Preview(nn.Module):
             for mask in masks:
                 value = value * mask.to(value)
             gated[name] = value
-        with KeptNorms(self._norms, named, gated) if self._norms else nullcontext():
+        with KeptNorms(self._norms, named, gated) if any(not cut.exact for cut in self.cuts) else nullcontext():
             return functional_call(self.model, gated, args, kwargs, tie_weights=False)
 
 

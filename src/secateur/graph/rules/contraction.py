@@ -118,8 +118,9 @@ def attention(state: State, node: Node) -> None:
     q, k, v = (state.of(t) for t in node.args[:3])
     mask = node.arg(3, "attn_mask")
     scale, grouped = node.arg(6, "scale"), node.arg(7, "enable_gqa", False)
-    if scale is None:
-        state.freeze([q.dims[-1], k.dims[-1]], "attention scales by this width")
+    if scale is None:  # it scales by the width it finds, so a cut renormalises
+        d.flag(q.dims[-1], "norm", exact=False)
+        d.flag(k.dims[-1], "norm", exact=False)
     state.contract(q, len(q.dims) - 1, k, len(k.dims) - 1)
     d.flag(q.dims[-1], "head_dim")
     d.flag(v.dims[-1], "head_dim")

@@ -37,8 +37,8 @@ def recurrent(state: State, node: Node) -> None:
             steps = x.dims[:-1]
             state.macs += [[*steps, rows, below], [*steps, rows, hidden]]
         below = hidden * directions
-    for tensor in flat_tensors(node.args[1]):
-        state.unite(state.of(tensor).dims[-1], hidden)
+    for start in flat_tensors(node.args[1]):
+        state.unite(state.of(start).dims[-1], hidden)
     state.set([*x.dims[:-1], below])
     for number, out in enumerate(node.outputs[1:], 1):
         lead = [state.fresh(n, "it counts layers or samples") for n in out.shape[:-1]]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from secateur.graph import dims as d
 from secateur.graph.record import Node
 from secateur.graph.state import NOWHERE, State
 
 
-def _axes(node: Node, rank: int, dim: object) -> list[int]:
+def _axes(node: Node, rank: int, dim: Any) -> list[int]:
     if dim is None or (isinstance(dim, (list, tuple)) and not dim):
         return list(range(rank))
     return [int(i) % rank if rank else 0 for i in (dim if isinstance(dim, (list, tuple)) else [dim])]

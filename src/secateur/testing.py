@@ -19,7 +19,7 @@ from secateur.core.axes import Axes
 from secateur.core.codec import dumps, loads
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
-from secateur.core.protocols import call
+from secateur.core.running import call
 from secateur.graph import trace
 from secateur.graph.record import flat
 from secateur.io import load, save

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from secateur.core.axes import Axes
@@ -50,21 +49,3 @@ class Hook(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-
-
-def to_device(batch: Any, device: torch.device | str) -> Any:
-    """`batch` (tensor, or list, tuple or dict of tensors) on `device`."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
-
-
-def call(model: nn.Module, batch: Any) -> Any:
-    """`model` on one input: a tensor, a tuple of positional or a dict of named arguments."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from secateur.core.axis import Axis
 from secateur.core.errors import SecateurError
-from secateur.core.protocols import Batches, Criterion, Loss, call, to_device
+from secateur.core.protocols import Batches, Criterion, Loss
+from secateur.core.running import call, device_of, evaluating, to_device
 from secateur.criteria.places import parameters, places, plain, totals
-from secateur.measure.forward import device_of, evaluating
 
 Reduce = Literal["batch", "data"]
 

@@ -39,6 +39,31 @@ class Search:
     tried: set[tuple[int, str]] = field(default_factory=set)
     latest: dict[str, Literal] = field(default_factory=dict)
     position: int = -1
+    tied: bool = False
+
+
+def mirrors(modules: dict[str, nn.Module], state: State) -> dict[str, Expr]:
+    """Attributes that attention modules hold of their heads, by name and value, also where this forward reads none of them.
+
+    Another call may: with a mask, transformers repeats key-value heads `num_key_value_groups` times by hand.
+    """
+    found = {}
+    for path, sizes in state.mirrors:
+        for key, held in vars(modules[path]).items() if path in modules else ():
+            expr = sizes.get(_meaning(key))
+            if type(held) is int and held > 1 and expr is not None and d.size(expr) == held:
+                found[f"{path}.{key}".lstrip(".")] = expr
+    return found
+
+
+def _meaning(key: str) -> str:
+    if "group" in key or "rep" in key:
+        return "groups"
+    if "head" not in key or key.startswith("all"):
+        return ""
+    if any(word in key for word in ("dim", "size", "width", "channels")):
+        return "width"
+    return "key heads" if "kv" in key or "key" in key else "heads"
 
 
 def whole_numbers(*call: Any) -> list[int]:
@@ -187,29 +212,43 @@ def _first(modules: dict[str, nn.Module], held: object, path: str) -> str:
 
 def _borrowed(nodes: Sequence[Node], state: State, trial: Sizes, position: int, moved: list[tuple[int, int]] | None) -> bool:
     """Sizes read from another tensor's shape: the number the cut model used tells which dimension it came from."""
-    for literal in state.literals.get(position, ()):
-        for old, new in moved or ():
-            if old != literal.value or new in (old, trial.size(literal.expr)):
+    literals = state.literals.get(position, [])
+    for value in dict.fromkeys(literal.value for literal in literals):
+        used = Counter(new for old, new in moved or () if old == value)
+        meant = Counter(trial.size(literal.expr) for literal in literals if literal.value == value)
+        for new in used - meant:
+            which = next((i for i, one in enumerate(literals) if one.value == value and trial.size(one.expr) in meant - used), None)
+            place = None if which is None or new == value else _source(nodes, state, trial, position, (value, new))
+            if place is not None and which is not None:
+                _unite_alike(nodes, state, position, which, place)
+                return True
+    return False
+
+
+def settle(search: Search, nodes: Sequence[Node], state: State, trial: Sizes) -> bool:
+    """Unite sizes that an attribute moved with what that attribute follows, where they agreed in the trial by chance alone.
+
+    Two axes of two units each cannot be cut to different numbers. True where something was united.
+    """
+    by_module: dict[str, list[tuple[str, Expr]]] = {}
+    for path, expr in search.attributes.items():
+        by_module.setdefault(path.rpartition(".")[0], []).append((path, expr))
+    united = False
+    for number, literals in state.literals.items():
+        for literal in literals:
+            after = trial.size(literal.expr)
+            held = [e for _, e in by_module.get(nodes[number].module, ()) if d.size(e) == literal.value]
+            if after == literal.value or not held or any(_shape(e) == _shape(literal.expr) for e in held):
                 continue
-            place = _source(nodes, state, trial, position, (old, new))
-            if place is not None:
-                _unite_alike(nodes, state, position, (state.literals[position].index(literal),), place)
-                return True
-    return False
+            twin = next((e for e in held if trial.size(e) == after), None)
+            if twin is not None:
+                state.unite(twin, literal.expr)
+                united = True
+    return united
 
 
-def _quotient(nodes: Sequence[Node], state: State, trial: Sizes, position: int, moved: list[tuple[int, int]] | None) -> bool:
-    """A size calculated as another tensor's width over a number of the same call, as in `C // self.num_heads`."""
-    here = state.literals.get(position, [])
-    for i, literal in enumerate(here):
-        wrong = {new for old, new in moved or () if old == literal.value and new not in (old, trial.size(literal.expr))}
-        for j, by in enumerate(here) if wrong else ():
-            parts = trial.size(by.expr)
-            place = None if i == j else _source(nodes, state, trial, position, (literal.value * by.value, -1), parts, wrong)
-            if place is not None:
-                _unite_alike(nodes, state, position, (min(i, j), max(i, j)), place)
-                return True
-    return False
+def _shape(expr: Expr) -> list[list[int]]:
+    return [sorted(id(var) for var in term) for term in d.normal(expr)]
 
 
 def _source(

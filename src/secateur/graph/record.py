@@ -24,7 +24,7 @@ from secateur.surgery import is_rms_norm
 
 F = nn.functional
 NORM = ("input", "weight", "bias", "running_mean", "running_var")
-FUNCTIONAL_NORM = ("input", "running_mean", "running_var", "weight", "bias")
+FUNCTIONAL_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training")
 WHOLE: dict[Any, str] = {
     F.linear: "linear",
     F.scaled_dot_product_attention: "scaled_dot_product_attention",
@@ -115,7 +115,7 @@ class Recorder(TorchFunctionMode):
             out = self._uncut(func, args, kwargs or {})
         if func in (F.batch_norm, F.instance_norm):  # the functional spelling orders its arguments differently
             named = {**dict(zip(FUNCTIONAL_NORM, args, strict=False)), **(kwargs or {})}
-            args, kwargs = tuple(named.get(key) for key in NORM), {}
+            args, kwargs = tuple(named.get(key) for key in NORM), {"training": func is F.batch_norm and named.get("training")}
         self.add(name, args, kwargs or {}, out)
         return out
 

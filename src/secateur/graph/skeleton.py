@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
 from secateur.graph.execute import SMALL
-from secateur.surgery import clone, follow_heads, tensors
+from secateur.surgery import clone, follow_heads, forget, tensors
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -26,7 +26,7 @@ def skeleton(model: nn.Module) -> nn.Module:
     except Exception as error:  # a model may hold anything
         do = "keep what cannot be copied out of the module's attributes"
         raise SecateurError("a copy of the model's module tree", f"{type(error).__name__}: {error}", do) from error
-    return follow_heads(bones.eval())
+    return forget(follow_heads(bones.eval()))
 
 
 def _bone(tensor: Tensor) -> Tensor:

@@ -53,6 +53,8 @@ class State:
         self.macs: list[list[Expr]] = []
         self.unknown: dict[str, list[Node]] = {}
         self.constants: list[Tensor] = []
+        self.mirrors: list[tuple[str, dict[str, Expr]]] = []
+        self.norms: dict[str, int] = {}
         self.node: Node
         self.position = 0
 

@@ -18,7 +18,7 @@ from secateur.graph.skeleton import arguments, on_meta, skeleton
 from secateur.graph.state import State
 from secateur.graph.verify import verify
 from secateur.graph.walk import walk
-from secateur.surgery import fingerprint
+from secateur.surgery import fingerprint, remembered
 
 
 def trace(
@@ -55,7 +55,7 @@ def trace(
 def record(bones: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[list[Node], Any]:
     """The operations of one forward on the meta device, and its output."""
     try:
-        with recording(bones) as recorder:
+        with remembered(bones), recording(bones) as recorder:
             output = bones(*call[0], **call[1])
     except Exception as error:  # whatever the user's forward raises
         shapes = [list(t.shape) for t in torch.utils._pytree.tree_leaves(call) if isinstance(t, torch.Tensor)]

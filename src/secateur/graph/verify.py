@@ -16,7 +16,7 @@ from secateur.core.plan import Cut, Plan, keep
 from secateur.graph import dims as d
 from secateur.graph.collect import find, name_axes
 from secateur.graph.dims import Expr
-from secateur.graph.follow import Search, follow, literals, whole_numbers
+from secateur.graph.follow import Search, follow, literals, mirrors, settle, whole_numbers
 from secateur.graph.record import Node, recording
 from secateur.graph.state import State, short
 from secateur.surgery import apply, fingerprint
@@ -55,17 +55,26 @@ class Trial:
 
 def verify(model: nn.Module, nodes: Sequence[Node], state: State, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Attributes:
     """Fix in `state` what cannot be cut; return the attributes that must follow a dimension."""
-    attributes = _obvious(model, nodes, state)
-    search = Search(dict(model.named_modules()), attributes)
+    search = Search(dict(model.named_modules()), _obvious(model, nodes, state))
+    also = mirrors(search.modules, state)
+    again = False
     while True:
-        trial = plan_trial(model, state, attributes)
+        attributes = {**search.attributes, **{path: also[path] for path in also if again and path not in search.attributes}}
+        trial = plan_trial(model, state, attributes, again=again)
         if not trial.kept:
             return attributes
         try:
             run(model, trial, nodes, state, call)
-            return attributes
+            united = settle(search, nodes, state, trial)
+            if not united and (again or not (search.tied or also)):
+                return attributes
+            again = True
         except Disagrees as problem:
-            if not follow(search, nodes, state, trial, problem.position, problem.numbers):
+            if len(attributes) > len(search.attributes):
+                also = {}  # one of them means something else
+            elif follow(search, nodes, state, trial, problem.position, problem.numbers):
+                search.tied = True
+            else:
                 _blame(model, nodes, state, trial, attributes, problem)
 
 
@@ -82,8 +91,8 @@ def _obvious(model: nn.Module, nodes: Sequence[Node], state: State) -> Attribute
     return attributes
 
 
-def plan_trial(model: nn.Module, state: State, attributes: Attributes) -> Trial:
-    """A cut in which axes of one size keep different numbers of units, so that sizes do not agree by chance."""
+def plan_trial(model: nn.Module, state: State, attributes: Attributes, *, again: bool = False) -> Trial:
+    """A cut in which axes keep different numbers of units, so that sizes do not agree by chance; `again`, other numbers."""
     found = find(model, state, attributes)
     axes = name_axes(found)
     kept, cuts = {}, []
@@ -91,7 +100,8 @@ def plan_trial(model: nn.Module, state: State, attributes: Attributes) -> Trial:
     for item, axis in zip(found, axes, strict=True):
         if axis.fixed is None:
             turn = seen[axis.units] = seen.get(axis.units, -1) + 1
-            left = axis.units - 1 - turn % (axis.units - 1)
+            offset = list(seen).index(axis.units) * (2 if again else 1) + again
+            left = axis.units - 1 - (turn + offset) % (axis.units - 1)
             kept[id(item.var)] = left
             cuts.append(Cut(axis.name, axis.units, tuple(range(left)), axis.slots, axis.exact, axis.gate))
     return Trial(kept, keep(fingerprint(model), cuts))

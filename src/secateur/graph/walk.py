@@ -11,12 +11,13 @@ from secateur.graph import dims as d
 from secateur.graph.record import Node, flat
 from secateur.graph.rules import Rule
 from secateur.graph.state import State, Value, flat_tensors
-from secateur.surgery import tensors
+from secateur.surgery import is_norm, tensors
 
 
 def walk(model: nn.Module, nodes: Sequence[Node], inputs: Any, output: Any, rules: Mapping[str, Rule]) -> State:
     """Apply a rule to every node, starting from the model's tensors; inputs and outputs are fixed."""
     state = State()
+    state.norms = {name: len(next(module.parameters())) for name, module in model.named_modules() if is_norm(module)}
     for name, tensor in tensors(model):
         if id(tensor) not in state.values:
             dims = [state.fresh(n) for n in tensor.shape]

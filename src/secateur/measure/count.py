@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.core.facts import Facts
-from secateur.core.protocols import to_device
+from secateur.core.running import to_device
 from secateur.measure.forward import forward, prepare, without_fastpath
 
 

@@ -10,19 +10,7 @@ import torch
 from torch import nn
 
 from secateur.core.errors import SecateurError
-from secateur.core.protocols import call, to_device
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """`model` in evaluation mode; on leaving, every module is back in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, training in modes:
-            module.training = training
+from secateur.core.running import call, device_of, evaluating, to_device
 
 
 @contextmanager
@@ -34,12 +22,6 @@ def without_fastpath() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter or buffer lies; the CPU for a model without any."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def prepare(model: nn.Module, example: tuple[Any, ...]) -> Any:

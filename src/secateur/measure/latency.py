@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from secateur.core.errors import SecateurError
-from secateur.core.protocols import call
-from secateur.measure.forward import device_of, evaluating, forward, prepare
+from secateur.core.running import call, device_of, evaluating
+from secateur.measure.forward import forward, prepare
 
 
 def latency(model: nn.Module, *example: Any, repeats: int = 20, warmup: int = 5, threads: int | None = None) -> float:

@@ -14,8 +14,8 @@ from secateur.core.axes import Axes
 from secateur.core.facts import Facts
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches, Loss
+from secateur.core.running import device_of, evaluating
 from secateur.measure import compare, facts, peak_memory
-from secateur.measure.forward import device_of, evaluating
 from secateur.recipes.choose import choose
 from secateur.recipes.parts import limited
 from secateur.recipes.phases import CUT, DENSE, REPAIRED, TUNED

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from secateur import data as datasets
 from secateur.core.errors import SecateurError
-from secateur.core.protocols import Batches, Loss, to_device
+from secateur.core.protocols import Batches, Loss
+from secateur.core.running import evaluating, to_device
 from secateur.data import BatchSettings, DataSet
 from secateur.io.objects import build as build_user
 from secateur.io.objects import call as call_user
@@ -28,7 +29,7 @@ from secateur.io.objects import resolve
 from secateur.io.weights import load_weights
 from secateur.recipes import zoo
 from secateur.recipes.schema import Recipe
-from secateur.train.evaluate import evaluate, evaluating
+from secateur.train.evaluate import evaluate
 
 Judge = Callable[[nn.Module, Batches], dict[str, float]]
 """(model, batches) to {"accuracy": ..., "loss": ...}."""

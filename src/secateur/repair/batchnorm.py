@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.core.errors import SecateurError
-from secateur.core.protocols import Batches, call, to_device
-from secateur.measure.forward import device_of, evaluating
+from secateur.core.protocols import Batches
+from secateur.core.running import call, device_of, evaluating, to_device
 
 
 def batchnorm(before: nn.Module, after: nn.Module, batches: Batches, limit: int | None = None) -> None:

@@ -2,9 +2,9 @@
 
 from secateur.surgery.apply import apply, apply_
 from secateur.surgery.attention import FollowingAttention, follow_heads
-from secateur.surgery.copies import clone
+from secateur.surgery.copies import clone, forget, remembered
 from secateur.surgery.fingerprint import fingerprint, mismatches, shapes_after, tensors
-from secateur.surgery.norms import is_rms_norm
+from secateur.surgery.norms import is_norm, is_rms_norm
 from secateur.surgery.optimizer import carry
 from secateur.surgery.preview import Preview
 
@@ -17,8 +17,11 @@ __all__ = [
     "clone",
     "fingerprint",
     "follow_heads",
+    "forget",
+    "is_norm",
     "is_rms_norm",
     "mismatches",
+    "remembered",
     "shapes_after",
     "tensors",
 ]

@@ -13,7 +13,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.plan import Keep, Plan
 from secateur.surgery import attributes
 from secateur.surgery.attention import follow_heads
-from secateur.surgery.copies import clone
+from secateur.surgery.copies import clone, forget
 from secateur.surgery.fingerprint import survivors, tensors
 from secateur.surgery.optimizer import carry
 
@@ -136,3 +136,4 @@ def _settle(model: nn.Module, kept: Changes, numbers: Mapping[str, int]) -> None
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights() if hasattr(module, "_init_flat_weights") else None
+    forget(model)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -46,3 +48,31 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if type(value) is tuple and all(isinstance(item, PLAIN) for item in value):
         return value
     return copy.deepcopy(value, memo)
+
+
+def forget(model: nn.Module) -> nn.Module:
+    """Make modules drop tensors they computed from their weights and kept, as they do where a mode changes."""
+    own = [(module, module.training) for module in model.modules() if type(module).train is not nn.Module.train]
+    modes = [(module, module.training) for module in model.modules()] if own else []
+    for module, mode in own:
+        module.train(not mode)
+    for module, mode in own:
+        module.train(mode)
+    for module, mode in modes:
+        module.training = mode
+    return model
+
+
+@contextmanager
+def remembered(model: nn.Module) -> Iterator[None]:
+    """What modules note down on themselves in the block is gone after it."""
+    before = [
+        (module, {key: value.copy() if type(value) in (dict, list) else value for key, value in vars(module).items()})
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, held in before:
+            vars(module).clear()
+            vars(module).update(held)

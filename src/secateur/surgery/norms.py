@@ -20,6 +20,8 @@ from secateur.core.plan import Cut, Keep
 from secateur.surgery.fingerprint import survivors, tensors
 
 _KNOWN: dict[type, bool] = {}
+FUNCTIONAL = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+"""Their subclasses call the functions that `KeptNorms` stands in for."""
 
 
 def is_rms_norm(module: nn.Module) -> bool:
@@ -54,26 +56,61 @@ def _computes_rms(module: nn.Module, weight: Tensor) -> bool:
     return any(torch.allclose(out.float(), rms * scale, rtol=1e-3, atol=1e-3) for scale in (vector, 1 + vector))
 
 
-def watch_rms(model: nn.Module, masks: dict[str, Tensor]) -> None:
-    """Make every RMS norm module of `model` whose weight is in `masks` run on its kept entries alone; the rest is zero."""
+def is_norm(module: nn.Module) -> bool:
+    """Is `module` a leaf of another library with vectors of one length and nothing else, as normalisations are?
+
+    Where such a module reduces over as many units, a cut is its own forward on the kept ones.
+    """
+    if type(module).__module__.startswith("torch.nn") or module._modules or not module._parameters:
+        return False
+    if isinstance(module, FUNCTIONAL):
+        return False
+    shapes = {tuple(p.shape) for p in module._parameters.values() if p is not None}
+    return len(shapes) == 1 and len(shape := shapes.pop()) == 1 and shape[0] > 1
+
+
+def watch_norms(model: nn.Module, masks: dict[str, Tensor]) -> None:
+    """Make every norm module of `model` whose vectors are in `masks` run on its kept entries alone; the rest is zero."""
     for name, module in model.named_modules():
-        mask = masks.get(f"{name}.weight")
-        if mask is not None and is_rms_norm(module):
-            module.register_forward_hook(_on_kept(mask))
+        if is_norm(module):
+            mask = masks.get(f"{name}.{next(iter(module._parameters))}".lstrip("."))
+            if mask is not None:
+                module.register_forward_hook(_on_kept(mask))
 
 
 def _on_kept(mask: Tensor):  # type: ignore[no-untyped-def]
     kept = torch.nonzero(mask).squeeze(1)
+    busy = False
 
     def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
-        if out.shape[-1] != len(mask):  # the call below
+        nonlocal busy
+        if busy or out.shape != args[0].shape:
             return None
+        busy = True
         index = kept.to(out.device)
-        name, weight = next(iter(module.named_parameters()))
-        small = functional_call(module, {name: weight[index]}, (args[0][..., index],))
-        return torch.zeros_like(out).index_copy(-1, index, small)
+        try:
+            dim = _unit_dim(module, args[0], len(mask))
+            cut = {name: parameter[index] for name, parameter in module.named_parameters()}
+            small = functional_call(module, cut, (args[0].index_select(dim, index), *args[1:]))
+        finally:
+            busy = False
+        return torch.zeros_like(out).index_copy(dim, index, small)
 
     return hook
+
+
+def _unit_dim(module: nn.Module, x: Tensor, units: int) -> int:
+    """The dim of `x` that the module's vectors lie along: where the others can have any size."""
+    dims = [dim for dim, n in enumerate(x.shape) if n == units]
+    for dim in dims[:-1]:
+        shape = [(11, 13, 17, 19, 23)[i % 5] for i in range(x.dim())]
+        shape[dim] = units
+        try:
+            if module(x.new_ones(shape)).shape == torch.Size(shape):
+                return dim
+        except RuntimeError:
+            continue
+    return dims[-1]
 
 
 def norm_masks(cuts: Sequence[Cut], model: nn.Module) -> dict[str, Tensor]:
@@ -100,11 +137,15 @@ def _only(cut: Cut, names: set[str]) -> Cut:
 class KeptNorms(TorchFunctionMode):
     """Layer, RMS and group norms whose weight belongs to a cut axis reduce over the kept entries alone.
 
-    Attention that scales by the width it finds is given that of the entries which are not silenced.
+    Attention that scales by the width it finds is given that of the entries which are not silenced, and kernels that are
+    standardised (Qiao et al., 2019) are standardised over those.
     """
 
-    def __init__(self, masks: dict[str, Tensor], named: dict[str, Tensor], gated: dict[str, Tensor]) -> None:
+    def __init__(
+        self, masks: dict[str, Tensor], named: dict[str, Tensor], gated: dict[str, Tensor], gates: dict[str, list[Tensor]]
+    ) -> None:
         super().__init__()
+        self.gates = {gated[name].untyped_storage().data_ptr(): (gated[name].shape, gate) for name, gate in gates.items()}
         self.masks = {id(gated.get(name, named[name])): mask for name, mask in masks.items()}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -114,10 +155,28 @@ class KeptNorms(TorchFunctionMode):
             mask = self.masks.get(id(weight))
             if mask is not None:
                 return _NORMS[func](mask.to(args[0].device), *args, **kwargs)
+        elif func is functional.batch_norm and (gate := self.gates.get(args[0].untyped_storage().data_ptr())):
+            kept = torch.ones(gate[0])
+            for mask in gate[1]:
+                kept = kept * mask.to(kept)
+            return _standardised(kept.to(args[0].device), *args, **kwargs)
         elif func is functional.scaled_dot_product_attention and len(args) > 1 and kwargs.get("scale") is None:
             awake = (args[0].flatten(0, -2) != 0).any(0) & (args[1].flatten(0, -2) != 0).any(0)
             kwargs = {**kwargs, "scale": float(max(int(awake.sum()), 1)) ** -0.5}
         return func(*args, **kwargs)
+
+
+def _standardised(kept, x, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):  # type: ignore[no-untyped-def]
+    """Batch norm of a kernel seen as (1, O, I * K * K), over its entries that are not silenced; those become zero."""
+    kept = kept.reshape(x.shape).to(x)
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    n = kept.sum(dims, keepdim=True).clamp(min=1)
+    mean = (x * kept).sum(dims, keepdim=True) / n
+    variance = ((x - mean).square() * kept).sum(dims, keepdim=True) / n
+    wide = [1, -1] + [1] * (x.dim() - 2)
+    out = (x - mean) * torch.rsqrt(variance + eps) * kept
+    out = out if weight is None else out * weight.reshape(wide)
+    return out if bias is None else out + bias.reshape(wide)
 
 
 def _layer_norm(mask, x, normalized_shape, weight=None, bias=None, eps=1e-5):  # type: ignore[no-untyped-def]

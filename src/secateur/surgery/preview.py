@@ -19,7 +19,7 @@ from torch.func import functional_call
 from secateur.core.plan import Cut, Plan
 from secateur.surgery.apply import apply
 from secateur.surgery.fingerprint import tensors
-from secateur.surgery.norms import KeptNorms, norm_masks, watch_rms
+from secateur.surgery.norms import KeptNorms, norm_masks, watch_norms
 
 
 class Preview(nn.Module):
@@ -38,7 +38,7 @@ class Preview(nn.Module):
         self.cuts = [cut for step in plan.steps[-1:] for cut in step.cuts if len(cut.kept) < cut.units]
         self._masks = dict(_masks(self.cuts, self.model))
         self._norms = norm_masks(self.cuts, self.model)
-        watch_rms(self.model, self._norms)
+        watch_norms(self.model, self._norms)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The output of the model with every dropped unit silenced."""
@@ -49,7 +49,7 @@ class Preview(nn.Module):
             for mask in masks:
                 value = value * mask.to(value)
             gated[name] = value
-        with KeptNorms(self._norms, named, gated) if any(not cut.exact for cut in self.cuts) else nullcontext():
+        with KeptNorms(self._norms, named, gated, self._masks) if any(not cut.exact for cut in self.cuts) else nullcontext():
             return functional_call(self.model, gated, args, kwargs, tie_weights=False)
 
 

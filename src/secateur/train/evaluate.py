@@ -6,8 +6,6 @@ Shape legend: B images of a batch, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,19 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.core.errors import SecateurError
-from secateur.core.protocols import Batches, Loss, call, to_device
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """`model` in evaluation mode; every module goes back to the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode
+from secateur.core.protocols import Batches, Loss
+from secateur.core.running import call, device_of, evaluating, to_device
 
 
 def evaluate(model: nn.Module, batches: Batches, *, loss: Loss | None = None, precision: str = "float32") -> dict[str, float]:
@@ -80,9 +67,3 @@ def as_float(output: Any) -> Any:
     """Half-precision outputs as float32, so that the loss is exact."""
     half = isinstance(output, Tensor) and output.dtype in (torch.bfloat16, torch.float16)
     return output.float() if half else output
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter or buffer of `model` lives; the CPU where it has none."""
-    tensor = next(model.parameters(), next(model.buffers(), None))
-    return tensor.device if tensor is not None else torch.device("cpu")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.core.errors import SecateurError
-from secateur.core.protocols import Batches, Loss, call
+from secateur.core.protocols import Batches, Loss
+from secateur.core.running import call
 
 
 def cross_entropy(smoothing: float = 0.0) -> Loss:

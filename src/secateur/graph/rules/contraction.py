@@ -97,6 +97,8 @@ def _product(state: State, a: Value, b: Value, added: Value | None) -> None:
     if batch and not (a.is_weight or b.is_weight):
         for expr in batch:
             d.flag(expr, "batch")
+        for expr in (a.dims[-1], *columns):
+            d.flag(expr, "head_dim")
     if b.is_weight and columns:
         state.role(b, -1, "write")
     if a.is_weight and rows:
@@ -126,15 +128,18 @@ def attention(state: State, node: Node) -> None:
     d.flag(v.dims[-1], "head_dim")
     state.unite(k.dims[-2], v.dims[-2])
     state.freeze([k.dims[-2]], "attention sums over these positions")
-    heads = list(q.dims[:-2])
+    heads, names = list(q.dims[:-2]), {"width": q.dims[-1]}
     if grouped and heads and d.size(k.dims[-3]) != d.size(heads[-1]):
         groups = Var(d.size(heads[-1]) // d.size(k.dims[-3]))
         state.unite(k.dims[-3], v.dims[-3])
         state.unite(heads[-1], ((*_factors(k.dims[-3]), groups),))
+        names["groups"] = ((groups,),)
     else:
         heads, _ = broadcast(state, [Value(list(t.dims[:-2])) for t in (q, k, v)], max(len(t.dims) - 2 for t in (q, k, v)))
     if heads:
         d.flag(heads[-1], "batch")
+        names |= {"heads": heads[-1], "key heads": k.dims[-3] if len(k.dims) > 2 else heads[-1]}
+    state.mirrors.append((node.module, names))
     if mask is not None:
         state_mask = state.of(mask)
         broadcast(state, [Value([*heads, q.dims[-2], k.dims[-2]]), state_mask], len(heads) + 2)

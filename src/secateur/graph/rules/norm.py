@@ -11,11 +11,14 @@ from secateur.graph.state import State, Value
 def batch_norm(state: State, node: Node) -> None:
     """Per channel; exact."""
     x = state.of(node.args[0])
+    if node.op == "batch_norm" and x.is_weight and node.arg(5, "training"):  # weight standardisation
+        for expr in (x.dims[0], *x.dims[2:]):
+            d.flag(expr, "norm", exact=False)
     for position, name in enumerate(("weight", "bias", "running_mean", "running_var"), 1):
         tensor = node.arg(position, name)
         if tensor is not None:
             state.unite(x.dims[1], state.of(tensor).dims[0])
-    state.set(x.dims, clean=x.clean)
+    state.set(x.dims, clean=x.clean, origin=x.origin)
     for number in range(1, len(node.outputs)):
         state.set([state.fresh(n, "batch statistics") for n in node.outputs[number].shape], output=number)
 

@@ -8,6 +8,8 @@ from secateur.graph import dims as d
 from secateur.graph.record import Node
 from secateur.graph.state import NOWHERE, State
 
+KEEPING_ZERO = {"sum", "nansum", "mean", "linalg_vector_norm", "norm", "amax", "amin", "var", "std", "prod"}
+
 
 def _axes(node: Node, rank: int, dim: Any) -> list[int]:
     if dim is None or (isinstance(dim, (list, tuple)) and not dim):
@@ -34,6 +36,8 @@ def _reduce(state: State, node: Node, dim: object, keepdim: bool, allowed: str |
     for i in gone:
         if allowed and x.clean:
             d.flag(x.dims[i], "all")
+        elif state.norms.get(state.node.module) == d.size(x.dims[i]):
+            d.flag(x.dims[i], "norm", exact=False)
         else:
             state.freeze([x.dims[i]], f"{node.op} reduces over it")
     if keepdim:
@@ -43,7 +47,7 @@ def _reduce(state: State, node: Node, dim: object, keepdim: bool, allowed: str |
         dims = [e for i, e in enumerate(x.dims) if i not in gone]
         origin = [o for i, o in enumerate(x.origin) if i not in gone]
     for number in range(len(node.outputs)):
-        state.set(dims, output=number, clean=x.clean and node.op in ("sum", "mean"), origin=origin)
+        state.set(dims, output=number, clean=x.clean and node.op in KEEPING_ZERO, origin=origin)
 
 
 def mean(state: State, node: Node) -> None:

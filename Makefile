@@ -4,15 +4,15 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow lint zoo bench clean
 
 help:
-	@echo "make demo | test | test-slow | lint | bench | clean"
+	@echo "make demo | test | test-slow | lint | zoo | bench | clean"
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,transformers]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchvision timm
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt huggingface-hub pyyaml
 	touch $@
@@ -23,15 +23,18 @@ demo: $(VENV)/ready
 	$(BIN)/secateur demo --output $(RUN)
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(VENV)/ready
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+zoo: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python bench/zoo.py
 
 bench: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch-pruning

@@ -85,7 +85,12 @@ def page(entries: list, results: dict) -> str:
         "",
     ]
     for source in dict.fromkeys(e.source for e in entries):
-        lines += [f"## {source}", "", "| model | params | free | left | law 4 | trace | why not all |", "|---|---|---|---|---|---|---|"]
+        lines += [
+            f"## {source}",
+            "",
+            "| model | params | free | left | law 4 | trace | why not all |",
+            "|---|---|---|---|---|---|---|",
+        ]
         lines += [cells(e, r) for e, r in rows if e.source == source and r]
         lines.append("")
     return "\n".join(lines)

@@ -1,11 +1,12 @@
-"""Run the Python blocks of README.md in order and write what the marked ones print below them.
+"""Run the Python blocks of README.md in order and write what the marked ones print below them; fill tables of run folders.
 
-    python docs/refresh.py
+python docs/refresh.py
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import tempfile
@@ -14,6 +15,20 @@ from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?P<marked><!-- output: [^>]*-->\n(?:```text\n.*?```\n)?)?", re.S)
+TABLE = re.compile(r"<!-- table: (?P<path>\S+) -->\n(?:```text\n.*?```\n)?", re.S)
+
+
+def table(match: re.Match[str]) -> str:
+    """The headline table of the run folder a marker names."""
+    from rich.console import Console
+
+    from secateur.report.table import headline, to_rich
+
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    with console.capture() as text:
+        console.print(to_rich(headline(json.loads((README.parent / match["path"] / "facts.json").read_text()))))
+    lines = "\n".join(line.rstrip() for line in text.get().rstrip().splitlines())
+    return f"<!-- table: {match['path']} -->\n```text\n{lines}\n```\n"
 
 
 def main() -> None:
@@ -34,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         filled = BLOCK.sub(run, text)
-    README.write_text(filled)
+    README.write_text(TABLE.sub(table, filled))
 
 
 if __name__ == "__main__":

@@ -1,24 +1,13 @@
 """Laws 1 to 13 of the design over a zoo of small networks and over random ones; law 12 is search's."""
 
-import os
-
 import pytest
 import torch
 
+from conftest import SEED
 from networks import ZOO
 from random_networks import random_network
 from secateur.graph import trace
 from secateur.testing import LAWS, awake, laws, preview_equals_apply, random_plan
-
-SEED = int(os.environ.get("SECATEUR_SEED", "20261122"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def builder(make, dtype=torch.float32):
@@ -58,9 +47,3 @@ def test_random_networks(number):
         laws(builder(make), example, seed=seed)
     except Exception as error:
         raise AssertionError(f"random network of seed {seed}: {make()}") from error
-
-
-def test_the_seed_is_printed(capsys):
-    with capsys.disabled():
-        print(f"\nrandom networks: SECATEUR_SEED={SEED}")
-    assert SEED

@@ -44,7 +44,7 @@ def unread(state, node):
 def exact_layer_norm(state, node):
     """A layer norm taken for a point-wise operation."""
     x = state.of(node.args[0])
-    for tensor in node.args[2:4]:
+    for tensor in (node.arg(2, "weight"), node.arg(3, "bias")):
         state.unite(x.dims[-1], state.of(tensor).dims[-1])
     state.set(x.dims, clean=x.clean)
 

@@ -71,6 +71,7 @@ def test_laws(family):
     again = trace(small, inputs)
     assert dict(again.fingerprint) == fingerprint(small)
     assert {axis.name for axis in again.free} <= {axis.name for axis in axes.free}
+    preview_equals_apply(lambda: small, inputs, again, random_plan(again, seed=1))
 
 
 @pytest.mark.parametrize("family", PICKED)
@@ -90,13 +91,12 @@ def test_only_what_is_used_keeps_its_shape(family):
     preview_equals_apply(lambda: awake(build(family, only=True)), inputs, axes, random_plan(axes, seed=1))
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5"])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "opt", "t5"])
 def test_attention_written_out(family):
     """The same models with attention as matrix products and a softmax."""
     model, inputs = awake(build(family, attn_implementation="eager")).eval(), example(family)
-    fused = trace(build(family), inputs)
     axes = trace(model, inputs)
-    assert {a.kind: a.units for a in axes.free} == {a.kind: a.units for a in fused.free}
+    assert {"channel", "head", "head_dim"} <= {axis.kind for axis in axes.free}
     preview_equals_apply(lambda: model, inputs, axes, random_plan(axes))
 
 

@@ -30,7 +30,12 @@ from secateur.testing import (
 
 TABLE = Path(__file__).with_name("zoo.toml")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-BORDER = ("it is a dimension of the model's input", "it is a dimension of the model's output", "kernel", "the forward writes how many")
+BORDER = (
+    "it is a dimension of the model's input",
+    "it is a dimension of the model's output",
+    "kernel",
+    "the forward writes how many",
+)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.facts import Facts
 from secateur.core.plan import Cut, Keep, Plan
 from secateur.criteria import score
-from secateur.graph import trace
+from secateur.graph import rule, trace
 from secateur.io import load, read_plan, save
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ __all__ = [
     "measure",
     "read_plan",
     "repair",
+    "rule",
     "save",
     "score",
     "trace",

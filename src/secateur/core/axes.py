@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from secateur.core.axis import Axis
+from secateur.core.axis import Axis, Slot
+from secateur.core.declare import check, overlaps, params_terms, without
 from secateur.core.errors import SecateurError, nearest
 from secateur.core.plan import Cut, Plan, Shapes, keep
 from secateur.core.size import Term, count
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Kept = Mapping[str, Sequence[int]]
 
@@ -92,6 +97,37 @@ class Axes(Sequence[Axis]):
             hit = next((p for p in patterns if any(fnmatchcase(name, p) for name in names)), None)
             axes.append(axis.freeze(f"you asked to ignore {hit!r}") if hit else axis)
         return Axes(tuple(axes), self.fingerprint, self.terms, self.notes)
+
+    def declare(
+        self, name: str, units: int, slots: Sequence[Slot], *, model: nn.Module | None = None, exact: bool = True
+    ) -> Axes:
+        """The same axes and one more, which a trace could not see: `slots` say where each unit lives.
+
+        With `model`, the count of parameters stays exact for it. MACs never are: a cut of this axis saves some that
+        `count` leaves out, as the notes then say. `exact=False` where a normalisation reduces over the units. Whether the
+        model still runs is yours to know: check `plan.preview(model)` against `plan.apply(model)`.
+
+        Raises `SecateurError` for a name that is taken, slots outside their tensors, and entries of a free axis.
+        """
+        if name in self._index:  # type: ignore[attr-defined]
+            raise SecateurError(f"an axis {name!r} declared by hand", "an axis of that name", "give it another name")
+        check(name, units, slots, self.fingerprint)
+        axes = []
+        for axis in self.axes:
+            tensor = overlaps(slots, units, axis)
+            if tensor and axis.fixed is None:
+                found = f"entries of {tensor} that belong to {axis.name!r}, which can be cut already"
+                raise SecateurError(f"an axis {name!r} declared by hand", found, f"cut {axis.name!r}, or ignore it first")
+            axes.append(without(axis, name) if tensor else axis)
+        axes.append(Axis(name, "channel", units, tuple(slots), exact=exact))
+        terms = dict(self.terms)
+        known = {key: tuple(p.shape) for key, p in model.named_parameters()} if model is not None else None
+        gained = params_terms(axes, len(axes) - 1, known) if known is not None else None
+        if "params" in terms and gained is not None:
+            terms["params"] = (*terms["params"], *gained)
+        missing = " or ".join(["MACs"] if gained is not None else ["parameters", "MACs"])
+        note = f"counts do not include the {missing} that a cut of {name!r}, declared by hand, saves"
+        return Axes(tuple(axes), self.fingerprint, terms, (*self.notes, note))
 
     def free_share(self) -> float:
         """Share of all parameters that lie in a tensor some free axis can cut."""

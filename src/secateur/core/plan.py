@@ -109,6 +109,10 @@ class Plan:
         if wrong:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             do = "build the model the plan was made for, before any cut"
+            for wrapper in ("module", "_orig_mod"):  # data parallel, averaged and compiled models hold the network there
+                inner = getattr(model, wrapper, None)
+                if inner is not None and hasattr(inner, "named_parameters") and not mismatches(self.fingerprint, inner):
+                    do = f"give the network inside the wrapper, model.{wrapper}, and wrap that again afterwards"
             raise SecateurError("a plan applied to this model", "; ".join(wrong[:3]) + more, do)
 
     def apply(self, model: nn.Module) -> nn.Module:

@@ -148,7 +148,9 @@ def unite(a: Expr, b: Expr) -> None:
     left, right = list(normal(a)), list(normal(b))
     while left and right:
         one, two = prod(v.size for v in left[0]), prod(v.size for v in right[0])
-        if one > two:
+        if not one or not two:  # an empty part of a concatenation
+            left, right = left[not one :], right[not two :]
+        elif one > two:
             head, tail = split((left[0],), two)
             left[:1] = [*head, *tail]
         elif two > one:

@@ -6,28 +6,26 @@ All three are found by value and proved by the next run of the cut model: what d
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 from secateur.graph import dims as d
+from secateur.graph.borrow import Moved, Sizes, alike, borrowed, quotient
 from secateur.graph.dims import Expr
 from secateur.graph.record import Node, flat
 from secateur.graph.state import Literal, State, flat_tensors
 
 MOST_TIMES = 16
 """A size may be an attribute times a number up to this, as in `view(..., 3 * self.head_size)`."""
+NAMED = re.compile("head|dim|hidden|width|channel|inner|embd|embed|intermediate|ff")
+UNNAMED = re.compile("layer|token|vocab|position|kernel|patch|image|window")
+"""Words in the names of a configuration's sizes: it holds dozens of other numbers that may agree with one by chance."""
 PLAIN = (int, float, str, bool, type(None), tuple, list, dict, set, Tensor, nn.Module)
-
-
-class Sizes(Protocol):
-    """A trial cut: the length of a dimension after it."""
-
-    def size(self, expr: Expr) -> int:
-        """The length of `expr` after the cut."""
 
 
 @dataclass
@@ -40,30 +38,6 @@ class Search:
     latest: dict[str, Literal] = field(default_factory=dict)
     position: int = -1
     tied: bool = False
-
-
-def mirrors(modules: dict[str, nn.Module], state: State) -> dict[str, Expr]:
-    """Attributes that attention modules hold of their heads, by name and value, also where this forward reads none of them.
-
-    Another call may: with a mask, transformers repeats key-value heads `num_key_value_groups` times by hand.
-    """
-    found = {}
-    for path, sizes in state.mirrors:
-        for key, held in vars(modules[path]).items() if path in modules else ():
-            expr = sizes.get(_meaning(key))
-            if type(held) is int and held > 1 and expr is not None and d.size(expr) == held:
-                found[f"{path}.{key}".lstrip(".")] = expr
-    return found
-
-
-def _meaning(key: str) -> str:
-    if "group" in key or "rep" in key:
-        return "groups"
-    if "head" not in key or key.startswith("all"):
-        return ""
-    if any(word in key for word in ("dim", "size", "width", "channels")):
-        return "width"
-    return "key heads" if "kv" in key or "key" in key else "heads"
 
 
 def whole_numbers(*call: Any) -> list[int]:
@@ -80,44 +54,67 @@ def follow(search: Search, nodes: Sequence[Node], state: State, trial: Sizes, po
     state.node, state.position = nodes[position], position
     moved = _moved(nodes[position], seen)
     if search.position == position:
-        _take_back(search, moved)
+        _take_back(search, moved, state.literals.get(position, ()))
     search.position, search.latest = position, {}
-    late = [
-        (node, literal) for node, literal in literals(nodes, state, position) if trial.size(literal.expr) != literal.value
-    ]
-    if _borrowed(nodes, state, trial, position, moved):
+    here = state.literals.get(position, [])
+    well = {i for i, literal in enumerate(here) if (literal.value, trial.size(literal.expr)) in (moved or ())}
+    once: dict[tuple[int, int, int], tuple[Node, Literal]] = {}  # equal sizes of one call come from one number
+    for number in alike(nodes, position):
+        for i, literal in enumerate(state.literals.get(number, ()) if _as_many(state, number, here) else ()):
+            after = trial.size(literal.expr)
+            if i not in well and after != literal.value:
+                once.setdefault((number, literal.value, after), (nodes[number], literal))
+    late = list(once.values())
+    if _shared(search, nodes[position], state, trial, moved) or borrowed(nodes, state, trial, position, moved):
         return True
-    if _attributes(search, late, state, trial) or _quotient(nodes, state, trial, position, moved):
+    if _attributes(search, late, state, trial) or quotient(nodes, state, trial, position, moved):
+        return True
+    if _wholes(search, late, state, trial) or quotient(nodes, state, trial, position, moved, still=True):
         return True
     return _multiples(search, late, state, trial)
 
 
-def _moved(node: Node, seen: list[int] | None) -> list[tuple[int, int]] | None:
+def _as_many(state: State, number: int, here: Sequence[Literal]) -> bool:
+    """Does operation `number` take as many sizes as the one at hand?"""
+    return len(state.literals.get(number, ())) == len(here)
+
+
+def _moved(node: Node, seen: list[int] | None) -> Moved:
     """(size before, size in the cut model) for each number of the call, or None where the calls do not compare."""
     before = whole_numbers(node.args, node.kwargs)
     return list(zip(before, seen, strict=True)) if seen is not None and len(seen) == len(before) else None
 
 
-def _take_back(search: Search, moved: list[tuple[int, int]] | None) -> None:
-    """Forget attributes that were added last where the number they were to move stands as it stood."""
+def _take_back(search: Search, moved: Moved, here: Sequence[Literal]) -> None:
+    """Forget attributes that were added last, and their namesakes, where the number they were to move stands as it stood."""
     still = {old for old, new in moved or () if old == new} - {old for old, new in moved or () if old != new}
-    for path, literal in search.latest.items():
-        if literal.value in still:
+    ours = {id(literal) for literal in here if literal.value in still}
+    wrong = {path.rpartition(".")[2] for path, literal in search.latest.items() if id(literal) in ours}
+    for path in search.latest:
+        if path.rpartition(".")[2] in wrong:
             search.attributes.pop(path, None)
 
 
 def literals(nodes: Sequence[Node], state: State, position: int) -> Iterator[tuple[Node, Literal]]:
     """Literals of the operation at `position` and of all others of its kind on its line of code."""
-    for number in _alike(nodes, position):
+    for number in alike(nodes, position):
         for literal in state.literals.get(number, ()):
             yield nodes[number], literal
 
 
-def _alike(nodes: Sequence[Node], position: int) -> Iterator[int]:
-    here = nodes[position]
-    for number, node in enumerate(nodes):
-        if node is here or (node.source == here.source and node.op == here.op and here.source != "unknown"):
-            yield number
+def _shared(search: Search, node: Node, state: State, trial: Sizes, moved: Moved) -> bool:
+    """An attribute that follows one dimension is read for another that does not move: the two are one."""
+    here = state.literals.get(search.position, ())
+    for literal in here:
+        meant = Counter(trial.size(other.expr) for other in here if other.value == literal.value)
+        new = Counter(new for old, new in moved or () if old == literal.value) - meant
+        if trial.size(literal.expr) != literal.value or not new:
+            continue
+        for path in _holders(search.modules, node.module, literal.value):
+            if path in search.attributes and trial.size(search.attributes[path]) in new:
+                state.unite(search.attributes[path], literal.expr)
+                return True
+    return False
 
 
 def _attributes(search: Search, late: list[tuple[Node, Literal]], state: State, trial: Sizes) -> bool:
@@ -126,11 +123,10 @@ def _attributes(search: Search, late: list[tuple[Node, Literal]], state: State, 
     for node, literal in late:
         for path in _holders(search.modules, node.module, literal.value):
             if path in search.attributes:
-                if search.attributes[path] is literal.expr:
-                    continue
-                before = trial.size(literal.expr)
+                if trial.size(search.attributes[path]) == trial.size(literal.expr):
+                    continue  # it follows already, so it is another one that does not
                 state.unite(search.attributes[path], literal.expr)
-                new |= before != trial.size(literal.expr)
+                new = True
                 break
             if (id(literal), path) in search.tried:
                 continue
@@ -139,6 +135,22 @@ def _attributes(search: Search, late: list[tuple[Node, Literal]], state: State, 
             search.latest[path] = literal
             new = True
             break
+    return new
+
+
+def _wholes(search: Search, late: list[tuple[Node, Literal]], state: State, trial: Sizes) -> bool:
+    """Attributes that hold what an operation takes apart, as in `x.split(self.width // 2)` or `self.width - self.part`."""
+    new = False
+    for node, literal in late:
+        for expr in [expr for tensor in flat_tensors(node.args) for expr in state.of(tensor).dims]:
+            value = d.size(expr)
+            if value <= literal.value or trial.size(expr) == value:
+                continue
+            for path in _holders(search.modules, node.module, value):
+                if path not in search.attributes and (id(literal), path) not in search.tried:
+                    search.tried.add((id(literal), path))
+                    search.attributes[path], search.latest[path], new = expr, literal, True
+                    break
     return new
 
 
@@ -189,7 +201,8 @@ def _holders(modules: dict[str, nn.Module], path: str, value: int) -> Iterator[s
         for key, held in vars(modules[name]).items() if name in modules else ():
             if not isinstance(held, PLAIN) and not key.startswith("_") and hasattr(held, "__dict__") and id(held) not in known:
                 known.add(id(held))
-                yield from _inside(vars(held), _first(modules, held, f"{name}.{key}".lstrip(".")), value)
+                sizes = {k: v for k, v in vars(held).items() if NAMED.search(k) and not UNNAMED.search(k)}
+                yield from _inside(sizes, _first(modules, held, f"{name}.{key}".lstrip(".")), value)
 
 
 def _inside(held: dict[str, Any], lead: str, value: int) -> Iterator[str]:
@@ -208,87 +221,3 @@ def _first(modules: dict[str, nn.Module], held: object, path: str) -> str:
         if vars(module).get(key) is held:
             return f"{name}.{key}".lstrip(".")
     return path
-
-
-def _borrowed(nodes: Sequence[Node], state: State, trial: Sizes, position: int, moved: list[tuple[int, int]] | None) -> bool:
-    """Sizes read from another tensor's shape: the number the cut model used tells which dimension it came from."""
-    literals = state.literals.get(position, [])
-    for value in dict.fromkeys(literal.value for literal in literals):
-        used = Counter(new for old, new in moved or () if old == value)
-        meant = Counter(trial.size(literal.expr) for literal in literals if literal.value == value)
-        for new in used - meant:
-            which = next((i for i, one in enumerate(literals) if one.value == value and trial.size(one.expr) in meant - used), None)
-            place = None if which is None or new == value else _source(nodes, state, trial, position, (value, new))
-            if place is not None and which is not None:
-                _unite_alike(nodes, state, position, which, place)
-                return True
-    return False
-
-
-def settle(search: Search, nodes: Sequence[Node], state: State, trial: Sizes) -> bool:
-    """Unite sizes that an attribute moved with what that attribute follows, where they agreed in the trial by chance alone.
-
-    Two axes of two units each cannot be cut to different numbers. True where something was united.
-    """
-    by_module: dict[str, list[tuple[str, Expr]]] = {}
-    for path, expr in search.attributes.items():
-        by_module.setdefault(path.rpartition(".")[0], []).append((path, expr))
-    united = False
-    for number, literals in state.literals.items():
-        for literal in literals:
-            after = trial.size(literal.expr)
-            held = [e for _, e in by_module.get(nodes[number].module, ()) if d.size(e) == literal.value]
-            if after == literal.value or not held or any(_shape(e) == _shape(literal.expr) for e in held):
-                continue
-            twin = next((e for e in held if trial.size(e) == after), None)
-            if twin is not None:
-                state.unite(twin, literal.expr)
-                united = True
-    return united
-
-
-def _shape(expr: Expr) -> list[list[int]]:
-    return [sorted(id(var) for var in term) for term in d.normal(expr)]
-
-
-def _source(
-    nodes: Sequence[Node],
-    state: State,
-    trial: Sizes,
-    position: int,
-    sizes: tuple[int, int],
-    parts: int = 1,
-    quotients: Container[int] = (),
-) -> tuple[int, int, int] | None:
-    """The nearest earlier dimension of these sizes, or whose size over `parts` is one of `quotients`.
-
-    Returns (operations back, tensor of the operation, dim).
-    """
-    for back in range(position + 1):
-        for which, tensor in enumerate(_tensors(nodes[position - back], outputs=back > 0)):
-            for dim, expr in enumerate(state.of(tensor).dims):
-                after = trial.size(expr) if d.size(expr) == sizes[0] else -2
-                if after == sizes[1] or (after > 0 and after // parts in quotients):
-                    return back, which, dim
-    return None
-
-
-def _unite_alike(
-    nodes: Sequence[Node], state: State, position: int, which: tuple[int, ...], place: tuple[int, int, int]
-) -> None:
-    """Unite literals `which` of the operation, and of those like it, with the dimension they are read from."""
-    back, tensor, dim = place
-    for number in _alike(nodes, position):
-        literals, here = state.literals.get(number, []), number - back
-        if here < 0 or len(literals) <= which[-1] or nodes[here].op != nodes[position - back].op:
-            continue
-        tensors = _tensors(nodes[here], outputs=back > 0)
-        if tensor < len(tensors) and tensors[tensor].dim() > dim:
-            expr = state.of(tensors[tensor]).dims[dim]
-            if d.size(expr) == prod(literals[i].value for i in which):
-                read = literals[which[0]].expr if len(which) == 1 else (tuple(d.as_var(literals[i].expr) for i in which),)
-                state.unite(read, expr)
-
-
-def _tensors(node: Node, *, outputs: bool) -> list[Tensor]:
-    return [*flat_tensors((node.args, node.kwargs)), *(node.outputs if outputs else ())]

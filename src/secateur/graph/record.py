@@ -50,7 +50,7 @@ HERE = os.path.dirname(__file__) + os.sep
 
 @dataclass
 class Node:
-    """One operation: `op` is the ATen name without overload, tensors stay in `args`, `kwargs` and `outputs`."""
+    """One operation: `op` is its name without "aten::" and overload, tensors stay in `args`, `kwargs` and `outputs`."""
 
     op: str
     args: tuple[Any, ...]
@@ -78,7 +78,7 @@ class _Dispatch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if self.recorder.moving:
             return func(*args, **(kwargs or {}))
-        name = func._schema.name.partition("::")[2]
+        name = func._schema.name.removeprefix("aten::")
         if name.rstrip("_") in ACTIVATIONS and args[0].is_meta:
             out = args[0] if name.endswith("_") else torch.empty_like(args[0])
         else:
@@ -179,12 +179,12 @@ def recording(model: nn.Module, on_node: Callable[[Node], None] | None = None) -
         recorder.inside += id(module) in whole
 
     def leave(module: nn.Module, args: Any, out: Any) -> None:
-        recorder.stack.pop()
         if id(module) in whole:
             recorder.inside -= 1
             if not recorder.inside and isinstance(out, Tensor):
                 weight = next(module.parameters())
                 recorder.add("rms_norm", (args[0], list(weight.shape), weight), {}, out)
+        recorder.stack.pop()
 
     before = nn.modules.module.register_module_forward_pre_hook(enter)
     after = nn.modules.module.register_module_forward_hook(leave, always_call=True)

@@ -53,8 +53,10 @@ class State:
         self.macs: list[list[Expr]] = []
         self.unknown: dict[str, list[Node]] = {}
         self.constants: list[Tensor] = []
+        self.idle: set[int] = set()
         self.mirrors: list[tuple[str, dict[str, Expr]]] = []
         self.norms: dict[str, int] = {}
+        self.counted = 0
         self.node: Node
         self.position = 0
 
@@ -79,7 +81,7 @@ class State:
 
     def why(self, text: str) -> str:
         """`text` with the operation and its line."""
-        return f"{text} (aten.{self.node.op} at {short(self.node.source)})"
+        return f"{text} ({called(self.node.op)} at {short(self.node.source)})"
 
     def unite(self, a: Expr, b: Expr) -> None:
         """The two dims are one; where they have no common refinement, both are fixed."""
@@ -134,6 +136,11 @@ def flat_tensors(value: object) -> Iterable[Tensor]:
             yield from flat_tensors(item)
     elif isinstance(value, dict):
         yield from flat_tensors(list(value.values()))
+
+
+def called(op: str) -> str:
+    """The name of an operation as people write it: "aten.relu", "mylib.scale"."""
+    return op.replace("::", ".") if "::" in op else f"aten.{op}"
 
 
 def short(source: str) -> str:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from secateur.core.axes import Axes
 from secateur.core.axis import Axis
-from secateur.core.errors import SecateurError
 from secateur.graph.collect import counts, find, name_axes
-from secateur.graph.record import Node, recording
+from secateur.graph.dims import leaves
+from secateur.graph.passes import record
 from secateur.graph.rules import RULES, Rule
 from secateur.graph.skeleton import arguments, on_meta, skeleton
-from secateur.graph.state import State
+from secateur.graph.state import State, called
 from secateur.graph.verify import verify
-from secateur.graph.walk import walk
-from secateur.surgery import fingerprint, remembered
+from secateur.graph.walk import UNKNOWN, walk
+from secateur.surgery import fingerprint
 
 
 def trace(
@@ -44,30 +44,25 @@ def trace(
     """
     bones = skeleton(model)
     call = on_meta(arguments(example))
-    nodes, returned = record(bones, call)
-    state = walk(bones, nodes, call, output(returned) if output else returned, {**RULES, **(rules or {})})
+    nodes, returned, counted = record(bones, call)
+    returned[0] = output(returned[0]) if output else returned[0]
+    state = walk(bones, nodes, call, returned, {**RULES, **(rules or {})}, counted=counted)
     attributes = verify(bones, nodes, state, call)
     found = find(bones, state, attributes)
-    axes = Axes(tuple(name_axes(found)), fingerprint(model), counts(bones, state, found), _notes(state))
+    axes = Axes(tuple(name_axes(found)), fingerprint(model), counts(bones, state, found), _notes(bones, state))
     return axes.ignore(*ignore) if ignore else axes
 
 
-def record(bones: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[list[Node], Any]:
-    """The operations of one forward on the meta device, and its output."""
-    try:
-        with remembered(bones), recording(bones) as recorder:
-            output = bones(*call[0], **call[1])
-    except Exception as error:  # whatever the user's forward raises
-        shapes = [list(t.shape) for t in torch.utils._pytree.tree_leaves(call) if isinstance(t, torch.Tensor)]
-        do = "give an example the model's forward accepts; it must not read values of tensors to decide what to do"
-        what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-        raise SecateurError(f"a trace of {type(bones).__name__} on input shapes {shapes}", what, do) from error
-    return recorder.nodes, output
-
-
-def _notes(state: State) -> tuple[str, ...]:
-    """One line per operation without a rule."""
-    return tuple(f"no rule for aten.{op}, used {len(nodes)} times" for op, nodes in sorted(state.unknown.items()))
+def _notes(bones: nn.Module, state: State) -> tuple[str, ...]:
+    """One line per operation without a rule, the one that holds most parameters first."""
+    held: Counter[str] = Counter(dict.fromkeys(state.unknown, 0))
+    for parameter in bones.parameters():
+        reasons = {var.fixed or "" for expr in state.of(parameter).dims for var in leaves(expr)}
+        held.update({op: parameter.numel() for op in state.unknown if any(f"{UNKNOWN} ({called(op)} at" in r for r in reasons)})
+    return tuple(
+        f"no rule for {called(op)}, used {len(state.unknown[op])} times; one could free up to {entries:,} parameters"
+        for op, entries in held.most_common()
+    )
 
 
 __all__ = ["Axis", "record", "trace"]

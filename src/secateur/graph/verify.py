@@ -14,25 +14,42 @@ from torch import nn
 
 from secateur.core.plan import Cut, Plan, keep
 from secateur.graph import dims as d
+from secateur.graph.borrow import alike
 from secateur.graph.collect import find, name_axes
 from secateur.graph.dims import Expr
-from secateur.graph.follow import Search, follow, literals, mirrors, settle, whole_numbers
+from secateur.graph.follow import Search, follow, literals, whole_numbers
+from secateur.graph.mirrors import mirrors, settle
+from secateur.graph.passes import forward
 from secateur.graph.record import Node, recording
-from secateur.graph.state import State, short
+from secateur.graph.state import State, flat_tensors, short
 from secateur.surgery import apply, fingerprint
 
 Attributes = dict[str, Expr]
 LAYOUT = {"clone", "contiguous", "alias", "detach", "lift_fresh", "_to_copy"}
 """Whether these run depends on how memory lies, which a size of one may change."""
 ARITHMETIC = {"add", "sub", "mul", "div", "rsub", "pow", "true_divide", "clamp", "clamp_min", "clamp_max"}
+SIZED = set(
+    """view expand slice split split_with_sizes chunk repeat constant_pad_nd narrow unflatten zeros ones full empty new_zeros
+    new_ones new_full new_empty rand randn arange layer_norm rms_norm group_norm convolution channel_shuffle one_hot
+    native_channel_shuffle""".split()
+)
+"""The operations whose arguments are sizes; a whole number in another one's means something else."""
 MIRRORS = {"convolution": "groups", "group_norm": "num_groups", "channel_shuffle": "groups", "native_channel_shuffle": "groups"}
 
 
 class Disagrees(Exception):
     """The cut model does something else from operation `position` on, which it calls with these `numbers`."""
 
-    def __init__(self, position: int, line: str = "", numbers: list[int] | None = None) -> None:
-        self.position, self.line, self.numbers = position, line, numbers
+    def __init__(
+        self,
+        position: int,
+        line: str = "",
+        numbers: list[int] | None = None,
+        *,
+        innermost: bool = False,
+        drift: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self.position, self.line, self.numbers, self.innermost, self.drift = position, line, numbers, innermost, drift
 
 
 @dataclass
@@ -72,6 +89,11 @@ def verify(model: nn.Module, nodes: Sequence[Node], state: State, call: tuple[tu
         except Disagrees as problem:
             if len(attributes) > len(search.attributes):
                 also = {}  # one of them means something else
+            elif wrong := [
+                path for path, expr in search.attributes.items() if (d.size(expr), trial.size(expr)) in problem.drift
+            ]:
+                for path in wrong:
+                    del search.attributes[path]
             elif follow(search, nodes, state, trial, problem.position, problem.numbers):
                 search.tied = True
             else:
@@ -118,24 +140,42 @@ def run(
         nonlocal position
         if node.op in LAYOUT:
             return
-        if position >= len(nodes) or _kind(node) != _kind(nodes[position]) or len(node.outputs) != len(nodes[position].outputs):
+        if position >= len(nodes) or _kind(node) != _kind(nodes[position]):
             raise Disagrees(position)
-        for shape, out in zip(node.shapes, nodes[position].outputs, strict=True):
+        if len(node.outputs) != len(nodes[position].outputs):
+            raise Disagrees(position, "", whole_numbers(node.args, node.kwargs))
+        for shape, out in zip(node.shapes, nodes[position].outputs if position not in state.idle else (), strict=False):
             if shape != tuple(trial.size(e) for e in state.of(out).dims):
                 raise Disagrees(position, "", whole_numbers(node.args, node.kwargs))
+        if drift := _drift(node, nodes[position], trial, state, position):
+            raise Disagrees(position, drift=drift)
         if _numbers(node) != _numbers(nodes[position]):
-            raise Disagrees(position)
+            raise Disagrees(position, innermost=True)
         position = _next(nodes, position + 1)
 
     try:
         with recording(small, compare) as recorder:
-            small(*call[0], **call[1])
+            forward(small, call)
+            if state.counted < len(nodes):
+                forward(small, call, training=True)
     except Disagrees:
         raise
     except Exception as error:  # whatever a forward raises when a size it relies on is gone
         raise Disagrees(position, _line(error), whole_numbers(*recorder.attempt)) from error
     if position != len(nodes):
         raise Disagrees(position)
+
+
+def _drift(node: Node, before: Node, trial: Trial, state: State, position: int) -> list[tuple[int, int]]:
+    """(before, after) for numbers that changed and are no size: a stride or a shift that equalled a size by chance."""
+    old, new = whole_numbers(before.args, before.kwargs), whole_numbers(node.args, node.kwargs)
+    if len(old) != len(new) or old == new or position in state.idle or "strided" in node.op:  # strides: how memory lies
+        return []
+    sizes: set[int] = set()
+    if _kind(before) in SIZED:
+        sizes = {trial.size(e) for t in flat_tensors((before.args, before.outputs)) for e in state.of(t).dims}
+        sizes |= {trial.size(literal.expr) for literal in state.literals.get(position, ())} | {-1}  # what a view works out
+    return [(abs(a), abs(b)) for a, b in zip(old, new, strict=True) if a != b and b not in sizes | {-1}]
 
 
 def _next(nodes: Sequence[Node], position: int) -> int:
@@ -176,8 +216,12 @@ def _blame(model, nodes, state, trial, attributes, problem) -> None:  # type: ig
     line = problem.line or node.source
     reason = f"the forward hard-codes its size at {short(line)}"
     moved = [literal.expr for _, literal in literals(nodes, state, position) if trial.size(literal.expr) != literal.value]
-    groups = [moved, _around(nodes, state, position, 0), _around(nodes, state, position, 1)]
+    same_line = [e for number in alike(nodes, position) for e in _around(nodes, state, number, 0)]
+    groups = [moved, same_line, _around(nodes, state, position, 1)]
     groups += [[e for t in module.parameters() for e in state.of(t).dims] for module in _ancestors(model, node.module)]
+    if problem.innermost:  # a scale such as width ** -0.5: the width of a head, rather than how many there are
+        here = [t for number in alike(nodes, position) for t in flat_tensors(nodes[number].args) if t.dim()]
+        groups.insert(0, [state.of(t).dims[-1] for t in here])
     for exprs in groups:
         free = [var for e in exprs for var in d.leaves(e) if var.fixed is None and id(var) in trial.kept]
         if free:
@@ -189,8 +233,6 @@ def _blame(model, nodes, state, trial, attributes, problem) -> None:  # type: ig
 
 
 def _around(nodes: Sequence[Node], state: State, position: int, reach: int) -> list[Expr]:
-    from secateur.graph.state import flat_tensors
-
     near = nodes[max(position - reach, 0) : position + reach + 1]
     return [e for n in near for t in [*flat_tensors((n.args, n.kwargs)), *n.outputs] for e in state.of(t).dims]
 

@@ -35,6 +35,10 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
 def apply_(plan: Plan, model: nn.Module, *, optimizer: optim.Optimizer | None = None) -> nn.Module:
     """Cut `model` itself, step by step; `optimizer` holds the new parameters afterwards, with its state cut alike."""
     plan.check(model)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer is not None else set()
+    if held and held.isdisjoint(id(p) for p in model.parameters()):
+        found = "an optimizer that holds none of its parameters"
+        raise SecateurError("a plan applied to this model in place", found, "give the one that trains this model, or none")
     for step in plan.steps:
         _cut_in_place(step, model, optimizer)
     return model

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 PLAIN = (int, float, str, bool, type(None))
+HELD = (dict, list, OrderedDict)
 
 
 def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -67,7 +68,7 @@ def forget(model: nn.Module) -> nn.Module:
 def remembered(model: nn.Module) -> Iterator[None]:
     """What modules note down on themselves in the block is gone after it."""
     before = [
-        (module, {key: value.copy() if type(value) in (dict, list) else value for key, value in vars(module).items()})
+        (module, {key: value.copy() if type(value) in HELD else value for key, value in vars(module).items()})
         for module in model.modules()
     ]
     try:

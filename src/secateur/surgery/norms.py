@@ -57,13 +57,13 @@ def _computes_rms(module: nn.Module, weight: Tensor) -> bool:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Is `module` a leaf of another library with vectors of one length and nothing else, as normalisations are?
+    """Has `module`, of another library, vectors of one length and nothing else, as normalisations have (and their activation)?
 
     Where such a module reduces over as many units, a cut is its own forward on the kept ones.
     """
-    if type(module).__module__.startswith("torch.nn") or module._modules or not module._parameters:
+    if type(module).__module__.startswith("torch.nn") or not module._parameters or isinstance(module, FUNCTIONAL):
         return False
-    if isinstance(module, FUNCTIONAL):
+    if any(child is not None and next(child.parameters(), None) is not None for child in module._modules.values()):
         return False
     shapes = {tuple(p.shape) for p in module._parameters.values() if p is not None}
     return len(shapes) == 1 and len(shape := shapes.pop()) == 1 and shape[0] > 1
@@ -90,6 +90,9 @@ def _on_kept(mask: Tensor):  # type: ignore[no-untyped-def]
         index = kept.to(out.device)
         try:
             dim = _unit_dim(module, args[0], len(mask))
+            other = (args[0] + 1).index_copy(dim, index, args[0].index_select(dim, index))
+            if torch.equal(module(other, *args[1:]).index_select(dim, index), out.index_select(dim, index)):
+                return None  # each entry is on its own
             cut = {name: parameter[index] for name, parameter in module.named_parameters()}
             small = functional_call(module, cut, (args[0].index_select(dim, index), *args[1:]))
         finally:
@@ -205,4 +208,8 @@ def _group_norm(mask, x, num_groups, weight=None, bias=None, eps=1e-5):  # type:
     return out if bias is None else out + bias.reshape(wide)
 
 
-_NORMS: dict[Any, Any] = {functional.layer_norm: _layer_norm, functional.rms_norm: _rms_norm, functional.group_norm: _group_norm}
+_NORMS: dict[Any, Any] = {
+    functional.layer_norm: _layer_norm,
+    functional.rms_norm: _rms_norm,
+    functional.group_norm: _group_norm,
+}

@@ -31,11 +31,20 @@ def convolution(state: State, node: Node) -> None:
         channels = _writes(state, weight, writes, bias)
     else:
         channels = _grouped(state, x, weight, bias, groups, transposed)
-    out = node.outputs[0]
-    spatial = [state.fresh(n, "it is a spatial size") for n in out.shape[2:]]
+    spatial = _positions(state, x.dims[2:], weight.dims[2:], node)
     state.set([x.dims[0], channels, *spatial], clean=True)
     counted = x.dims if transposed else [x.dims[0], channels, *spatial]
     state.macs.append([*counted, weight.dims[1], *weight.dims[2:]])
+
+
+def _positions(state: State, before: list[Expr], kernel: list[Expr], node: Node) -> list[Expr]:
+    """Positions pass through a kernel of one entry; a larger one mixes them."""
+    after = node.outputs[0].shape[2:]
+    through = all(d.size(k) == 1 for k in kernel) and [d.size(e) for e in before] == list(after) and not any(node.args[4])
+    if through:
+        return before
+    state.freeze(before, "a kernel slides over it")
+    return [state.fresh(n, "it is a spatial size") for n in after]
 
 
 def _grouped(state: State, x: Value, weight: Value, bias: Value | None, groups: int, transposed: bool) -> Expr:

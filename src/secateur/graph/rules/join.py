@@ -47,12 +47,16 @@ def split(state: State, node: Node) -> None:
     dim = int(node.arg(2, "dim", 0)) % len(x.dims)
     rest = x.dims[dim]
     sizes = node.arg(1, "split_size", node.kwargs.get("split_sizes"))
+    first: Expr | None = None
     for number, out in enumerate(node.outputs):
         try:
             part, rest = d.split(rest, out.shape[dim])
         except d.Conflict as conflict:
             return state.opaque(f"it is split inside a unit: {conflict}")
         literal = sizes[number] if isinstance(sizes, (list, tuple)) else sizes
+        if first is not None and not isinstance(sizes, (list, tuple)) and d.size(part) == d.size(first):
+            state.unite(first, part)  # one number gives all parts one size
+        first = first or part
         if isinstance(literal, int) and literal == out.shape[dim]:
             state.literal(literal, part)
         dims = list(x.dims)

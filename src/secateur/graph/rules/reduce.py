@@ -22,6 +22,7 @@ def pool_trailing(rank: int):  # type: ignore[no-untyped-def]
 
     def rule(state: State, node: Node) -> None:
         x = state.of(node.args[0])
+        state.freeze(x.dims[len(x.dims) - rank :], "a window slides over it")
         for number, out in enumerate(node.outputs):
             spatial = [state.fresh(n, "it is a spatial size") for n in out.shape[len(out.shape) - rank :]]
             state.set([*x.dims[: len(out.shape) - rank], *spatial], output=number, clean=x.clean)

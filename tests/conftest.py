@@ -1,0 +1,15 @@
+"""What all tests share: one thread (small tensors lose by more), and the seed of the random networks, printed."""
+
+import os
+
+import torch
+
+SEED = int(os.environ.get("SECATEUR_SEED", "20261122"))
+"""Of the random networks; a failure names the seed of its case, and SECATEUR_SEED=... runs it again."""
+
+torch.set_num_threads(1)
+
+
+def pytest_report_header():
+    """Printed by the main process, also when workers run the tests."""
+    return f"random networks: SECATEUR_SEED={SEED}"

@@ -162,7 +162,7 @@ def test_obd_averages_squared_gradients_of_single_samples() -> None:
     expected = (model.one.weight.data**2 * squares / 10).sum((1, 2, 3)) / 2
     found = criteria.obd(model, data(), LOSS, group=False)(handmade.axes(model)["one"])
     torch.testing.assert_close(found, expected)
-    assert (criteria.obd(model, data(), LOSS)(handmade.axes(model)["one"]) > found).all()
+    assert (criteria.obd(model, data(), LOSS)(handmade.axes(model)["one"]) >= found).all()
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -177,17 +177,14 @@ def test_lamp_is_the_share_of_what_is_as_large() -> None:
 
 def test_isomorphic_ranks_inside_groups_of_like_axes() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2), nn.Conv1d(2, 5, 1), nn.Conv1d(5, 1, 1)
-    )
-    axes = trace(nn.Sequential(*model[:5]), torch.randn(1, 3))
-    base = {name: values for name, values in score(axes, criteria.l2(model)).items()}
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    axes = trace(model, torch.randn(1, 3))
+    base = score(axes, criteria.l2(model))
     ranks = score(axes, criteria.isomorphic(model, axes, lambda axis: base[axis.name]))
     every = torch.cat(list(base.values())).double()
     for name, values in base.items():
         expected = [(every <= float(v)).double().mean() for v in values.double()]
         np.testing.assert_allclose(ranks[name], expected)
-    assert criteria.isomorphic.__module__
     with pytest.raises(SecateurError, match="no such free axis"):
         criteria.isomorphic(model, axes, criteria.l2(model))(Axis("x", "hidden", 2, ()))
 
@@ -225,7 +222,10 @@ def test_lasso_with_all_channels_reproduces_the_outputs() -> None:
     blocks = torch.arange(72).reshape(8, 9)
     gram, towards = contributions(known, model.two.weight.data.flatten(1), blocks)
     _, path = lasso_path(gram.numpy(), towards.numpy())
-    np.testing.assert_allclose(path[:, -1], 1, atol=1e-6)
+    alive = gram.diagonal() > 0
+    assert int(alive.sum()) > 5
+    np.testing.assert_allclose(path[alive, -1], 1, atol=1e-6)
+    np.testing.assert_allclose(path[~alive, -1], 0)
 
 
 def test_contributions_are_inner_products() -> None:
@@ -271,7 +271,7 @@ def test_cap_selects_what_explains_most_and_telescopes() -> None:
 
 def _explained(covariance: torch.Tensor, weight: torch.Tensor, at: torch.Tensor) -> float:
     towards = covariance[at] @ weight.T
-    return float((towards * torch.linalg.solve(covariance[at][:, at], towards)).sum())
+    return float((towards * (torch.linalg.pinv(covariance[at][:, at], rtol=1e-12, hermitian=True) @ towards)).sum())
 
 
 def test_cap_drops_copies_and_constants_first() -> None:

@@ -20,7 +20,6 @@ from secateur.recipes import zoo
 
 REPAIRS = {
     "least_squares": repair.least_squares,
-    "least_squares at once": partial(repair.least_squares, sequential=False),
     "compensation": repair.compensation,
     "compensation rescaled": partial(repair.compensation, rescale=True),
     "mean_bias": repair.mean_bias,

@@ -215,7 +215,7 @@ def test_bisection_allows_more_from_axis_to_axis() -> None:
 
 
 def test_sensitivity_cuts_each_axis_alone() -> None:
-    model, axes, scores, judge = setting()
+    _, axes, scores, judge = setting()
     seen: list[Plan] = []
 
     def counting(plan: Plan) -> float:

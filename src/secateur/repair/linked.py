@@ -69,7 +69,7 @@ def linked(before: nn.Module, after: nn.Module, batches: Batches, plan: Plan | N
     all zero in `after` count as lost (a mask). Linear layers and convolutions without groups are found; one batch is run.
     Raises `SecateurError` where shapes do not agree.
     """
-    known = {name: m for name, m in after.named_modules() if is_matrix(m)}
+    known = {name: m for name, m in after.named_modules() if is_matrix(m) and is_matrix(before.get_submodule(name))}
     norms = {name: m for name, m in after.named_modules() if isinstance(m, _BatchNorm) and isinstance(m.running_mean, Tensor)}
     order, behind = call_order(after, known | norms, batches)
     kept = kept_entries(plan, before) if plan is not None else {}

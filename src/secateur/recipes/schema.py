@@ -36,23 +36,9 @@ Words = Annotated[tuple[str, ...], Field(description="a list of texts")]
 Keep = Annotated[dict[Literal["macs", "params"], Share], Field(min_length=1, description="what remains, as { macs = 0.5 }")]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description='"auto", "cpu", "cuda" or "mps"')]
 Criterion = Literal[
-    "random",
-    "l1",
-    "l2",
-    "bn_scale",
-    "fpgm",
-    "taylor",
-    "hrank",
-    "chip",
-    "rfp",
-    "apoz",
-    "thinet",
-    "group_fisher",
-    "obd",
-    "lamp",
-    "lasso",
-    "cap",
-]
+    "random", "l1", "l2", "bn_scale", "fpgm", "taylor", "hrank", "chip", "rfp", "apoz", "thinet", "group_fisher", "obd", "lamp",
+    "lasso", "cap",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,9 +96,12 @@ class Prune:
 
 @dataclass(frozen=True)
 class Repair:
-    """[repair]: `batches` training batches re-estimate the running statistics of every batch norm."""
+    """[repair]: what `batches` training batches mend, by functions of `secateur.repair`; "+" does one after the other."""
 
-    name: Literal["batchnorm", "none"] = "batchnorm"
+    name: Literal[
+        "batchnorm", "none", "mean_bias", "mean_bias+batchnorm", "compensation", "compensation+batchnorm", "least_squares",
+        "least_squares+batchnorm",
+    ] = "batchnorm"  # fmt: skip
     batches: Count = 50
 
 

@@ -114,8 +114,9 @@ def lost(model: handmade.Small, units: list[int]) -> float:
         return float(F.conv2d(x, model.two.weight, padding=1).square().sum() + F.conv2d(x, model.three.weight).square().sum())
 
 
-def test_thinet_removes_greedily() -> None:
-    model = handmade.small()
+@pytest.mark.parametrize("seed", range(4))
+def test_thinet_removes_greedily(seed: int) -> None:
+    model = handmade.small(seed)
     order: list[int] = []
     while len(order) < 8:
         order.append(min((u for u in range(8) if u not in order), key=lambda u: lost(model, [*order, u])))

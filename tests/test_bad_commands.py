@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "more than all": ("at most 1", ("plan", "net.py:build", *INPUT, "--keep", "macs=2")),
     "a share that is NaN": ("at most 1", ("plan", "net.py:build", *INPUT, "--keep", "macs=nan")),
     "a share of something else": ("did you mean 'macs'", ("plan", "net.py:build", *INPUT, "--keep", "mcas=0.5")),
-    "an unknown criterion": ("known: bn_scale", ("plan", "net.py:build", *INPUT, "--keep", "macs=0.5", "--criterion", "l3")),
+    "an unknown criterion": ("known: apoz", ("plan", "net.py:build", *INPUT, "--keep", "macs=0.5", "--criterion", "l3")),
     "an unknown setting": ("did you mean 'floor'", ("plan", "net.py:build", *INPUT, "--keep", "macs=0.5", "--set", "flor=0.1")),
     "a plan into a missing folder": (
         "no such folder",

@@ -11,6 +11,15 @@ from torch import Tensor, nn
 from networks import ZOO
 from secateur import allocate, criteria, measure, score, trace
 from secateur.core.axes import Axes
+from secateur.core.protocols import Criterion
+
+FEATURES = ("hrank", "chip", "apoz", "thinet", "lasso", "cap")
+
+
+def features(name: str, model: nn.Module, x: Any) -> Criterion:
+    """A criterion of batches alone."""
+    return getattr(criteria, name)(model, [(x, None)], default=criteria.l2(model))
+
 
 FACTORIES = {
     "random": lambda model, x: criteria.random(model),
@@ -19,6 +28,11 @@ FACTORIES = {
     "bn_scale": lambda model, x: criteria.bn_scale(model, default=criteria.l2(model)),
     "fpgm": lambda model, x: criteria.fpgm(model, group=True),
     "taylor": lambda model, x: criteria.taylor(model, [(x, None)], energy),
+    "rfp": lambda model, x: criteria.rfp(model, group=True),
+    "lamp": lambda model, x: criteria.lamp(model),
+    "obd": lambda model, x: criteria.obd(model, [(x, None)], energy),
+    "group_fisher": lambda model, x: criteria.group_fisher(model, [(x, None)], energy, default=criteria.l2(model)),
+    **{name: lambda model, x, name=name: features(name, model, x) for name in FEATURES},
 }
 
 

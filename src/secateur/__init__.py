@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ON_DEMAND = {"compress": "secateur.recipes"}
-_FOLDERS = ("data", "graph", "io", "recipes", "report", "surgery", "testing", "train")
+_FOLDERS = ("data", "graph", "io", "recipes", "report", "search", "surgery", "testing", "train")
 
 __all__ = [
     "Axes",

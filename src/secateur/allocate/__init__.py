@@ -2,6 +2,7 @@
 
 from secateur.allocate.budget import budget
 from secateur.allocate.ranked import global_
+from secateur.allocate.threshold import threshold
 from secateur.allocate.uniform import uniform
 
-__all__ = ["budget", "global_", "uniform"]
+__all__ = ["budget", "global_", "threshold", "uniform"]

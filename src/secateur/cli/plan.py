@@ -14,7 +14,7 @@ def plan(
     model: screen.Build,
     keep: Annotated[list[str], typer.Option("--keep", metavar="macs=SHARE", help="What remains; once per quantity.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the plan goes.")] = Path("plan.json"),
-    criterion: Annotated[str, typer.Option(help="random, l1, l2, bn_scale, fpgm or taylor.")] = "l2",
+    criterion: Annotated[str, typer.Option(help="The name of a function of secateur.criteria.")] = "l2",
     weights: screen.Weights = None,
     data: Annotated[str | None, typer.Option(help="file.py:function, or the name of a built-in set.")] = None,
     folder: Annotated[str | None, typer.Option("--folder", envvar="SECATEUR_DATA", help="Where a built-in set lies.")] = None,

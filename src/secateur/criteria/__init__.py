@@ -3,12 +3,42 @@
 Make a criterion when the weights are as you want them scored, and a new one after they change.
 """
 
+from secateur.criteria.apoz import apoz
 from secateur.criteria.bn_scale import bn_scale
+from secateur.criteria.cap import cap
+from secateur.criteria.chip import chip
 from secateur.criteria.fpgm import fpgm
+from secateur.criteria.group_fisher import group_fisher
+from secateur.criteria.hrank import hrank
+from secateur.criteria.isomorphic import isomorphic
 from secateur.criteria.l1 import l1
 from secateur.criteria.l2 import l2
+from secateur.criteria.lamp import lamp
+from secateur.criteria.lasso import lasso
+from secateur.criteria.obd import obd
 from secateur.criteria.random import random
+from secateur.criteria.rfp import rfp
 from secateur.criteria.score import score
 from secateur.criteria.taylor import taylor
+from secateur.criteria.thinet import thinet
 
-__all__ = ["bn_scale", "fpgm", "l1", "l2", "random", "score", "taylor"]
+__all__ = [
+    "apoz",
+    "bn_scale",
+    "cap",
+    "chip",
+    "fpgm",
+    "group_fisher",
+    "hrank",
+    "isomorphic",
+    "l1",
+    "l2",
+    "lamp",
+    "lasso",
+    "obd",
+    "random",
+    "rfp",
+    "score",
+    "taylor",
+    "thinet",
+]

@@ -43,10 +43,10 @@ def taylor(model: nn.Module, batches: Batches, loss: Loss, *, limit: int | None 
     unique = list(dict.fromkeys(weights.values()))
     found: dict[nn.Parameter, list[list[Tensor]]] = {weight: [] for weight in unique}  # per batch, per dim: (L,)
     device = device_of(model)
-    with evaluating(model), _differentiable(unique):
+    with evaluating(model), differentiable(unique):
         for number, (inputs, target) in enumerate(islice(batches, limit)):
             value = loss(call(model, to_device(inputs, device)), to_device(target, device))
-            for weight, gradient in zip(unique, _gradients(value, unique, number), strict=True):
+            for weight, gradient in zip(unique, gradients(value, unique, number), strict=True):
                 found[weight].append(totals(plain(gradient) * plain(weight)))
     if not all(found.values()):
         raise SecateurError("Taylor scores", "no batch", "give data that can be iterated anew for every pass")
@@ -63,7 +63,7 @@ def taylor(model: nn.Module, batches: Batches, loss: Loss, *, limit: int | None 
 
 
 @contextmanager
-def _differentiable(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+def differentiable(weights: Sequence[nn.Parameter]) -> Iterator[None]:
     """Every weight asks for a gradient; on leaving, frozen ones are frozen again."""
     frozen = [weight for weight in weights if not weight.requires_grad]
     try:
@@ -76,7 +76,7 @@ def _differentiable(weights: Sequence[nn.Parameter]) -> Iterator[None]:
             weight.requires_grad_(False)
 
 
-def _gradients(value: Any, weights: Sequence[nn.Parameter], number: int) -> tuple[Tensor, ...]:
+def gradients(value: Any, weights: Sequence[nn.Parameter], number: int) -> tuple[Tensor, ...]:
     """Gradients of the loss by `weights`, zero where it does not depend on one; `.grad` stays as it was."""
     found = None
     if not isinstance(value, Tensor):
@@ -89,5 +89,5 @@ def _gradients(value: Any, weights: Sequence[nn.Parameter], number: int) -> tupl
         found = "a loss that does not depend on the weights"
     if found:
         do = "give a loss(output, target) that returns one finite number"
-        raise SecateurError("Taylor scores", f"{found} in batch {number}", do)
+        raise SecateurError("scores by gradients", f"{found} in batch {number}", do)
     return torch.autograd.grad(value.reshape(()), weights, allow_unused=True, materialize_grads=True)

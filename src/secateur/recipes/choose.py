@@ -19,7 +19,11 @@ from secateur.recipes.progress import Progress, silent
 from secateur.recipes.schema import Prune
 from secateur.repair import batchnorm
 
-DATA_DRIVEN = ("taylor",)
+BY_GRADIENT = ("taylor", "group_fisher", "obd")
+"""Criteria of batches and a loss."""
+BY_FEATURE = ("hrank", "chip", "apoz", "thinet", "lasso", "cap")
+"""Criteria of batches alone; axes without features of that kind are scored by L2."""
+DATA_DRIVEN = BY_GRADIENT + BY_FEATURE
 
 
 def choose(
@@ -51,7 +55,8 @@ def choose(
         keep = shares
         if prune.rounds > 1:  # of what the rounds before have left
             keep = {what: min(1.0, s ** (number / prune.rounds) * dense[what] / axes.count(what)) for what, s in shares.items()}
-        scores = score(axes, criterion(current, prune, batches=batches, loss=loss, seed=seed))
+        judged = criterion(current, prune, batches=batches, loss=loss, seed=seed)
+        scores = score(axes, criteria.isomorphic(current, axes, judged) if prune.isomorphic else judged)
         plan = plan.then(allocated(axes, scores, prune, keep))
         if number < prune.rounds:
             current = plan.apply(model)
@@ -65,8 +70,11 @@ def choose(
 def criterion(model: nn.Module, prune: Prune, *, batches: Batches | None, loss: Loss | None, seed: int) -> Criterion:
     """The criterion `prune` names, made for `model`."""
     make = getattr(criteria, prune.criterion)
-    given: tuple[Any, ...] = (model, batches, loss) if prune.criterion in DATA_DRIVEN else (model,)
-    named = {"seed": seed, **prune.args} if prune.criterion == "random" else prune.args
+    given: tuple[Any, ...] = (model, batches, loss) if prune.criterion in BY_GRADIENT else (model,)
+    given = (model, batches) if prune.criterion in BY_FEATURE else given
+    named: dict[str, Any] = {"seed": seed} if prune.criterion == "random" else {}
+    named |= {"default": criteria.l2(model)} if prune.criterion in (*BY_FEATURE, "group_fisher") else {}
+    named |= prune.args
     try:
         return make(*given, **named)
     except TypeError as error:
@@ -78,7 +86,8 @@ def criterion(model: nn.Module, prune: Prune, *, batches: Batches | None, loss: 
 def allocated(axes: Axes, scores: Mapping[str, torch.Tensor], prune: Prune, keep: Mapping[str, float]) -> Plan:
     """The plan `prune.allocator` makes: "budget" trades axes against each other, "uniform" leaves the same share of each."""
     if prune.allocator == "budget":
-        return allocate.budget(axes, scores, keep, normalise=prune.normalise, floor=prune.floor, multiple=prune.multiple)
+        how = "none" if prune.isomorphic else prune.normalise
+        return allocate.budget(axes, scores, keep, normalise=how, floor=prune.floor, multiple=prune.multiple)
     return _uniform(axes, scores, prune, keep)
 
 

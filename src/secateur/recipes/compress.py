@@ -19,8 +19,8 @@ from secateur.measure import compare, facts, peak_memory
 from secateur.recipes.choose import choose
 from secateur.recipes.parts import limited
 from secateur.recipes.phases import CUT, DENSE, REPAIRED, TUNED
+from secateur.recipes.reconstruct import repair_by_name
 from secateur.recipes.schema import Measure, Prune, Repair
-from secateur.repair import batchnorm
 from secateur.train import FitSettings, fit
 
 Metric = Callable[[nn.Module], float]
@@ -99,8 +99,8 @@ def compress(
     axes, plan = choose(model, example, prune, batches=batches, loss=settings.loss, seed=settings.seed)
     small = plan.apply(model)
     stages = {DENSE: _facts(model, example, evaluate), CUT: _facts(small, example, evaluate)}
-    if data is not None and settings.repair.name == "batchnorm":
-        batchnorm(model, small, data, limit=settings.repair.batches)
+    if data is not None and settings.repair.name != "none":
+        repair_by_name(settings.repair.name, plan)(model, small, limited(data, settings.repair.batches, device))
         stages[REPAIRED] = _facts(small, example, evaluate)
     if data is not None and settings.finetune is not None:
         fit(small, data, settings.finetune, loss=settings.loss)

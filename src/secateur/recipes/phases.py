@@ -19,9 +19,9 @@ from secateur.recipes import folder as files
 from secateur.recipes.choose import choose
 from secateur.recipes.parts import Parts, first_input, limited, with_weights
 from secateur.recipes.progress import Progress
+from secateur.recipes.reconstruct import repair_by_name
 from secateur.recipes.schema import Fit, Recipe
 from secateur.recipes.tune import Watch, tune
-from secateur.repair import batchnorm
 
 DENSE, CUT, REPAIRED, TUNED = "dense", "after the cut", "after repair", "after fine-tuning"
 
@@ -77,10 +77,11 @@ def cut(job: Job) -> None:
 
 
 def repair(job: Job) -> None:
-    """Re-estimate the batch norms of the cut model on training batches."""
+    """Repair the cut model on training batches."""
     model = small_model(job, "cut.safetensors")
-    if job.recipe.repair.name == "batchnorm":
-        batchnorm(dense_model(job), model, limited(job.parts.plain, job.recipe.repair.batches, job.parts.device))
+    if job.recipe.repair.name != "none":
+        batches = limited(job.parts.plain, job.recipe.repair.batches, job.parts.device)
+        repair_by_name(job.recipe.repair.name, plan_of(job))(dense_model(job), model, batches)
     path = job.file("repaired.safetensors")
     artefact.save(path, model, plan_of(job))
     if job.recipe.repair.name != "none":

@@ -35,7 +35,10 @@ Flag = Annotated[bool, Field(description="true or false")]
 Words = Annotated[tuple[str, ...], Field(description="a list of texts")]
 Keep = Annotated[dict[Literal["macs", "params"], Share], Field(min_length=1, description="what remains, as { macs = 0.5 }")]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description='"auto", "cpu", "cuda" or "mps"')]
-Criterion = Literal["random", "l1", "l2", "bn_scale", "fpgm", "taylor"]
+Criterion = Literal[
+    "random", "l1", "l2", "bn_scale", "fpgm", "taylor", "hrank", "chip", "rfp", "apoz", "thinet", "group_fisher", "obd", "lamp",
+    "lasso", "cap",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Prune:
-    """[prune]: what remains and who decides. `rounds` cuts in that many equal ratios and scores anew before each."""
+    """[prune]: what remains and who decides. `rounds` cuts in that many equal ratios and scores anew before each.
+
+    `isomorphic` ranks units only among axes of like layers; `normalise` is then of no effect.
+    """
 
     keep: Keep = field(default_factory=lambda: {"macs": 0.5})
     criterion: Criterion = "taylor"
@@ -82,6 +88,7 @@ class Prune:
     normalise: Literal["mean", "max", "sum", "l2", "rank", "none"] = "mean"
     floor: Fraction = 0.1
     multiple: Count = 1
+    isomorphic: Flag = False
     ignore: Words = ()
     rounds: Count = 1
     batches: Count = 10
@@ -89,9 +96,12 @@ class Prune:
 
 @dataclass(frozen=True)
 class Repair:
-    """[repair]: `batches` training batches re-estimate the running statistics of every batch norm."""
+    """[repair]: what `batches` training batches mend, by functions of `secateur.repair`; "+" does one after the other."""
 
-    name: Literal["batchnorm", "none"] = "batchnorm"
+    name: Literal[
+        "batchnorm", "none", "mean_bias", "mean_bias+batchnorm", "compensation", "compensation+batchnorm", "least_squares",
+        "least_squares+batchnorm",
+    ] = "batchnorm"  # fmt: skip
     batches: Count = 50
 
 

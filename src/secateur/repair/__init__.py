@@ -1,5 +1,9 @@
 """Repairs: after a cut, only values of the smaller model change."""
 
 from secateur.repair.batchnorm import batchnorm
+from secateur.repair.bias import mean_bias
+from secateur.repair.chain import chain
+from secateur.repair.compensation import compensation
+from secateur.repair.least_squares import least_squares
 
-__all__ = ["batchnorm"]
+__all__ = ["batchnorm", "chain", "compensation", "least_squares", "mean_bias"]

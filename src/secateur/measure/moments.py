@@ -1,0 +1,114 @@
+"""First and second moments of what a layer reads, and of what it shall write.
+
+Shape legend: O outputs, D inputs of one output, M rows (samples times positions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core.protocols import Batches
+from secateur.measure.layers import matrix, outputs, rows
+from secateur.measure.observe import Look, observe
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Means over all rows in float64, on the CPU: of x (D,), y (O,), x x' (D, D) and x y' (D, O)."""
+
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    xy: Tensor
+
+    def centred(self) -> Moments:
+        """The same of x and y less their means: covariances; a diagonal that rounding made negative is zero."""
+        xx = self.xx - self.x[:, None] * self.x
+        xx.diagonal().clamp_(min=0)
+        return Moments(self.x, self.y, xx, self.xy - self.x[:, None] * self.y)
+
+
+def input_moments(model: nn.Module, names: Sequence[str], batches: Batches, limit: int | None = None) -> dict[str, Moments]:
+    """For each named layer, the moments of its inputs and of its own outputs, which follow from them; one pass."""
+    sums: dict[str, list[Tensor]] = {}
+    counts = dict.fromkeys(names, 0)
+
+    def look(name: str) -> Look:
+        def add(x: Tensor, _: Tensor) -> None:
+            part = rows(model.get_submodule(name), x).double()
+            counts[name] += len(part)
+            _add(sums, name, [part.sum(0), part.T @ part])
+
+        return add
+
+    observe(model, {name: look(name) for name in names}, batches, limit)
+    found = {}
+    for name in names:
+        x, xx = (total / counts[name] for total in sums[name])
+        weight, bias = matrix(model.get_submodule(name)).double().cpu(), model.get_submodule(name).bias
+        y, xy = weight @ x, xx @ weight.T
+        if isinstance(bias, Tensor):
+            b = bias.detach().double().cpu()
+            y, xy = y + b, xy + x[:, None] * b
+        found[name] = Moments(x, y, xx, xy)
+    return found
+
+
+def paired_moments(
+    current: nn.Module, original: nn.Module, names: Sequence[str], batches: Batches, *, limit: int | None = None
+) -> dict[str, Moments]:
+    """For each named layer, the moments of its inputs in `current` and of its outputs in `original`, batch by batch.
+
+    A layer that is called several times in a forward pairs its calls in order.
+    """
+    sums: dict[str, list[Tensor]] = {}
+    counts = dict.fromkeys(names, 0)
+    kept: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def keep(name: str) -> Look:
+        return lambda _, y: kept[name].append(outputs(original.get_submodule(name), y).double().clone())
+
+    def look(name: str) -> Look:
+        def add(x: Tensor, _: Tensor) -> None:
+            part, target = rows(current.get_submodule(name), x).double(), kept[name].pop(0).to(x.device)
+            counts[name] += len(part)
+            _add(sums, name, [part.sum(0), target.sum(0), part.T @ part, part.T @ target])
+
+        return add
+
+    for batch in islice(batches, limit):
+        observe(original, {name: keep(name) for name in names}, [batch])
+        observe(current, {name: look(name) for name in names}, [batch])
+    if not sums:
+        observe(current, {}, [])  # says that there is no batch
+    return {name: Moments(*(total / counts[name] for total in sums[name])) for name in names}
+
+
+def _add(sums: dict[str, list[Tensor]], name: str, parts: list[Tensor]) -> None:
+    parts = [part.cpu() for part in parts]
+    sums[name] = [a + b for a, b in zip(sums[name], parts, strict=True)] if name in sums else parts
+
+
+def contributions(moments: Moments, weight: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """G (N, N) and b (N,): mean inner products of what each unit adds to the outputs, with each other and with the targets.
+
+    `blocks` (N, C): the columns of `weight` (O, D) that read each unit. With Z_i = X_i W_i': G_ij = <Z_i, Z_j>,
+    b_i = <Z_i, Y>.
+    """
+    flat = blocks.reshape(-1)
+    weight = weight.double().cpu()[:, flat]
+    product = (weight.T @ weight) * moments.xx[flat][:, flat]
+    n, width = blocks.shape
+    gram = product.reshape(n, width, n, width).sum((1, 3))
+    towards = (moments.xy[flat] * weight.T).sum(1).reshape(n, width).sum(1)
+    return gram, towards
+
+
+def stack(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Sums of the G and of the b of several layers."""
+    return torch.stack([gram for gram, _ in parts]).sum(0), torch.stack([b for _, b in parts]).sum(0)

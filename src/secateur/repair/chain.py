@@ -1,0 +1,17 @@
+"""Several repairs in turn."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from secateur.core.protocols import Batches, Repair
+
+
+def chain(*repairs: Repair) -> Repair:
+    """One repair that does all of `repairs`, first to last: ``chain(partial(least_squares, plan=plan), batchnorm)``."""
+
+    def repair(before: nn.Module, after: nn.Module, batches: Batches) -> None:
+        for each in repairs:
+            each(before, after, batches)
+
+    return repair

@@ -1,0 +1,39 @@
+"""The closed forms: weights and a constant that bring a layer closest to its targets.
+
+Shape legend: O outputs, D inputs of one output.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from secateur.measure.moments import Moments
+
+CUTOFF = 1e-12
+
+
+def least_error(moments: Moments, weight: Tensor, *, intercept: bool, ridge: float) -> tuple[Tensor, Tensor | None]:
+    """Weights (O, D) and constant (O,) with the smallest mean squared error, from those of `weight` (O, D).
+
+    The correction ``(A + r)^-1 (B - A W')`` to `weight` is solved for, and not the weights themselves: what the data do not
+    tell (inputs without variance) stays as it is. A and B are covariances of inputs with inputs and with targets, raw
+    moments without `intercept`; r is `ridge` times the mean of A's diagonal. By Cholesky; a singular A by eigenvalues.
+    """
+    known = moments.centred() if intercept else moments
+    wrong = known.xy - known.xx @ weight.T  # (D, O)
+    regular = known.xx + ridge * known.xx.diagonal().mean() * torch.eye(len(known.xx), dtype=known.xx.dtype)
+    factor, failed = torch.linalg.cholesky_ex(regular)
+    if failed:
+        values, vectors = torch.linalg.eigh(regular)
+        inverse = torch.where(values > CUTOFF * values.max(), 1 / values.abs().clamp_min(1e-300), 0.0)
+        correction = (vectors * inverse) @ (vectors.T @ wrong)
+    else:
+        correction = torch.cholesky_solve(wrong, factor)
+    weight = weight + correction.T
+    return weight, moments.y - weight @ moments.x if intercept else None
+
+
+def restricted(moments: Moments, columns: Tensor, rows: Tensor) -> Moments:
+    """The moments of those inputs and those outputs alone."""
+    return Moments(moments.x[columns], moments.y[rows], moments.xx[columns][:, columns], moments.xy[columns][:, rows])

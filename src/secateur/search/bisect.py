@@ -1,0 +1,59 @@
+"""Binary structural search with a step constraint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from secateur.core.axes import Axes
+from secateur.core.axis import Axis
+from secateur.core.errors import SecateurError
+from secateur.core.protocols import Scores, Searcher
+
+
+def bisect(
+    axes: Axes,
+    scores: Scores,
+    *,
+    fall: float = 0.01,
+    tries: int = 7,
+    max_rate: float = 0.95,
+    order: Sequence[str] | None = None,
+) -> Searcher:
+    """A search for the largest rate of each axis in turn whose loss stays below a limit that rises from axis to axis.
+
+    The first candidate is the empty plan. Of L axes, the k-th (in forward order, or in that of the names in `order`)
+    may bring the loss to that of the empty plan plus ``k * fall / L``; `tries` bisections of [0, `max_rate`] find its
+    rate, and ``int(rate * units)`` units of the lowest scores go. Numbers of units that were judged before are not yielded
+    again. A judge that cannot compute a candidate returns infinity.
+
+    Source: Xie et al., 2021 (CaP), `bottomup_search` of the authors' code, which compensates before each judgement: give a
+    judge that does. There the rate of an axis goes to 0 where the compensation fails; here only to what was accepted.
+    """
+    if tries < 1 or fall < 0 or not 0 <= max_rate < 1:
+        found = f"tries={tries}, fall={fall}, max_rate={max_rate}"
+        raise SecateurError("a binary search", found, "give tries from 1, fall from 0, max_rate from 0 and below 1")
+    chosen = [axes[name] for name in order] if order is not None else list(axes.free)
+    kept: dict[str, list[int]] = {}
+    limit = yield axes.plan(kept)
+    for axis in chosen:
+        limit += fall / len(chosen)
+        low, high, known = 0.0, max_rate, {0: True}
+        for _ in range(tries):
+            rate = (low + high) / 2
+            drop = min(int(axis.units * rate), axis.units - 1)
+            if drop not in known:
+                loss = yield axes.plan({**kept, axis.name: dearest(axis, scores, axis.units - drop)})
+                known[drop] = loss <= limit
+            low, high = (rate, high) if known[drop] else (low, rate)
+        drop = max(n for n, good in known.items() if good)
+        if drop:
+            kept[axis.name] = dearest(axis, scores, axis.units - drop)
+    return axes.plan(kept)
+
+
+def dearest(axis: Axis, scores: Scores, width: int) -> list[int]:
+    """The `width` units of the highest scores, ascending; equal scores by index."""
+    order = torch.as_tensor(scores[axis.name]).argsort(descending=True, stable=True)
+    return sorted(order[:width].tolist())

@@ -1,0 +1,97 @@
+"""Running a search: judge what it yields, write the losses down, and replay them.
+
+A search depends on nothing but what it is sent, so its history is all that a stopped search needs to go on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeVar
+
+from secateur.core.codec import dumps
+from secateur.core.errors import SecateurError
+from secateur.core.plan import Plan
+from secateur.core.protocols import Judge
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One judged candidate: its place in the search, a digest of the plan, what each cut axis keeps, and the loss."""
+
+    number: int
+    plan: str
+    widths: Mapping[str, int]
+    loss: float
+
+
+def drive(
+    search: Generator[Plan, float, Result],
+    judge: Judge,
+    *,
+    history: Iterable[Trial] = (),
+    record: Callable[[Trial], None] | None = None,
+) -> Result:
+    """What `search` returns, after each plan it yields was judged (lower is better) and told to `record`.
+
+    The losses of `history` are sent first, without judging and without being recorded again: a search that was stopped
+    goes on, a finished one returns the same result (law 12). Raises `SecateurError` where the history is of another
+    search, naming the first trial that differs.
+    """
+    known = list(history)
+    number, answer = 0, None
+    while True:
+        try:
+            plan = next(search) if answer is None else search.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        trial = Trial(number, digest(plan), {name: after for name, (_, after) in plan.widths().items()}, float("nan"))
+        if number < len(known):
+            if known[number].plan != trial.plan:
+                found = f"a history whose trial {number} is another plan"
+                raise SecateurError("a search replayed", found, "give the same model, scores and settings, or start anew")
+            answer = known[number].loss
+        else:
+            answer = float(judge(plan))
+            if record is not None:
+                record(Trial(trial.number, trial.plan, trial.widths, answer))
+        number += 1
+
+
+def digest(plan: Plan) -> str:
+    """A name for the plan's contents."""
+    return sha256(dumps(plan).encode()).hexdigest()[:16]
+
+
+def recorder(path: Path) -> Callable[[Trial], None]:
+    """A function that adds a trial as one line to the file at `path`; a line that was cut off before is dropped."""
+    whole = [json.dumps(asdict(trial)) for trial in read_history(path)]
+    path.write_text("".join(f"{line}\n" for line in whole))
+
+    def record(trial: Trial) -> None:
+        with path.open("a") as file:
+            file.write(json.dumps(asdict(trial)) + "\n")
+
+    return record
+
+
+def read_history(path: Path) -> list[Trial]:
+    """Trials as `recorder` wrote them; none where there is no file. The last line may have been cut off by a stop.
+
+    Raises `SecateurError` for any other line that is no trial.
+    """
+    lines = path.read_text().splitlines() if path.exists() else []
+    trials = []
+    for number, line in enumerate(lines):
+        try:
+            trials.append(Trial(**json.loads(line)))
+        except (ValueError, TypeError):
+            if number + 1 < len(lines):
+                found = f"line {number + 1} that is no trial"
+                raise SecateurError(f"a history from {str(path)!r}", found, "remove the file to start anew") from None
+    return trials

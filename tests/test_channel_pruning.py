@@ -1,0 +1,89 @@
+"""Whole-model channel pruning, and repairs by name."""
+
+from __future__ import annotations
+
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+from torch import nn
+
+from secateur import criteria, repair, score, trace
+from secateur.core.errors import SecateurError
+from secateur.recipes import schema, zoo
+from secateur.recipes.compress import Settings, compress
+from secateur.recipes.reconstruct import channel_pruning, repair_by_name
+from secateur.testing import awake
+
+REPAIRS = get_args(get_type_hints(schema.Repair)["name"])
+
+
+def network() -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
+    torch.manual_seed(0)
+    model = awake(zoo.digits_resnet(widths=(8, 8, 8))).double().eval()
+    draw = torch.Generator().manual_seed(1)
+    return model, [
+        (torch.randn(40, 1, 8, 8, generator=draw).double(), torch.randint(10, (40,), generator=draw)) for _ in range(2)
+    ]
+
+
+def distance(model: nn.Module, small: nn.Module, batches: list) -> float:  # type: ignore[type-arg]
+    with torch.no_grad():
+        return float(torch.cat([model(x) - small(x) for x, _ in batches]).square().mean())
+
+
+def test_layer_by_layer_beats_a_cut_and_leaves_the_model_alone() -> None:
+    model, batches = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    axes = trace(model, batches[0][0][:1])
+    widths = {axis.name: axis.units - 2 for axis in axes.free}
+    plan, small = channel_pruning(model, axes, widths, batches)
+    assert {name: after for name, (_, after) in plan.widths().items()} == widths
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    plain = plan.apply(model)
+    assert distance(model, small, batches) < distance(model, plain, batches) / 2
+    scores = score(axes, criteria.l2(model))
+    _, other = channel_pruning(model, axes, widths, batches, select=lambda current, original, axis: scores[axis.name])
+    assert distance(model, other, batches) > distance(model, small, batches) / 10
+    assert not channel_pruning(model, axes, {}, batches)[0]
+
+
+def test_a_duplicate_is_found_and_costs_nothing() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    with torch.no_grad():
+        model[0].weight[3], model[0].bias[3] = model[0].weight[1], model[0].bias[1]
+        model[2].weight[2], model[2].bias[2] = model[2].weight[0], model[2].bias[0]
+    batches = [(torch.randn(80, 6, dtype=torch.float64), None)]
+    axes = trace(model, batches[0][0])
+    widths = {axis.name: axis.units - 1 for axis in axes.free}
+    _, small = channel_pruning(
+        model, axes, widths, batches, select=lambda current, original, axis: criteria.cap(current, batches)(axis)
+    )
+    assert distance(model, small, batches) < 1e-10
+
+
+def test_bad_widths_are_refused() -> None:
+    model, batches = network()
+    axes = trace(model, batches[0][0][:1])
+    with pytest.raises(SecateurError, match="9 of 8 units"):
+        channel_pruning(model, axes, {axes.free[0].name: 9}, batches)
+    fixed = next(axis for axis in axes if axis.fixed)
+    with pytest.raises(SecateurError, match="a selection on axis"):
+        channel_pruning(model, axes, {fixed.name: 1}, batches)
+
+
+@pytest.mark.parametrize("name", [name for name in REPAIRS if name != "none"])
+def test_repairs_have_names(name: str) -> None:
+    model, batches = network()
+    axes = trace(model, batches[0][0][:1])
+    plan = axes.plan({axis.name: range(axis.units - 2) for axis in axes.free})
+    small, again = plan.apply(model), plan.apply(model)
+    repair_by_name(name, plan)(model, small, batches)
+    for part in name.split("+"):
+        given = {} if part == "batchnorm" else {"plan": plan}
+        getattr(repair, part)(model, again, batches, **given)
+    assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), again.state_dict().values(), strict=True))
+    settings = Settings(prune=schema.Prune(criterion="l2"), repair=schema.Repair(name=name, batches=2))  # type: ignore[arg-type]
+    _, report = compress(model, batches[0][0][:1], batches, keep={"macs": 0.6}, settings=settings)
+    assert "after repair" in report.stages

@@ -1,0 +1,235 @@
+"""Least squares, compensation and folded means against numpy and the identities of their papers."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import handmade
+from networks import ZOO
+from secateur import allocate, criteria, repair, score, trace
+from secateur.core.errors import SecateurError
+from secateur.measure.layers import is_matrix, matrix, outputs, rows
+from secateur.measure.moments import input_moments, paired_moments
+from secateur.recipes import zoo
+
+REPAIRS = {
+    "least_squares": repair.least_squares,
+    "compensation": repair.compensation,
+    "compensation rescaled": partial(repair.compensation, rescale=True),
+    "mean_bias": repair.mean_bias,
+}
+
+
+def data(batches: int = 4, size: int = 30, seed: int = 3) -> list[tuple[torch.Tensor, None]]:
+    """Inputs of the hand-made network."""
+    draw = torch.Generator().manual_seed(seed)
+    return [(torch.randn(size, 3, 4, 4, dtype=torch.float64, generator=draw), None) for _ in range(batches)]
+
+
+LAYERS = [
+    (nn.Linear(5, 3), (4, 5)),
+    (nn.Linear(5, 3), (4, 7, 5)),
+    (nn.Conv1d(2, 3, 3, stride=2, padding=1, dilation=2), (4, 2, 9)),
+    (nn.Conv2d(2, 3, (3, 2), stride=(1, 2), padding=(1, 0), bias=False), (4, 2, 5, 6)),
+    (nn.Conv2d(2, 3, 3, padding="same", padding_mode="reflect"), (4, 2, 5, 6)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS)
+def test_a_layer_is_its_rows_times_its_matrix(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    layer, x = layer.double(), torch.randn(shape, dtype=torch.float64)
+    expected = rows(layer, x) @ matrix(layer).T + (layer.bias if layer.bias is not None else 0)
+    torch.testing.assert_close(outputs(layer, layer(x)), expected)
+    assert is_matrix(layer)
+
+
+def test_moments_of_own_outputs_are_those_of_a_pass() -> None:
+    model = handmade.small()
+    model.two.bias = nn.Parameter(torch.randn(6, dtype=torch.float64))
+    names = ["one", "two", "head"]
+    one, two = input_moments(model, names, data()), paired_moments(model, deepcopy(model), names, data())
+    for name in names:
+        for part in ("x", "y", "xx", "xy"):
+            torch.testing.assert_close(getattr(one[name], part), getattr(two[name], part))
+    x = np.concatenate([rows(model.one, x).numpy() for x, _ in data()])
+    np.testing.assert_allclose(one["one"].centred().xx, np.cov(x.T, bias=True), atol=1e-12)
+
+
+def chain_net(bias: bool = True) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 7, bias=bias)).double()
+
+
+def cut(model: nn.Module, x: torch.Tensor, kept: list[int]):  # type: ignore[no-untyped-def]
+    plan = trace(model, x).plan({trace(model, x).free[0].name: kept})
+    return plan, plan.apply(model)
+
+
+@pytest.mark.parametrize("name", ["least_squares", "compensation"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_are_those_of_a_regression(name: str, bias: bool) -> None:
+    model, x = chain_net(bias), torch.randn(60, 6, dtype=torch.float64)
+    plan, small = cut(model, x, [0, 2, 3, 7])
+    REPAIRS[name](model, small, [(x[:40], None), (x[40:], None)], plan=plan, ridge=0.0)
+    with torch.no_grad():
+        hidden, y = model[1](model[0](x))[:, [0, 2, 3, 7]].numpy(), model(x).numpy()
+    design = np.c_[hidden, np.ones(60)] if bias else hidden
+    expected = np.linalg.lstsq(design, y, rcond=None)[0]
+    np.testing.assert_allclose(small[2].weight.detach().numpy(), expected[:4].T, atol=1e-8)
+    if bias:
+        np.testing.assert_allclose(small[2].bias.detach().numpy(), expected[4], atol=1e-8)
+
+
+def test_the_closed_form_of_the_loss_is_the_measured_one() -> None:
+    model, x = chain_net(), torch.randn(60, 6, dtype=torch.float64)
+    kept = [1, 4, 5, 6]
+    plan, small = cut(model, x, kept)
+    known = input_moments(model, ["2"], [(x, None)])["2"].centred().xx
+    repair.compensation(model, small, [(x, None)], plan=plan, ridge=0.0)
+    weight = model[2].weight.data
+    towards = known[kept] @ weight.T
+    whole = torch.trace(weight @ known @ weight.T)
+    loss = whole - torch.trace(towards.T @ torch.linalg.solve(known[kept][:, kept], towards))
+    with torch.no_grad():
+        measured = (model(x) - small(x)).square().sum(1).mean()
+    torch.testing.assert_close(loss, measured)
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_a_copy_that_goes_is_made_good(name: str) -> None:
+    if name == "mean_bias":
+        return
+    model, x = chain_net(), torch.randn(60, 6, dtype=torch.float64)
+    with torch.no_grad():
+        model[0].weight[9], model[0].bias[9] = model[0].weight[2], model[0].bias[2]
+    plan, small = cut(model, x, list(range(9)))
+    REPAIRS[name](model, small, [(x, None)], plan=plan)
+    torch.testing.assert_close(small(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_where_nothing_was_cut_nothing_changes(name: str) -> None:
+    model = handmade.small()
+    axes = handmade.axes(model)
+    for plan in (None, axes.plan({})):
+        small = deepcopy(model)
+        REPAIRS[name](model, small, data(), plan=plan)
+        assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), small.state_dict().values(), strict=True))
+
+
+def distance(model: nn.Module, small: nn.Module) -> float:
+    with torch.no_grad():
+        return float(torch.cat([model(x) - small(x) for x, _ in data()]).square().mean())
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_repairs_bring_a_cut_network_closer_and_touch_no_other(name: str) -> None:
+    """Through batch norm, a sum and flattening; layers without a bias use the batch norm behind them."""
+    model = handmade.small()
+    model.two.bias = nn.Parameter(torch.randn(6, dtype=torch.float64))
+    axes = handmade.axes(model)
+    axes = trace(model, data(1)[0][0])
+    free = {axis.units: axis.name for axis in axes.free}
+    plan = axes.plan({free[8]: [0, 1, 2, 4, 5, 7], free[6]: [0, 1, 3, 4, 5]})
+    small = plan.apply(model).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    shapes = {key: value.shape for key, value in small.state_dict().items()}
+    wrong = distance(model, deepcopy(small).eval())
+    REPAIRS[name](model, small, data(), plan=plan)
+    assert small.training
+    assert distance(model, small.eval()) < wrong
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert {key: value.shape for key, value in small.state_dict().items()} == shapes
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_a_constant_goes_into_the_batch_norm_behind(name: str) -> None:
+    """Conv without bias, batch norm: every output keeps its mean."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1, bias=False), nn.BatchNorm2d(5)).double().eval()
+    plan, small = cut(model, data(1)[0][0], [0, 1, 2, 3, 4])
+    REPAIRS[name](model, small, data(), plan=plan)
+    assert small[2].bias is None
+    with torch.no_grad():
+        means = [torch.cat([net(x) for x, _ in data()]).mean((0, 2, 3)) for net in (model, small)]
+    torch.testing.assert_close(*means)
+    REPAIRS[name](model, small, data(), plan=plan)
+    with torch.no_grad():
+        again = torch.cat([small(x) for x, _ in data()]).mean((0, 2, 3))
+    torch.testing.assert_close(again, means[0])
+
+
+def test_rescaled_outputs_keep_their_variance() -> None:
+    model, x = chain_net(), torch.randn(60, 6, dtype=torch.float64)
+    plan, small = cut(model, x, [0, 1, 2])
+    repair.compensation(model, small, [(x, None)], plan=plan, rescale=True)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x).var(0), model(x).var(0))
+        torch.testing.assert_close(small(x).mean(0), model(x).mean(0))
+
+
+def test_masked_models_need_no_plan() -> None:
+    model, x = chain_net(), torch.randn(60, 6, dtype=torch.float64)
+    plan, small = cut(model, x, [0, 2, 3, 7])
+    masked = deepcopy(model)
+    masked[2].weight.data[:, [1, 4, 5, 6, 8, 9]] = 0
+    repair.least_squares(model, masked, [(x, None)])
+    repair.least_squares(model, small, [(x, None)], plan=plan)
+    torch.testing.assert_close(masked(x), small(x))
+    assert (masked[2].weight[:, 1] == 0).all()
+    with pytest.raises(SecateurError, match="give the plan that led"):
+        repair.least_squares(model, cut(model, x, [1])[1], [(x, None)])
+
+
+def test_plans_of_several_steps_and_chains() -> None:
+    model = handmade.small()
+    x = data(1)[0][0]
+    axes = trace(model, x)
+    first = allocate.uniform(axes, score(axes, criteria.l2(model)), 0.8)
+    middle = first.apply(model)
+    again = trace(middle, x)
+    plan = first.then(allocate.uniform(again, score(again, criteria.l2(middle)), 0.8))
+    small = plan.apply(model)
+    wrong = distance(model, small)
+    repair.chain(partial(repair.least_squares, plan=plan), repair.batchnorm)(model, small, data())
+    assert distance(model, small.eval()) < wrong
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+@pytest.mark.parametrize("net", ZOO)
+def test_repairs_run_on_the_zoo(net: str, name: str) -> None:
+    torch.manual_seed(0)
+    build, example = ZOO[net]
+    model, x = build().eval(), example()
+    axes = trace(model, x)
+    plan = allocate.uniform(axes, score(axes, criteria.l2(model)), 0.5)
+    small = plan.apply(model)
+    REPAIRS[name](model, small, [(x, None)], plan=plan)
+    assert all(torch.isfinite(p).all() for p in small.parameters())
+
+
+def test_counts_of_the_papers_vgg() -> None:
+    """PFEC's configuration A and CHIP's widths, on VGG-16 with one hidden layer."""
+    model = zoo.vgg16_bn_cifar()
+    axes = trace(model, torch.zeros(1, 3, 32, 32))
+    convs = [axis for axis in axes.free if any(slot.tensor.startswith("features") for slot in axis.writers())]
+    assert len(convs) == 13
+    widths = [axis.units for axis in convs]
+    configurations = {
+        (5_399_690, 206_279_680): [32, *widths[1:7], *[256] * 6],
+        (1_901_836, 66_521_088): [*[int(n * 0.55) for n in widths[:7]], *[int(512 * 0.22)] * 5, 512],
+    }
+    for (params, macs), kept in configurations.items():
+        plan = axes.plan({axis.name: range(n) for axis, n in zip(convs, kept, strict=True)})
+        small = plan.apply(model)
+        assert sum(p.numel() for p in small.parameters()) == params
+        counted = {axis.name: n for axis, n in zip(convs, kept, strict=True)}
+        assert axes.count("params", counted) == params
+        assert axes.count("macs", counted) == macs
+        assert plan.facts(model, torch.zeros(1, 3, 32, 32)).macs == macs

@@ -1,0 +1,251 @@
+"""Searches: they end, find what can go, change nothing, and replay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import handmade
+from secateur import criteria, repair, score, trace
+from secateur.core.axes import Axes
+from secateur.core.errors import SecateurError
+from secateur.core.plan import Plan
+from secateur.search import AdaptiveSettings, Trial, adaptive, bisect, drive, previewing, read_history, recorder, sensitivity
+
+SETTINGS = AdaptiveSettings(step=0.25, trial=1e-6, running=1e-5)
+
+
+def redundant() -> tuple[nn.Module, torch.Tensor]:
+    """Layer 0 of 8 units with 5 that are zero; layer 2 of 6 units, none of which can go; double precision."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 6)).double()
+    with torch.no_grad():
+        model[0].weight[[0, 2, 3, 5, 7]] = 0
+        model[0].bias[[0, 2, 3, 5, 7]] = 0
+        model[2].bias.fill_(3)
+        model[4].weight.copy_(torch.eye(6) * 2)
+    return model, torch.randn(32, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def error_of(model: nn.Module, x: torch.Tensor) -> Callable[[nn.Module], float]:
+    """Mean squared distance of outputs to those of `model`."""
+    with torch.no_grad():
+        target = model(x)
+
+    def error(trial: nn.Module) -> float:
+        with torch.no_grad():
+            return float((trial(x) - target).square().mean())
+
+    return error
+
+
+def setting() -> tuple[nn.Module, Axes, dict[str, torch.Tensor], Callable[[Plan], float]]:
+    model, x = redundant()
+    axes = trace(model, x)
+    return model, axes, score(axes, criteria.l1(model, group=False)), previewing(model, error_of(model, x))
+
+
+def kept(plan: Plan) -> dict[str, tuple[int, ...]]:
+    return {cut.axis: cut.kept for step in plan.steps for cut in step.cuts if len(cut.kept) < cut.units}
+
+
+@pytest.mark.parametrize("schedule", ["sweeps", "sequential"])
+@pytest.mark.parametrize("order", ["forward", "backward", "sensitivity"])
+@pytest.mark.parametrize("unit", [("original", 0.25), ("current", 0.4), ("units", 2), ("params", 0.2), ("macs", 0.3)])
+@pytest.mark.parametrize("skip", ["settle", "sweep"])
+def test_what_is_redundant_goes_and_a_fragile_layer_stays_whole(schedule, order, unit, skip):  # type: ignore[no-untyped-def]
+    _, axes, scores, judge = setting()
+    settings = replace(SETTINGS, schedule=schedule, order=order, unit=unit[0], step=unit[1], skip=skip)
+    plan = drive(adaptive(axes, scores, settings), judge)
+    assert list(kept(plan).values()) == [(1, 4, 6)]
+
+
+def test_skip_only_settles_at_the_first_failure() -> None:
+    _, axes, scores, judge = setting()
+    plan = drive(adaptive(axes, scores, replace(SETTINGS, shrink=0.0)), judge)
+    assert [len(units) for units in kept(plan).values()] == [4]  # steps of 2 pass twice, the third takes a live unit
+
+
+def test_rejected_trials_change_nothing() -> None:
+    model, axes, scores, judge = setting()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    drive(adaptive(axes, scores, replace(SETTINGS, trial=0.0, running=0.0)), judge)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("verdict", [0.0, 1.0, math.inf, math.nan])
+@pytest.mark.parametrize("schedule", ["sweeps", "sequential"])
+@pytest.mark.parametrize("skip", ["settle", "sweep"])
+def test_it_ends_whatever_the_judge_says(verdict: float, schedule: str, skip: str) -> None:
+    _, axes, scores, _ = setting()
+    count = 0
+
+    def judge(plan: Plan) -> float:
+        nonlocal count
+        count += 1
+        return 0.0 if not plan else verdict
+
+    plan = drive(adaptive(axes, scores, replace(SETTINGS, schedule=schedule, skip=skip)), judge)  # type: ignore[arg-type]
+    assert count < 100
+    widths = [after for _, after in plan.widths().values()]
+    assert widths == ([] if verdict else [1, 1])
+
+
+def test_remaining_parameters_never_grow_and_the_target_stops_it() -> None:
+    _, axes, scores, _ = setting()
+    seen = []
+    search = adaptive(axes, scores, replace(SETTINGS, keep={"params": 0.6}), report=seen.append)
+    plan = drive(search, lambda plan: 0.0)
+    shares = [status.params for status in seen]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] <= 0.6 < shares[-2]
+    widths = {name: after for name, (_, after) in plan.widths().items()}
+    assert axes.count("params", widths) / axes.count("params") == shares[-1]
+
+
+def test_the_running_guard_ends_a_sweep_and_linear_allows_less() -> None:
+    _, axes, scores, _ = setting()
+
+    def judge(plan: Plan) -> float:
+        return sum(before - after for before, after in plan.widths().values()) / 100
+
+    left = {}
+    for guard in ("running", "linear", "none"):
+        settings = AdaptiveSettings(step=1, unit="units", trial=1, running=0.06, guard=guard, order="forward")  # type: ignore[arg-type]
+        plan = drive(adaptive(axes, scores, settings), judge)
+        left[guard] = sum(before - after for before, after in plan.widths().values())
+    assert left["running"] == 6
+    assert left["linear"] == 3
+    assert left["none"] == 12
+
+
+def test_ratio_compares_losses_by_their_quotient() -> None:
+    _, axes, scores, _ = setting()
+
+    def judge(plan: Plan) -> float:
+        return 10 + sum(before - after for before, after in plan.widths().values())
+
+    settings = AdaptiveSettings(step=1, unit="units", trial=1.0, running=0.3, compare="ratio")
+    plan = drive(adaptive(axes, scores, settings), judge)
+    assert sum(before - after for before, after in plan.widths().values()) == 3
+
+
+def test_recovery_follows_sweeps_that_accepted_and_losses_are_asked_anew() -> None:
+    _, axes, scores, judge = setting()
+    told: list[Plan] = []
+    asked: list[Plan] = []
+
+    def counting(plan: Plan) -> float:
+        asked.append(plan)
+        return judge(plan)
+
+    plan = drive(adaptive(axes, scores, SETTINGS, recover=told.append), counting)
+    assert told
+    assert told[-1] == plan
+    assert asked.count(told[0]) == 2
+
+
+def test_a_search_replays_from_its_history_and_goes_on_after_a_stop(tmp_path: Path) -> None:
+    _, axes, scores, judge = setting()
+    path = tmp_path / "trials.jsonl"
+    whole = drive(adaptive(axes, scores, SETTINGS), judge, record=recorder(path))
+    history = read_history(path)
+
+    def refuse(plan: Plan) -> float:
+        raise AssertionError("a replay judges nothing")
+
+    assert drive(adaptive(axes, scores, SETTINGS), refuse, history=history) == whole
+    lines = path.read_text().splitlines()
+    for stop in range(len(lines)):
+        path.write_text("".join(f"{line}\n" for line in lines[:stop]) + lines[stop][: len(lines[stop]) // 2])
+        assert read_history(path) == history[:stop]
+        again = drive(adaptive(axes, scores, SETTINGS), judge, history=read_history(path), record=recorder(path))
+        assert again == whole
+        assert read_history(path) == history
+
+
+def test_a_history_of_another_search_is_refused(tmp_path: Path) -> None:
+    _, axes, scores, judge = setting()
+    trials: list[Trial] = []
+    drive(adaptive(axes, scores, SETTINGS), judge, record=trials.append)
+    with pytest.raises(SecateurError, match=r"whose trial \d+ is another plan"):
+        drive(adaptive(axes, scores, replace(SETTINGS, step=0.6)), judge, history=trials)
+    path = tmp_path / "trials.jsonl"
+    path.write_text("nonsense\n{}\n")
+    with pytest.raises(SecateurError, match="line 1 that is no trial"):
+        read_history(path)
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    for wrong in ({"step": 0}, {"shrink": 1.0}, {"least": 0}, {"max_rate": 1.0}, {"trial": -1}, {"sweeps": 0}):
+        with pytest.raises(SecateurError, match="an adaptive search"):
+            AdaptiveSettings(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(SecateurError, match="a binary search"):
+        next(bisect(handmade.axes(handmade.small()), {}, tries=0))
+
+
+def test_bisection_finds_the_redundant_units_and_no_more() -> None:
+    _, axes, scores, judge = setting()
+    trials: list[Trial] = []
+    plan = drive(bisect(axes, scores, fall=1e-6, tries=6), judge, record=trials.append)
+    assert list(kept(plan).values()) == [(1, 4, 6)]
+    assert len({trial.plan for trial in trials}) == len(trials), "no plan is judged twice"
+    assert drive(bisect(axes, scores, fall=1e-6, tries=6), judge, history=trials) == plan
+    assert drive(bisect(axes, scores), lambda plan: math.inf if plan else 0.0) == axes.plan({})
+
+
+def test_bisection_allows_more_from_axis_to_axis() -> None:
+    _, axes, scores, _ = setting()
+
+    def judge(plan: Plan) -> float:
+        return sum(before - after for before, after in plan.widths().values()) / 100
+
+    plan = drive(bisect(axes, scores, fall=0.06, tries=8), judge)
+    assert [before - after for before, after in plan.widths().values()] == [3, 3]
+    backward = [axis.name for axis in axes.free][::-1]
+    assert drive(bisect(axes, scores, fall=0.06, tries=8, order=backward), judge).widths() == plan.widths()
+
+
+def test_sensitivity_cuts_each_axis_alone() -> None:
+    _, axes, scores, judge = setting()
+    seen: list[Plan] = []
+
+    def counting(plan: Plan) -> float:
+        seen.append(plan)
+        return judge(plan)
+
+    curves = drive(sensitivity(axes, scores, (0.25, 0.3, 0.5, 0.99)), counting)
+    first, second = (curves[axis.name] for axis in axes.free)
+    assert [rate for rate, _ in first] == [0, 0.25, 0.3, 0.5, 0.99]
+    assert [loss < 1e-12 for _, loss in first] == [True, True, True, True, False]
+    assert all(loss > 1e-3 for _, loss in second[1:])
+    assert len(seen) == len(set(map(str, seen)))
+    assert all(sum(len(units) < 9 for units in kept(plan).values()) <= 1 for plan in seen)
+
+
+def test_trials_re_estimate_batch_norm_on_their_own_copy() -> None:
+    model = handmade.small()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batches = [(torch.randn(8, 3, 4, 4, dtype=torch.float64), None)]
+    means = []
+
+    def evaluate(trial: nn.Module) -> float:
+        means.append(dict(trial.named_buffers())["model.last.running_mean"].clone())
+        return 0.0
+
+    axes = handmade.axes(model)
+    judge = previewing(model, evaluate, lambda trial: repair.batchnorm(model, trial, batches))
+    assert judge(axes.plan({"one": [0, 1]})) == 0
+    assert not torch.equal(means[0], before["last.running_mean"])
+    small = axes.plan({"one": [0, 1]}).apply(model)
+    partial(repair.batchnorm, model, small, batches)()
+    torch.testing.assert_close(means[0], small.last.running_mean)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

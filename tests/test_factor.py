@@ -30,14 +30,14 @@ from secateur.testing import (
     wrong_model_is_refused,
 )
 
-LAYERS = {
-    "plain": dict(kernel_size=3, padding=1),
-    "strided": dict(kernel_size=3, padding=1, stride=2),
-    "dilated, no bias": dict(kernel_size=3, padding=2, dilation=2, bias=False),
-    "oblong": dict(kernel_size=(3, 5), padding=(1, 2), stride=(2, 1)),
-    "reflecting": dict(kernel_size=3, padding=1, padding_mode="reflect"),
-    "same": dict(kernel_size=(3, 5), padding="same"),
-    "pointwise": dict(kernel_size=1, stride=2),
+LAYERS: dict[str, dict] = {
+    "plain": {"kernel_size": 3, "padding": 1},
+    "strided": {"kernel_size": 3, "padding": 1, "stride": 2},
+    "dilated, no bias": {"kernel_size": 3, "padding": 2, "dilation": 2, "bias": False},
+    "oblong": {"kernel_size": (3, 5), "padding": (1, 2), "stride": (2, 1)},
+    "reflecting": {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+    "same": {"kernel_size": (3, 5), "padding": "same"},
+    "pointwise": {"kernel_size": 1, "stride": 2},
 }
 RANKS = {"channel": (3,), "spatial": (3,), "tucker2": (3, 3), "decouple": (1,)}
 
@@ -217,7 +217,9 @@ def test_products_of_products_compose_associatively():
 @pytest.mark.parametrize("form", RANKS)
 def test_a_rank_is_an_axis_and_budgets_trade_it(form):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 10, 3, padding=1), nn.Flatten(), nn.Linear(160, 4))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 10, 3, padding=1), nn.Flatten(), nn.Linear(160, 4)
+    )
     x = torch.randn(2, 3, 4, 4)
     ranks = (4, 5) if form == "tucker2" else (4,)
     plan = factor(fingerprint(model), [Product("2", form, ranks)])
@@ -272,7 +274,11 @@ REFUSED = {
     "wrong dims": (lambda: nn.Sequential(nn.Linear(3, 3)), lambda: Product("0", "spatial", (1,)), "shape"),
     "groups": (lambda: nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), lambda: Product("0", "channel", (1,)), "2 groups"),
     "groups of tucker": (lambda: nn.Linear(3, 3), lambda: Product("0", "tucker2", (1, 1), groups=2), "2 groups"),
-    "transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3)), lambda: Product("0", "channel", (1,)), "ConvTranspose2d"),
+    "transposed": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3)),
+        lambda: Product("0", "channel", (1,)),
+        "ConvTranspose2d",
+    ),
     "tied": (Tied, lambda: Product("a", "linear", (1,)), "shared with 'b.weight'"),
     "read by its parent": (
         lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8)),
@@ -354,7 +360,8 @@ def test_pieces_multiply_to_the_projection_of_higher_rank_less_error():
     for form in ("channel", "spatial", "decouple"):
         full = full_ranks(form, tuple(weight.shape))[0]
         errors = [
-            float((expand(pieces(weight, p), p) - weight).norm()) for p in (Product("x", form, (r,)) for r in range(1, full + 1))
+            float((expand(pieces(weight, p), p) - weight).norm())
+            for p in (Product("x", form, (r,)) for r in range(1, full + 1))
         ]
         assert errors == sorted(errors, reverse=True)
         assert errors[-1] < 1e-5

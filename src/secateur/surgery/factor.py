@@ -73,13 +73,11 @@ def _unfit(product: Product, model: nn.Module, layer: nn.Module, owners: Mapping
 def _built(product: Product, layer: Any) -> nn.Sequential:
     """The product's layers with values, in the mode, dtype and on the device of `layer`."""
     shapes = piece_shapes(product, tuple(layer.weight.shape))
-    if layer.weight.is_meta:
-        values = [layer.weight.new_empty(shape) for shape in shapes]
-    else:
-        values = pieces(layer.weight, product)
+    weight = layer.weight
+    values = [weight.new_empty(shape) for shape in shapes] if weight.is_meta else pieces(weight, product)
     kinds = [_linear(shape) for shape in shapes] if product.format == "linear" else _convolutions(product, layer, shapes)
     for made, value in zip(kinds, values, strict=True):
-        made.weight = nn.Parameter(value, requires_grad=layer.weight.requires_grad)
+        made.weight = nn.Parameter(value, requires_grad=weight.requires_grad)
     kinds[-1].bias = layer.bias
     return nn.Sequential(*kinds).train(layer.training)
 

@@ -6,28 +6,22 @@ All three are found by value and proved by the next run of the cut model: what d
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 from secateur.graph import dims as d
 from secateur.graph.dims import Expr
 from secateur.graph.record import Node, flat
-from secateur.graph.state import Literal, State, flat_tensors
+from secateur.graph.sources import Sizes, alike, source, unite_alike
+from secateur.graph.state import Literal, State
 
 MOST_TIMES = 16
 """A size may be an attribute times a number up to this, as in `view(..., 3 * self.head_size)`."""
 PLAIN = (int, float, str, bool, type(None), tuple, list, dict, set, Tensor, nn.Module)
-
-
-class Sizes(Protocol):
-    """A trial cut: the length of a dimension after it."""
-
-    def size(self, expr: Expr) -> int:
-        """The length of `expr` after the cut."""
 
 
 @dataclass
@@ -82,9 +76,7 @@ def follow(search: Search, nodes: Sequence[Node], state: State, trial: Sizes, po
     if search.position == position:
         _take_back(search, moved)
     search.position, search.latest = position, {}
-    late = [
-        (node, literal) for node, literal in literals(nodes, state, position) if trial.size(literal.expr) != literal.value
-    ]
+    late = [(node, literal) for node, literal in literals(nodes, state, position) if trial.size(literal.expr) != literal.value]
     if _borrowed(nodes, state, trial, position, moved):
         return True
     if _attributes(search, late, state, trial) or _quotient(nodes, state, trial, position, moved):
@@ -108,16 +100,9 @@ def _take_back(search: Search, moved: list[tuple[int, int]] | None) -> None:
 
 def literals(nodes: Sequence[Node], state: State, position: int) -> Iterator[tuple[Node, Literal]]:
     """Literals of the operation at `position` and of all others of its kind on its line of code."""
-    for number in _alike(nodes, position):
+    for number in alike(nodes, position):
         for literal in state.literals.get(number, ()):
             yield nodes[number], literal
-
-
-def _alike(nodes: Sequence[Node], position: int) -> Iterator[int]:
-    here = nodes[position]
-    for number, node in enumerate(nodes):
-        if node is here or (node.source == here.source and node.op == here.op and here.source != "unknown"):
-            yield number
 
 
 def _attributes(search: Search, late: list[tuple[Node, Literal]], state: State, trial: Sizes) -> bool:
@@ -217,10 +202,12 @@ def _borrowed(nodes: Sequence[Node], state: State, trial: Sizes, position: int, 
         used = Counter(new for old, new in moved or () if old == value)
         meant = Counter(trial.size(literal.expr) for literal in literals if literal.value == value)
         for new in used - meant:
-            which = next((i for i, one in enumerate(literals) if one.value == value and trial.size(one.expr) in meant - used), None)
-            place = None if which is None or new == value else _source(nodes, state, trial, position, (value, new))
+            which = next(
+                (i for i, one in enumerate(literals) if one.value == value and trial.size(one.expr) in meant - used), None
+            )
+            place = None if which is None or new == value else source(nodes, state, trial, position, (value, new))
             if place is not None and which is not None:
-                _unite_alike(nodes, state, position, which, place)
+                unite_alike(nodes, state, position, (which,), place)
                 return True
     return False
 
@@ -251,44 +238,15 @@ def _shape(expr: Expr) -> list[list[int]]:
     return [sorted(id(var) for var in term) for term in d.normal(expr)]
 
 
-def _source(
-    nodes: Sequence[Node],
-    state: State,
-    trial: Sizes,
-    position: int,
-    sizes: tuple[int, int],
-    parts: int = 1,
-    quotients: Container[int] = (),
-) -> tuple[int, int, int] | None:
-    """The nearest earlier dimension of these sizes, or whose size over `parts` is one of `quotients`.
-
-    Returns (operations back, tensor of the operation, dim).
-    """
-    for back in range(position + 1):
-        for which, tensor in enumerate(_tensors(nodes[position - back], outputs=back > 0)):
-            for dim, expr in enumerate(state.of(tensor).dims):
-                after = trial.size(expr) if d.size(expr) == sizes[0] else -2
-                if after == sizes[1] or (after > 0 and after // parts in quotients):
-                    return back, which, dim
-    return None
-
-
-def _unite_alike(
-    nodes: Sequence[Node], state: State, position: int, which: tuple[int, ...], place: tuple[int, int, int]
-) -> None:
-    """Unite literals `which` of the operation, and of those like it, with the dimension they are read from."""
-    back, tensor, dim = place
-    for number in _alike(nodes, position):
-        literals, here = state.literals.get(number, []), number - back
-        if here < 0 or len(literals) <= which[-1] or nodes[here].op != nodes[position - back].op:
-            continue
-        tensors = _tensors(nodes[here], outputs=back > 0)
-        if tensor < len(tensors) and tensors[tensor].dim() > dim:
-            expr = state.of(tensors[tensor]).dims[dim]
-            if d.size(expr) == prod(literals[i].value for i in which):
-                read = literals[which[0]].expr if len(which) == 1 else (tuple(d.as_var(literals[i].expr) for i in which),)
-                state.unite(read, expr)
-
-
-def _tensors(node: Node, *, outputs: bool) -> list[Tensor]:
-    return [*flat_tensors((node.args, node.kwargs)), *(node.outputs if outputs else ())]
+def _quotient(nodes: Sequence[Node], state: State, trial: Sizes, position: int, moved: list[tuple[int, int]] | None) -> bool:
+    """A size calculated as another tensor's width over a number of the same call, as in `C // self.num_heads`."""
+    here = state.literals.get(position, [])
+    for i, literal in enumerate(here):
+        wrong = {new for old, new in moved or () if old == literal.value and new not in (old, trial.size(literal.expr))}
+        for j, by in enumerate(here) if wrong else ():
+            parts = trial.size(by.expr)
+            place = None if i == j else source(nodes, state, trial, position, (literal.value * by.value, -1), parts, wrong)
+            if place is not None:
+                unite_alike(nodes, state, position, (min(i, j), max(i, j)), place)
+                return True
+    return False

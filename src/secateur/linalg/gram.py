@@ -2,7 +2,8 @@
 
 Shape legend: B matrices, M <= N their sides, R = M singular values. Eigenvalues of M M^T are squared singular values, so
 values below 1e-2 of the largest are near float32 rounding there, and `polar_of` leaves them out; a share of energy above
-1e-5 is not moved by that.
+1e-5 is not moved by that. Nothing here asks for a number; on CUDA `torch.linalg.eigh` itself waits for the device, once per
+call, which is one more reason to call it on stacks.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ def truncate(matrices: Tensor, discarded: float) -> tuple[Tensor, Tensor]:
     """`matrices` (B, M, N) without the directions that hold at most `discarded` of the energy, and their polar factor.
 
     Xu et al., 2020 (TRP): T^z = TSVD(W; e) and U V^T on what is kept. W_k = U_k U_k^T W needs no right vectors. With
-    `discarded` 0 the matrices come back as they are, and the polar factor is that of their numerical rank. No number
-    leaves the device.
+    `discarded` 0 the matrices come back as they are, and the polar factor is that of their numerical rank.
     """
     wide = matrices if matrices.dtype == torch.float64 else matrices.float()
     found = spectrum(wide)

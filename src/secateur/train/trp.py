@@ -29,7 +29,7 @@ class TRP:
 
     Eq. 2 has a step whose number divides by m run at truncated weights, the first one included: making the hook
     truncates the weights of `model` in place, and `after_step` does so where the next step is such a one. The numbers of
-    steps are global. Nothing in a step waits for the device.
+    steps are global. No step reads a number from the device; on CUDA the eigenvectors of a truncation wait for it themselves.
 
     `settings` is "paper", "code" or a `TRPSettings`; its fields can be given by name. `ignore` takes shell patterns of
     layer names. `optimizer` is needed for `project_momentum` alone. Grouped convolutions, weights that are shared and

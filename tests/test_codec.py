@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from secateur.core.axis import Slot
-from secateur.core.codec import MOST_UNITS, dumps, from_json, loads, parse, to_json
+from secateur.core.codec import MOST_UNITS, dumps, from_json, loads, to_json
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Cut, Keep, Plan
+from secateur.core.strict import parse
 
 SHAPES = {"a.weight": (4, 3, 3, 3), "norm.weight": (4,), "b.weight": (5, 36), "qkv.weight": (24, 8), "step": ()}
 CHANNELS = Cut(

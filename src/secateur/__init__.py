@@ -12,6 +12,7 @@ from secateur import allocate, criteria, measure, repair
 from secateur.core.axes import Axes
 from secateur.core.axis import Axis, Slot
 from secateur.core.errors import SecateurError
+from secateur.core.factor import Factor, Product
 from secateur.core.facts import Facts
 from secateur.core.plan import Cut, Keep, Plan
 from secateur.criteria import score
@@ -20,19 +21,23 @@ from secateur.io import load, read_plan, save
 
 if TYPE_CHECKING:
     from secateur.recipes import compress
+    from secateur.train import TRP
 
 __version__ = "0.1.0"
 
-_ON_DEMAND = {"compress": "secateur.recipes"}
+_ON_DEMAND = {"TRP": "secateur.train", "compress": "secateur.recipes"}
 _FOLDERS = ("data", "graph", "io", "recipes", "report", "search", "surgery", "testing", "train")
 
 __all__ = [
+    "TRP",
     "Axes",
     "Axis",
     "Cut",
+    "Factor",
     "Facts",
     "Keep",
     "Plan",
+    "Product",
     "SecateurError",
     "Slot",
     "allocate",

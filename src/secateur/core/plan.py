@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.core import ranges
 from secateur.core.axis import Slot
 from secateur.core.errors import SecateurError
+from secateur.core.factor import Factor, Product, settle
 
 if TYPE_CHECKING:
     from torch import Tensor, nn, optim
@@ -66,7 +67,8 @@ class Keep:
         object.__setattr__(self, "cuts", tuple(sorted(self.cuts, key=lambda cut: cut.axis)))
 
 
-Step = Keep
+Step = Keep | Factor
+"""The closed set of what a plan can do."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Plan:
     _: Any = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        steps = tuple(step for step in self.steps if not (isinstance(step, Keep) and not step.cuts))
+        steps = tuple(step for step in self.steps if _parts(step))
         object.__setattr__(self, "steps", steps)
         object.__setattr__(self, "fingerprint", dict(self.fingerprint))
 
@@ -95,7 +97,12 @@ class Plan:
     def __str__(self) -> str:
         lines = []
         for number, step in enumerate(self.steps, 1):
-            lines += [f"step {number}: keep"] if len(self.steps) > 1 else []
+            if len(self.steps) > 1:
+                lines.append(f"step {number}: {'keep' if isinstance(step, Keep) else 'factor'}")
+            if isinstance(step, Factor):
+                wide = max(len(product.module) for product in step.products)
+                lines += [f"{product.module:<{wide}}  -> {_said(product)}" for product in step.products]
+                continue
             moved = [cut for cut in step.cuts if len(cut.kept) < cut.units]
             wide = max((len(cut.axis) for cut in moved), default=0)
             lines += [f"{cut.axis:<{wide}}  {cut.units:>5} -> {len(cut.kept):<5} {ranges.to_text(cut.kept)}" for cut in moved]
@@ -161,8 +168,7 @@ class Plan:
             raise SecateurError("two plans composed", "; ".join(wrong[:3]), do)
         steps = list(self.steps)
         for step in later.steps:
-            folded = _fold(steps[-1], step)
-            steps = [*steps[:-1], folded] if folded else [*steps, step]
+            steps = _joined(steps, step)
         return replace(self, steps=tuple(steps))
 
     def diff(self, other: Plan) -> list[str]:
@@ -175,18 +181,19 @@ class Plan:
             if tuple(self.fingerprint[name]) != tuple(other.fingerprint[name])
         ]
         for number in range(max(len(self.steps), len(other.steps))):
-            mine = {cut.axis: cut for cut in self.steps[number].cuts} if number < len(self.steps) else {}
-            theirs = {cut.axis: cut for cut in other.steps[number].cuts} if number < len(other.steps) else {}
-            for axis in sorted(set(mine) | set(theirs)):
-                if mine.get(axis) != theirs.get(axis):
-                    lines.append(f"step {number + 1}: {axis}: {_kept(mine.get(axis))} | {_kept(theirs.get(axis))}")
+            mine = _parts(self.steps[number]) if number < len(self.steps) else {}
+            theirs = _parts(other.steps[number]) if number < len(other.steps) else {}
+            for kind, name in sorted(set(mine) | set(theirs)):
+                one, two = mine.get((kind, name)), theirs.get((kind, name))
+                if one != two:
+                    lines.append(f"step {number + 1}: {name}: {_said(one)} | {_said(two)}")
         return lines
 
     def widths(self) -> dict[str, tuple[int, int]]:
         """Axis name to units before the first and after the last step."""
         widths: dict[str, tuple[int, int]] = {}
         for step in self.steps:
-            for cut in step.cuts:
+            for cut in step.cuts if isinstance(step, Keep) else ():
                 before = widths.get(cut.axis, (cut.units, 0))[0]
                 widths[cut.axis] = (before, len(cut.kept))
         return widths
@@ -197,8 +204,38 @@ def keep(fingerprint: Shapes, cuts: Iterable[Cut]) -> Plan:
     return Plan(fingerprint, (Keep(tuple(cuts)),))
 
 
-def _kept(cut: Cut | None) -> str:
-    return "-" if cut is None else f"{ranges.to_text(cut.kept)} of {cut.units}"
+def factor(fingerprint: Shapes, products: Iterable[Product]) -> Plan:
+    """A plan of one factor step."""
+    return Plan(fingerprint, (Factor(tuple(products)),))
+
+
+def _parts(step: Step) -> dict[tuple[str, str], Cut | Product]:
+    """What a step says, by kind and name."""
+    if isinstance(step, Keep):
+        return {("keep", cut.axis): cut for cut in step.cuts}
+    return {("factor", product.module): product for product in step.products}
+
+
+def _said(part: Cut | Product | None) -> str:
+    if isinstance(part, Cut):
+        return f"{ranges.to_text(part.kept)} of {part.units}"
+    if part is None:
+        return "-"
+    groups = f", {part.groups} groups" if part.groups > 1 else ""
+    return f"{part.format} of rank {', '.join(map(str, part.ranks))}{groups}"
+
+
+def _joined(steps: list[Step], step: Step) -> list[Step]:
+    """`steps` and one more, in as few as can be."""
+    last = steps[-1]
+    if isinstance(step, Keep):
+        folded = _fold(last, step) if isinstance(last, Keep) else None
+        return [*steps[:-1], folded] if folded else [*steps, step]
+    start = len(steps)
+    while start and isinstance(steps[start - 1], Factor):
+        start -= 1
+    row = [factor for factor in steps[start:] if isinstance(factor, Factor)]
+    return [*steps[:start], *settle([*row, step])]
 
 
 def _fold(first: Keep, second: Keep) -> Keep | None:

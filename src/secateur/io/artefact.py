@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.core.codec import dumps, loads, parse
+from secateur.core.codec import dumps, loads
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
+from secateur.core.strict import parse
 from secateur.io.files import MOST_TEXT, atomic, read_bytes, shown, write_text
 from secateur.io.state import fill_, require_model, state_of, untie
 

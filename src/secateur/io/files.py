@@ -12,8 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-from secateur.core.codec import parse
 from secateur.core.errors import SecateurError, nearest
+from secateur.core.strict import parse
 
 MOST_TEXT = 100_000_000
 """Bytes of a text file that is read whole."""

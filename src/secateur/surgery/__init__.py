@@ -7,6 +7,7 @@ from secateur.surgery.fingerprint import fingerprint, mismatches, shapes_after, 
 from secateur.surgery.norms import is_norm, is_rms_norm
 from secateur.surgery.optimizer import carry
 from secateur.surgery.preview import Preview
+from secateur.surgery.unfold import expand, fold, pieces, project, unfold
 
 __all__ = [
     "FollowingAttention",
@@ -15,13 +16,18 @@ __all__ = [
     "apply_",
     "carry",
     "clone",
+    "expand",
     "fingerprint",
+    "fold",
     "follow_heads",
     "forget",
     "is_norm",
     "is_rms_norm",
     "mismatches",
+    "pieces",
+    "project",
     "remembered",
     "shapes_after",
     "tensors",
+    "unfold",
 ]

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn, optim
 
 from secateur.core.errors import SecateurError
-from secateur.core.plan import Keep, Plan
+from secateur.core.factor import Factor
+from secateur.core.plan import Keep, Plan, Step
 from secateur.surgery import attributes
 from secateur.surgery.attention import follow_heads
 from secateur.surgery.copies import clone, forget
+from secateur.surgery.factor import factor_, without
 from secateur.surgery.fingerprint import survivors, tensors
 from secateur.surgery.optimizer import carry
 
@@ -26,9 +28,14 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     plan.check(model)
     if not plan.steps:
         return copy.deepcopy(model)
-    small = _copy_cut(plan.steps[0], model)
+    first = plan.steps[0]
+    if isinstance(first, Factor):
+        small = clone(model, without(first, model))
+        factor_(first, small)
+    else:
+        small = _copy_cut(first, model)
     for step in plan.steps[1:]:
-        _cut_in_place(step, small)
+        _do_in_place(step, small)
     return small
 
 
@@ -40,8 +47,15 @@ def apply_(plan: Plan, model: nn.Module, *, optimizer: optim.Optimizer | None = 
         found = "an optimizer that holds none of its parameters"
         raise SecateurError("a plan applied to this model in place", found, "give the one that trains this model, or none")
     for step in plan.steps:
-        _cut_in_place(step, model, optimizer)
+        _do_in_place(step, model, optimizer)
     return model
+
+
+def _do_in_place(step: Step, model: nn.Module, optimizer: optim.Optimizer | None = None) -> None:
+    if isinstance(step, Factor):
+        factor_(step, model, optimizer)
+    else:
+        _cut_in_place(step, model, optimizer)
 
 
 def changes(step: Keep, model: nn.Module) -> tuple[dict[str, dict[int, np.ndarray]], dict[str, int]]:

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from secateur.core.errors import nearest
+from secateur.core.factor import Factor, factored
 from secateur.core.plan import Cut, Keep, Plan, Shapes
 
 
@@ -53,13 +54,17 @@ def survivors(step: Keep, lengths: Mapping[tuple[str, int], int]) -> dict[tuple[
 
 def shapes_after(plan: Plan) -> dict[str, tuple[int, ...]]:
     """Tensor name to shape once all steps are done."""
-    shapes = {name: list(shape) for name, shape in plan.fingerprint.items()}
+    shapes = {name: tuple(shape) for name, shape in plan.fingerprint.items()}
     for step in plan.steps:
+        if isinstance(step, Factor):
+            for product in step.products:
+                shapes = factored(shapes, product)
+            continue
         lengths = {(name, dim): n for name, shape in shapes.items() for dim, n in enumerate(shape)}
         real = Keep(tuple(_tensor_slots(cut) for cut in step.cuts))
         for (name, dim), kept in survivors(real, lengths).items():
-            shapes[name][dim] = len(kept)
-    return {name: tuple(shape) for name, shape in shapes.items()}
+            shapes[name] = (*shapes[name][:dim], len(kept), *shapes[name][dim + 1 :])
+    return shapes
 
 
 def _tensor_slots(cut: Cut) -> Cut:

@@ -1,7 +1,8 @@
 """A plan seen without surgery: the weights that read a dropped unit are zero.
 
 A unit matters only through its readers, so zeroing them computes what the cut model computes, batch norm included.
-Where a normalisation reduces over the units, it is made to reduce over the kept ones.
+Where a normalisation reduces over the units, it is made to reduce over the kept ones. Weights that become products are
+replaced by their projections.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from secateur.core.factor import Factor
 from secateur.core.plan import Cut, Plan
 from secateur.surgery.apply import apply
+from secateur.surgery.factor import projected
 from secateur.surgery.fingerprint import tensors
 from secateur.surgery.norms import KeptNorms, norm_masks, watch_norms
 
@@ -26,7 +29,8 @@ class Preview(nn.Module):
     """Computes what `plan.apply(model)` would, at full size.
 
     Shares the parameters of `model` (later changes show) and owns copies of its buffers, so batch norm can be
-    re-estimated on it. A plan of several steps is cut up to its last one, and that one is previewed.
+    re-estimated on it; projections are those of the weights it was made with. A plan of several steps is cut up to its
+    last one, and that one is previewed.
     """
 
     def __init__(self, plan: Plan, model: nn.Module) -> None:
@@ -35,7 +39,9 @@ class Preview(nn.Module):
         if len(plan.steps) > 1:
             model = apply(Plan(plan.fingerprint, plan.steps[:-1]), model)
         self.model = copy.deepcopy(model, {id(p): p for p in model.parameters()})
-        self.cuts = [cut for step in plan.steps[-1:] for cut in step.cuts if len(cut.kept) < cut.units]
+        last = plan.steps[-1] if plan.steps else None
+        self.cuts = [c for c in last.cuts if len(c.kept) < c.units] if last and not isinstance(last, Factor) else []
+        self._projected = projected(last, self.model) if isinstance(last, Factor) else {}
         self._masks = dict(_masks(self.cuts, self.model))
         self._norms = norm_masks(self.cuts, self.model)
         watch_norms(self.model, self._norms)
@@ -43,7 +49,7 @@ class Preview(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The output of the model with every dropped unit silenced."""
         named = dict(tensors(self.model))
-        gated = {}
+        gated = dict(self._projected)
         for name, masks in self._masks.items():
             value = named[name]
             for mask in masks:

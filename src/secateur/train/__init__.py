@@ -4,5 +4,7 @@ from secateur.train.evaluate import evaluate
 from secateur.train.loop import fit
 from secateur.train.losses import cross_entropy, distillation, taught
 from secateur.train.settings import FitSettings
+from secateur.train.trp import TRP
+from secateur.train.trp_settings import TRPSettings
 
-__all__ = ["FitSettings", "cross_entropy", "distillation", "evaluate", "fit", "taught"]
+__all__ = ["TRP", "FitSettings", "TRPSettings", "cross_entropy", "distillation", "evaluate", "fit", "taught"]

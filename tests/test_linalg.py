@@ -1,0 +1,110 @@
+"""Truncation, energy ranks and polar factors against numpy's full singular value decomposition in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from secateur.linalg import energy_rank, kept_mask, newton_schulz, polar, stack, truncate, unstack
+
+SIDES = [(3, 5), (16, 144), (32, 32), (64, 576)]
+
+
+def decaying(batch: int, rows: int, columns: int, *, fall: float = 2.0) -> torch.Tensor:
+    """Matrices whose singular values fall by powers of ten, as trained weights' do."""
+    generator = torch.Generator().manual_seed(rows * 1000 + columns)
+    left = torch.linalg.qr(torch.randn(batch, rows, rows, generator=generator, dtype=torch.float64))[0]
+    right = torch.linalg.qr(torch.randn(batch, columns, rows, generator=generator, dtype=torch.float64))[0]
+    values = torch.logspace(0, -fall, rows, dtype=torch.float64)
+    return (left * values @ right.mT).float()
+
+
+def slow_rank(values: np.ndarray, discarded: float) -> int:
+    """The smallest k whose tail holds at most the share, by trying each."""
+    for k in range(len(values) + 1):
+        if sum(float(v) ** 2 for v in values[k:]) <= discarded * sum(float(v) ** 2 for v in values):
+            return k
+    raise AssertionError
+
+
+@pytest.mark.parametrize("discarded", [0.3, 0.1, 0.02, 0.005])
+@pytest.mark.parametrize("sides", SIDES)
+def test_truncation_is_that_of_the_full_decomposition(sides, discarded):
+    matrices = decaying(3, *sides)
+    kept, factor = truncate(matrices, discarded)
+    ranks = energy_rank(matrices, discarded)
+    for one, found, direction, rank in zip(matrices, kept, factor, ranks, strict=True):
+        u, s, v = np.linalg.svd(one.double().numpy(), full_matrices=False)
+        k = slow_rank(s, discarded)
+        assert int(rank) == k, "the energy rank is that of brute force"
+        assert np.abs((u[:, :k] * s[:k]) @ v[:k] - found.numpy()).max() < 2e-6
+        assert np.abs(u[:, :k] @ v[:k] - direction.numpy()).max() < 2e-5
+        gone = 1 - float(found.double().square().sum() / one.double().square().sum())
+        assert gone <= discarded + 1e-6
+        assert float((direction * found).sum()) == pytest.approx(s[:k].sum(), rel=1e-5), "<P, W> is the nuclear norm"
+
+
+def test_no_discarded_energy_leaves_matrices_untouched_bit_for_bit():
+    matrices = decaying(2, 8, 20)
+    kept, factor = truncate(matrices, 0.0)
+    assert torch.equal(kept, matrices)
+    assert (torch.linalg.svdvals(factor) - 1).abs().max() < 1e-3
+
+
+def test_ranks_of_equal_values_zeros_and_single_numbers():
+    assert energy_rank(torch.eye(10)[None], 0.25).tolist() == [8]
+    assert energy_rank(torch.zeros(1, 3, 4), 0.02).tolist() == [0]
+    assert energy_rank(torch.full((1, 1, 1), 2.0), 0.9).tolist() == [1]
+    for discarded in (0.0, 0.1):
+        kept, factor = truncate(torch.zeros(2, 3, 4), discarded)
+        assert not kept.any()
+        assert not factor.any()
+    assert kept_mask(torch.tensor([[1.0, 1.0, 2.0]]), 0.25).tolist() == [[False, True, True]]
+
+
+@pytest.mark.parametrize("sides", [*SIDES, (144, 16)])
+@pytest.mark.parametrize("function", [polar, newton_schulz])
+def test_polar_factors_converge(function, sides):
+    rows, columns = sorted(sides)
+    matrices = decaying(2, rows, columns)
+    matrices = matrices.mT if sides[0] > sides[1] else matrices
+    factor = function(matrices)
+    for one, found in zip(matrices, factor, strict=True):
+        u, _, v = np.linalg.svd(one.double().numpy(), full_matrices=False)
+        assert np.linalg.norm(u @ v - found.double().numpy(), 2) < 1e-3
+
+
+def test_newton_schulz_keeps_a_null_space_small_and_is_guarded():
+    torch.manual_seed(0)
+    low = torch.randn(1, 64, 20) @ torch.randn(1, 20, 300)
+    values = torch.linalg.svdvals(newton_schulz(low)[0])
+    assert (values[:20] - 1).abs().max() < 1e-3
+    assert values[20:].max() < 1e-3
+    wild = torch.randn(3, 4, 6)
+    wild[1, 0, 0] = float("inf")
+    wild[2] = 0
+    found = newton_schulz(wild)
+    assert found[0].any()
+    assert not found[1:].any()
+
+
+def test_bfloat16_and_autocast_compute_in_float32():
+    matrices = decaying(2, 16, 40)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = truncate(matrices, 0.02)
+        pushed = newton_schulz(matrices)
+    for one, two in zip(inside, truncate(matrices, 0.02), strict=True):
+        assert torch.equal(one, two)
+    assert torch.equal(pushed, newton_schulz(matrices))
+    rough = truncate(matrices.bfloat16(), 0.02)[0]
+    assert rough.dtype == torch.bfloat16
+    assert (rough.float() - truncate(matrices, 0.02)[0]).abs().max() < 1e-2
+
+
+def test_stacks_hold_what_they_were_given():
+    given = {"a": torch.randn(1, 3, 5), "b": torch.randn(2, 5, 3), "c": torch.randn(1, 4, 4)}
+    stacks = stack(given)
+    assert [tuple(group.matrices.shape) for group in stacks] == [(3, 3, 5), (1, 4, 4)]
+    again = {name: value for group in stacks for name, value in unstack(group.parts, group.matrices).items()}
+    assert all(torch.equal(again[name], value) for name, value in given.items())

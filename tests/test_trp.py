@@ -1,0 +1,328 @@
+"""Trained rank pruning: the paper's rule and arithmetic, on networks small enough to follow by hand."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import secateur
+from secateur import TRP, SecateurError
+from secateur.core.factor import Product
+from secateur.measure import facts
+from secateur.surgery import unfold
+from secateur.testing import distance
+from secateur.train import FitSettings, TRPSettings, fit
+from secateur.train.trp_layers import Layer
+from secateur.train.trp_plan import relative_cost
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.wide = nn.Conv2d(6, 10, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(10)
+        self.down = nn.Conv2d(10, 12, 3, stride=2, padding=1)
+        self.point = nn.Conv2d(12, 12, 1)
+        self.deep = nn.Conv2d(12, 12, 3, groups=12)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = functional.relu(self.norm(self.wide(functional.relu(self.stem(x)))))
+        return self.head(self.deep(self.point(functional.relu(self.down(x)))).mean((2, 3)))
+
+
+def net(seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    return Net()
+
+
+def batches(count: int, seed: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(4, 3, 8, 8, generator=generator), torch.randint(0, 4, (4,), generator=generator)) for _ in range(count)
+    ]
+
+
+def train(model: nn.Module, method: TRP, data, optimizer) -> None:
+    """The three lines of the user's own loop."""
+    for x, y in data:
+        loss = functional.cross_entropy(model(x), y) + method.loss()
+        loss.backward()
+        method.after_backward()
+        optimizer.step()
+        method.after_step()
+        optimizer.zero_grad()
+
+
+def low(matrix: np.ndarray, discarded: float) -> tuple[np.ndarray, np.ndarray]:
+    """TSVD(W; e) and U V^T, by numpy."""
+    u, s, v = np.linalg.svd(matrix, full_matrices=False)
+    k = next(k for k in range(len(s) + 1) if (s[k:] ** 2).sum() <= discarded * (s**2).sum())
+    return (u[:, :k] * s[:k]) @ v[:k], u[:, :k] @ v[:k]
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("on", ["step", "truncation"])
+def test_training_follows_equation_2_and_6(every, on):
+    """Against the released code's arithmetic, layer by layer in float64, on the paper's rule; momentum stays."""
+    model, strength, e = net(), 0.01, 0.1
+    twin = copy.deepcopy(model)
+    sgd = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3}
+    method = TRP(model, format="channel", energy=1 - e, every=every, nuclear=strength, nuclear_on=on)
+    train(model, method, batches(5), torch.optim.SGD(model.parameters(), **sgd))
+    optimizer, names, pushes = torch.optim.SGD(twin.parameters(), **sgd), ("wide", "down", "point"), {}
+    for number, (x, y) in enumerate(batches(5)):
+        if number % every == 0:
+            _truncate(twin, names, e, pushes)
+        functional.cross_entropy(twin(x), y).backward()
+        if on == "step" or number % every == 0:
+            for name in names:
+                getattr(twin, name).weight.grad += strength * pushes[name]
+        optimizer.step()
+        optimizer.zero_grad()
+    if 5 % every == 0:
+        _truncate(twin, names, e, pushes)
+    for (name, one), two in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert (one - two).abs().max() < 1e-5, name
+
+
+def _truncate(model: nn.Module, names, e: float, pushes: dict) -> None:
+    for name in names:
+        weight = getattr(model, name).weight
+        kept, push = low(weight.detach().double().flatten(1).numpy(), e)
+        weight.data.copy_(torch.from_numpy(kept).view_as(weight))
+        pushes[name] = torch.from_numpy(push).view_as(weight).float()
+
+
+@pytest.mark.parametrize("form", ["spatial", "channel", "decouple"])
+def test_weights_are_truncated_when_the_hook_is_made(form):
+    model = net()
+    before = copy.deepcopy(model)
+    method = TRP(model, format=form, energy=0.9)
+    assert [layer.name for layer in method.layers] == ["wide", "down", "point"]
+    for layer in method.layers:
+        old = unfold(before.get_submodule(layer.name).weight.detach(), layer.format)
+        new = unfold(layer.weight.detach(), layer.format)
+        for one, two in zip(old, new, strict=True):
+            assert np.abs(low(one.double().numpy(), 0.1)[0] - two.numpy()).max() < 1e-5
+    assert torch.equal(before.stem.weight, model.stem.weight)
+    assert torch.equal(before.deep.weight, model.deep.weight)
+
+
+def test_no_discarded_energy_and_no_nuclear_norm_is_plain_training():
+    model, plain = net(), net()
+    method = TRP(model, energy=1.0, every=1, nuclear=0.0)
+    train(model, method, batches(3), torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
+    optimizer = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9)
+    for x, y in batches(3):
+        functional.cross_entropy(plain(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+def test_which_layers():
+    names = {
+        "paper": ["wide", "down", "point"],
+        "code": ["wide", "down"],
+    }
+    for preset, expected in names.items():
+        assert [layer.name for layer in TRP(net(), preset).layers] == expected
+    chosen = TRP(net(), stem=True, linear=True, strided=False, ignore=["po*"]).layers
+    assert [(layer.name, layer.format) for layer in chosen] == [("stem", "spatial"), ("wide", "spatial"), ("head", "linear")]
+    formats = {layer.name: layer.format for layer in TRP(net(), format="decouple").layers}
+    assert formats == {"wide": "decouple", "down": "decouple", "point": "channel"}
+    code = TRP(net(), "code").settings
+    assert (code.energy, code.every, code.nuclear, code.nuclear_on) == (0.9, 1, 0.0003, "truncation")
+    paper = TRP(net()).settings
+    assert (paper.energy, paper.every, paper.nuclear, paper.nuclear_on) == (0.98, 20, 0.0003, "step")
+    assert [p.module for p in TRP(net(), "code").plan({"rank": 2}).steps[0].products] == ["wide"], "strided layers stay dense"
+
+
+def test_tied_weights_and_subclasses_stay():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    model[2].weight = model[1].weight
+    assert [layer.name for layer in TRP(model).layers] == ["3"]
+
+
+@pytest.mark.parametrize(("form", "ratio"), [("channel", 5 * (6 * 9 + 10) / (6 * 10 * 9)), ("spatial", 5 * (18 + 30) / 540)])
+def test_cost_ratios_of_the_paper(form, ratio):
+    layer = Layer("wide", nn.Conv2d(6, 10, 3).weight, form)
+    assert relative_cost(Product("wide", form, (5,)), layer) == pytest.approx(ratio)
+    model = nn.Sequential(nn.Conv2d(6, 10, 3, padding=1, bias=False))
+    x = torch.zeros(1, 6, 8, 8)
+    plan = secateur.core.plan.factor({"0.weight": (10, 6, 3, 3)}, [Product("0", form, (5,))])
+    assert facts(plan.apply(model), x).macs / facts(model, x).macs == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("form", ["spatial", "channel", "decouple"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_cost_ratios_of_strided_layers_are_counted(form, stride):
+    conv = nn.Conv2d(8, 8, 3, padding=1, stride=stride, bias=False)
+    product = Product("0", form, (2,))
+    x = torch.zeros(1, 8, 8, 8)
+    plan = secateur.core.plan.factor({"0.weight": (8, 8, 3, 3)}, [product])
+    counted = facts(plan.apply(nn.Sequential(conv)), x).macs / facts(nn.Sequential(conv), x).macs
+    assert relative_cost(product, Layer("0", conv.weight, form, (stride, stride))) == pytest.approx(counted)
+
+
+@pytest.mark.parametrize("form", ["spatial", "channel"])
+def test_deployment_loses_nothing_that_training_had_removed(form):
+    model = net().eval()
+    method = TRP(model, format=form, energy=0.8)
+    plan = method.plan({"value": 1e-4})
+    x = batches(1)[0][0]
+    assert plan
+    assert distance(model, plan.apply(model), x) < 1e-5
+    for product in plan.steps[0].products:
+        weight = unfold(model.get_submodule(product.module).weight.detach(), form)
+        assert product.ranks[0] == np.linalg.matrix_rank(weight.double().numpy(), tol=1e-4).max()
+
+
+def test_ranks_by_energy_value_number_and_budget():
+    model = net().eval()
+    method = TRP(model, energy=1.0, format="spatial", stem=True)
+    x = batches(1)[0][0]
+    values = np.linalg.svd(unfold(model.wide.weight.detach(), "spatial")[0].numpy())[1]
+    ranks = {p.module: p.ranks[0] for p in method.plan({"energy": 0.5}).steps[0].products}
+    assert ranks["wide"] == next(k for k in range(99) if (values[k:] ** 2).sum() <= 0.5 * (values**2).sum())
+    ranks = {p.module: p.ranks[0] for p in method.plan({"value": float(values[3])}).steps[0].products}
+    assert ranks["wide"] == 4
+    assert {p.ranks for p in method.plan({"rank": 3}).steps[0].products} == {(3,)}
+    assert {p.module: p.ranks for p in method.plan({"rank": {"wide": 2}}).steps[0].products} == {"wide": (2,)}
+    dense = facts(model, x)
+    for way in ("macs", "params"):
+        found = facts(method.plan({way: 0.7}, example=x).apply(model), x)
+        assert 0.5 < getattr(found, way) / getattr(dense, way) <= 0.7
+        assert not method.plan({way: 1.0}, example=x)
+    with pytest.raises(SecateurError, match="least possible share"):
+        method.plan({"macs": 0.01}, example=x)
+    with pytest.raises(SecateurError, match="no example"):
+        method.plan({"macs": 0.5})
+
+
+def test_theorem_2_the_rank_does_not_grow_while_steps_are_short():
+    """Xu et al., 2020: G < sqrt(e) / m * ||W^{t+m}|| bounds rank(T^{z+1}) by rank(T^z)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(8, 12, 3))
+    e, m, checked = 0.05, 4, 0
+    method = TRP(model, format="channel", energy=1 - e, every=m, nuclear=0.0, stem=True)
+    weight = model[1].weight
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(20):
+        before, most = np.linalg.matrix_rank(weight.detach().flatten(1).numpy(), tol=1e-4), 0.0
+        for step in range(m):
+            size = 0.9 * e**0.5 / m * float(weight.detach().norm()) * torch.rand((), generator=generator)
+            push = torch.randn(weight.shape, generator=generator)
+            moved = push * size / push.norm()
+            most = max(most, float(moved.norm()))
+            weight.data.add_(moved)
+            if step == m - 1:
+                norm = float(weight.detach().norm())
+            method.after_step()
+        if most < e**0.5 / m * norm:
+            checked += 1
+            assert np.linalg.matrix_rank(weight.detach().flatten(1).numpy(), tol=1e-4) <= before
+    assert checked > 10
+
+
+def test_projected_momentum_lies_in_the_kept_directions():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    method = TRP(model, optimizer=optimizer, project_momentum=True, format="channel", energy=0.8, every=2)
+    train(model, method, batches(2), optimizer)
+    held = optimizer.state[model.wide.weight]["momentum_buffer"].flatten(1).double().numpy()
+    u, s, v = np.linalg.svd(model.wide.weight.detach().flatten(1).double().numpy(), full_matrices=False)
+    k = int((s > 1e-4).sum())
+    assert k < len(s)
+    assert np.abs(held - u[:, :k] @ u[:, :k].T @ held @ v[:k].T @ v[:k]).max() < 1e-5
+    assert np.abs(held).max() > 1e-4
+    with pytest.raises(SecateurError, match="no optimizer"):
+        TRP(net(), project_momentum=True)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one():
+    whole, data = net(), batches(7)
+    optimizer = torch.optim.SGD(whole.parameters(), 0.1, momentum=0.9)
+    method = TRP(whole, every=3, energy=0.9)
+    train(whole, method, data[:4], optimizer)
+    saved = copy.deepcopy((whole.state_dict(), optimizer.state_dict(), method.state_dict()))
+    train(whole, method, data[4:], optimizer)
+    again = net(9)
+    second = torch.optim.SGD(again.parameters(), 0.1, momentum=0.9)
+    resumed = TRP(again, every=3, energy=0.9)
+    again.load_state_dict(saved[0])
+    second.load_state_dict(saved[1])
+    resumed.load_state_dict(saved[2])
+    train(again, resumed, data[4:], second)
+    assert all(torch.equal(one, two) for one, two in zip(whole.parameters(), again.parameters(), strict=True))
+    with pytest.raises(SecateurError, match="every"):
+        TRP(net(), every=4, energy=0.9).load_state_dict(saved[2])
+    with pytest.raises(SecateurError, match="layer 'point'"):
+        TRP(net(), every=3, energy=0.9, ignore=["point"]).load_state_dict(saved[2])
+
+
+def test_in_the_training_loop_with_a_checkpoint(tmp_path):
+    def run(epochs: int, model: nn.Module) -> nn.Module:
+        settings = FitSettings(epochs=epochs, lr=0.05, schedule="constant")
+        fit(model, batches(3), settings, hooks=[TRP(model, every=2, energy=0.9)], checkpoint=tmp_path / "run.pt")
+        return model
+
+    model = run(2, net())
+    assert run(2, net(4)).state_dict().keys() == model.state_dict().keys()
+    method = TRP(model, every=2, energy=0.9)
+    small = method.plan({"rank": 3}).apply(model.eval())
+    secateur.save(tmp_path / "small.safetensors", small, method.plan({"rank": 3}))
+    loaded = secateur.load(tmp_path / "small.safetensors", into=net(3)).eval()
+    assert distance(small, loaded, batches(1)[0][0]) == 0
+
+
+WRONG = {
+    "no preset": (lambda: TRP(net(), "papers"), "did you mean 'paper'"),
+    "no setting": (lambda: TRP(net(), evry=3), "did you mean 'every'"),
+    "energy above 1": (lambda: TRP(net(), energy=1.5), "no share"),
+    "energy of 0": (lambda: TRP(net(), energy=0), "no share"),
+    "half a step": (lambda: TRP(net(), every=0.5), "number of steps"),
+    "negative": (lambda: TRP(net(), nuclear=-1.0), "strength"),
+    "moment": (lambda: TRP(net(), nuclear_on="epoch"), "moment"),
+    "tucker": (lambda: TRP(net(), format="tucker2"), "one matrix per layer"),
+    "no layers": (lambda: TRP(nn.Sequential(nn.Linear(3, 3))), "no plain convolution"),
+    "two ways": (lambda: TRP(net()).plan({"rank": 2, "value": 1.0}), "not one way"),
+    "no way": (lambda: TRPSettings(deploy={"flops": 0.5}), "not one way"),
+    "rank 0": (lambda: TRP(net()).plan({"rank": 0}), "whole numbers"),
+    "a share of 2": (lambda: TRP(net()).plan({"energy": 2}), "share"),
+    "a layer": (lambda: TRP(net()).plan({"rank": {"wde": 3}}), "did you mean 'wide'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_makes_no_sense_is_one_sentence(case):
+    ask, words = WRONG[case]
+    with pytest.raises(SecateurError, match=words):
+        ask()
+
+
+def test_the_benchmark_runs(tmp_path, monkeypatch):
+    path = Path(__file__).parents[1] / "bench" / "trp_overhead.py"
+    spec = importlib.util.spec_from_file_location("trp_overhead", path)
+    assert spec is not None
+    assert spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    out = tmp_path / "out.json"
+    words = ["x", "--model", "digits_resnet", "--colours", "1", "--size", "8", "--batch", "4", "--steps", "2", "--rounds", "1"]
+    monkeypatch.setattr("sys.argv", [*words, "--out", str(out)])
+    bench.main()
+    row = json.loads(out.read_text())["rows"][0]
+    assert row["largest_difference"] < 1e-5
+    assert row["ranks_equal"]
+    assert row["reference_seconds"] > 0

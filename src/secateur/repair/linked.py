@@ -101,6 +101,8 @@ def kept_entries(plan: Plan, before: nn.Module) -> dict[tuple[str, int], np.ndar
     plan.check(before)
     kept = {(name, dim): np.arange(n) for name, shape in plan.fingerprint.items() for dim, n in enumerate(shape)}
     for step in plan.steps:
+        if not isinstance(step, Keep):
+            raise SecateurError("a repair from what layers read", "a plan with products", "repair the cut before you factorise")
         real = Keep(tuple(replace(cut, slots=tuple(slot for slot in cut.slots if slot.dim >= 0)) for cut in step.cuts))
         for place, entries in survivors(real, {place: len(entries) for place, entries in kept.items()}).items():
             kept[place] = kept[place][entries]

@@ -25,6 +25,8 @@ from secateur.graph.state import State, flat_tensors, short
 from secateur.surgery import apply, fingerprint
 
 Attributes = dict[str, Expr]
+MOST_ROUNDS = 64
+"""Runs of the cut model in which guesses are made; after them, what disagrees is fixed."""
 LAYOUT = {"clone", "contiguous", "alias", "detach", "lift_fresh", "_to_copy"}
 """Whether these run depends on how memory lies, which a size of one may change."""
 ARITHMETIC = {"add", "sub", "mul", "div", "rsub", "pow", "true_divide", "clamp", "clamp_min", "clamp_max"}
@@ -75,7 +77,9 @@ def verify(model: nn.Module, nodes: Sequence[Node], state: State, call: tuple[tu
     search = Search(dict(model.named_modules()), _obvious(model, nodes, state))
     also = mirrors(search.modules, state)
     again = False
+    rounds = 0
     while True:
+        rounds += 1
         attributes = {**search.attributes, **{path: also[path] for path in also if again and path not in search.attributes}}
         trial = plan_trial(model, state, attributes, again=again)
         if not trial.kept:
@@ -83,11 +87,13 @@ def verify(model: nn.Module, nodes: Sequence[Node], state: State, call: tuple[tu
         try:
             run(model, trial, nodes, state, call)
             united = settle(search, nodes, state, trial)
-            if not united and (again or not (search.tied or also)):
+            if rounds > MOST_ROUNDS or (not united and (again or not (search.tied or also))):
                 return attributes
             again = True
         except Disagrees as problem:
-            if len(attributes) > len(search.attributes):
+            if rounds > MOST_ROUNDS:  # two guesses that take each other back: fixing always ends
+                _blame(model, nodes, state, trial, attributes, problem)
+            elif len(attributes) > len(search.attributes):
                 also = {}  # one of them means something else
             elif wrong := [
                 path for path, expr in search.attributes.items() if (d.size(expr), trial.size(expr)) in problem.drift

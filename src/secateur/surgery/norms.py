@@ -158,6 +158,9 @@ class KeptNorms(TorchFunctionMode):
             mask = self.masks.get(id(weight))
             if mask is not None:
                 return _NORMS[func](mask.to(args[0].device), *args, **kwargs)
+            if weight is None and func is not functional.group_norm:
+                awake = (args[0].flatten(0, -2) != 0).any(0)
+                return _NORMS[func](awake, *args, **kwargs)
         elif func is functional.batch_norm and (gate := self.gates.get(args[0].untyped_storage().data_ptr())):
             kept = torch.ones(gate[0])
             for mask in gate[1]:
@@ -186,14 +189,14 @@ def _layer_norm(mask, x, normalized_shape, weight=None, bias=None, eps=1e-5):  #
     n = mask.sum()
     mean = torch.where(mask, x, 0).sum(-1, keepdim=True) / n
     variance = torch.where(mask, (x - mean) ** 2, 0).sum(-1, keepdim=True) / n
-    out = (x - mean) * torch.rsqrt(variance + eps) * weight
+    out = (x - mean) * torch.rsqrt(variance + eps) * (mask if weight is None else weight)
     return out if bias is None else out + bias
 
 
 def _rms_norm(mask, x, normalized_shape, weight=None, eps=None):  # type: ignore[no-untyped-def]
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     square = torch.where(mask, x * x, 0).sum(-1, keepdim=True) / mask.sum()
-    return x * torch.rsqrt(square + eps) * weight
+    return x * torch.rsqrt(square + eps) * (mask if weight is None else weight)
 
 
 def _group_norm(mask, x, num_groups, weight=None, bias=None, eps=1e-5):  # type: ignore[no-untyped-def]

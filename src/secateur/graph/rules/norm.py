@@ -44,11 +44,15 @@ def _trailing(state: State, x: Value, shape: list[int], affine: list) -> None:  
     for back in range(1, len(shape) + 1):
         expr = x.dims[-back]
         d.flag(expr, "norm", exact=False)
+        if affine[0] is None and x.clean and len(shape) == 1:
+            d.flag(expr, "all")  # without weights to know it by, a dropped unit is one that is zero
+        elif affine[0] is None:
+            state.freeze([expr], "a norm without weights reduces over it")
         state.literal(shape[-back], expr)
         for tensor in affine:
             if tensor is not None:
                 state.unite(expr, state.of(tensor).dims[-back])
-    state.set(x.dims, clean=x.clean and affine[0] is not None)
+    state.set(x.dims, clean=x.clean)
     for number in range(1, len(state.node.outputs)):
         state.set([state.fresh(n, "statistics") for n in state.node.outputs[number].shape], output=number)
 
@@ -64,6 +68,8 @@ def group_norm(state: State, node: Node) -> None:
     if 1 < groups < channels:
         d.flag(((group,),), "group")
     d.flag(((width,),), "norm", exact=False)
+    if weight is None:
+        state.freeze([x.dims[1]], "a norm without weights reduces over it")
     for tensor in (weight, bias):
         if tensor is not None:
             state.unite(x.dims[1], state.of(tensor).dims[0])

@@ -99,7 +99,7 @@ def verify(model: nn.Module, nodes: Sequence[Node], state: State, call: tuple[tu
                 path for path, expr in search.attributes.items() if (d.size(expr), trial.size(expr)) in problem.drift
             ]:
                 for path in wrong:
-                    del search.attributes[path]
+                    search.forget(path)
             elif follow(search, nodes, state, trial, problem.position, problem.numbers):
                 search.tied = True
             else:

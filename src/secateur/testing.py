@@ -35,7 +35,7 @@ class LawBroken(AssertionError):
 
 
 def awake(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every affine norm, bias and running statistic a value that shows mistakes (defaults of 0 and 1 hide them)."""
+    """Give norms, biases, running statistics and weights near zero values that show mistakes (0 and 1 hide them)."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor: Tensor) -> Tensor:
@@ -45,6 +45,9 @@ def awake(model: nn.Module, seed: int = 0) -> nn.Module:
         for name, parameter in model.named_parameters():
             if parameter.dim() <= 1:
                 parameter.copy_(0.3 + 0.9 * draw(parameter) if name.endswith("weight") else draw(parameter) - 0.5)
+            elif parameter.numel() and parameter.abs().max() < 1e-3:  # a head or a table of biases that starts at zero
+                inner = parameter.numel() // parameter.shape[0]
+                parameter.copy_((draw(parameter) - 0.5) * (12 / inner) ** 0.5)
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
                 buffer.copy_(draw(buffer) - 0.5)

@@ -153,8 +153,8 @@ def measure(names: Sequence[str], repeats: int, out: Path | None) -> dict[str, d
         for _ in range(repeats):
             for tool in rows:
                 command = [sys.executable, __file__, "--one", tool, name]
-                out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-                rows[tool].append(json.loads(out.splitlines()[-1]))
+                printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                rows[tool].append(json.loads(printed.splitlines()[-1]))
         table[name] = {tool: _median(found) for tool, found in rows.items()}
         print(line(name, table[name]), flush=True)
         if out:

@@ -62,7 +62,7 @@ def random_plan(axes: Axes, *, seed: int = 0, least: float = 0.2) -> Plan:
     kept = {}
     for axis in axes.free:
         share = least + (1 - least) * torch.rand((), generator=generator).item()
-        count = max(1, min(axis.units, round(share * axis.units)))
+        count = max(min(axis.fewest, axis.units), round(share * axis.units))
         kept[axis.name] = sorted(torch.randperm(axis.units, generator=generator)[:count].tolist())
     return axes.plan(kept)
 
@@ -201,8 +201,9 @@ def _step(model: nn.Module, example: Any, optimizer: torch.optim.Optimizer) -> N
 
 
 def down_to_one(build: Build, example: Any, axes: Axes, plan: Plan) -> None:
-    """Law 13: every free axis can go down to one unit and the model still runs, forward and backward."""
-    model = axes.plan({axis.name: [axis.units - 1] for axis in axes.free}).apply(build().eval())
+    """Law 13: every free axis can go down to one unit, or to the fewest it needs, and the model still runs and trains."""
+    last = {axis.name: range(max(axis.units - axis.fewest, 0), axis.units) for axis in axes.free}
+    model = axes.plan(last).apply(build().eval())
     whole = outputs(build().eval(), example)
     out = [t for t in flat(call(model, example)) if isinstance(t, Tensor)]
     _demand([t.shape for t in out] == [t.shape for t in whole], "13, one unit of each axis: shapes of the output")

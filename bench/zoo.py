@@ -93,7 +93,7 @@ def line(name: str, row: dict[str, Any]) -> str:
     if row["verdict"] != "ok":
         return f"{name:40s} {row['verdict']}: {row['why'][:300]}"
     return (
-        f"{name:40s} ok  {row['params'] / 1e6:7.1f} M  free {row['share']:6.1%}  left {row['left']:6.1%}  "
+        f"{name:40s} ok  {many(row['params']):>8s}  free {row['share']:6.1%}  left {row['left']:6.1%}  "
         f"law 4 {row['error']:.0e}  {row['seconds']:.2f} s  {row['note']}"
     )
 
@@ -107,6 +107,11 @@ def setting() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def many(params: int) -> str:
+    """A count of parameters for people."""
+    return f"{params / 1e6:.1f} M" if params >= 1e6 else f"{params / 1e3:.0f} k"
 
 
 def page(entries: Sequence[Any], results: dict[str, Any]) -> str:
@@ -175,7 +180,7 @@ def cells(entry: Any, row: dict[str, Any]) -> str:
     why = "; ".join(f"{reason} {share:.1%}" for reason, share in list(row["reasons"].items())[:2]).replace("|", "/")
     leaves = [row.get(key, "").split(":")[0].replace("|", "/") for key in ("export", "compile")]
     return (
-        f"| {name} | {row['params'] / 1e6:.1f} M | {row['share']:.1%} | {row['left']:.1%} "
+        f"| {name} | {many(row['params'])} | {row['share']:.1%} | {row['left']:.1%} "
         f"| {row['error']:.0e} | {row['seconds']:.2f} s | {' | '.join(leaves)} | {why} |"
     )
 

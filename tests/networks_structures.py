@@ -195,6 +195,42 @@ class Rotary(nn.Module):
         return self.head(x + self.o(z.transpose(1, 2).flatten(2)))
 
 
+class Told(nn.Module):
+    """Norms that are told their sizes by an attribute of the module, with and without weights."""
+
+    def __init__(self, width=10):
+        super().__init__()
+        self.sizes, self.groups = (width,), 3
+        self.inward, self.mid = nn.Linear(6, width), nn.Linear(width, 12)
+        self.scale, self.shift = nn.Parameter(torch.rand(width) + 0.5), nn.Parameter(torch.randn(width))
+        self.gain = nn.Parameter(torch.rand(12))
+        self.bare = nn.LayerNorm(8, elementwise_affine=False)
+        self.last, self.head = nn.Linear(12, 8, bias=False), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = F.layer_norm(self.inward(x), self.sizes, self.scale, self.shift).relu()
+        x = F.group_norm(self.mid(x).transpose(1, 2), self.groups, self.gain).transpose(1, 2)
+        return self.head(self.bare(self.last(x)))
+
+
+class Scattered(nn.Module):
+    """Entries written by position: scatter, an index that is assigned to, a select that is."""
+
+    def __init__(self):
+        super().__init__()
+        self.inward, self.mid, self.head = nn.Linear(6, 10), nn.Linear(10, 8), nn.Linear(8, 3)
+        self.token = nn.Parameter(torch.randn(8))
+        self.register_buffer("order", torch.tensor([2, 0, 3, 1]))
+
+    def forward(self, x):
+        x = self.inward(x).relu()
+        x = torch.zeros_like(x).scatter(1, self.order[None, :, None].expand_as(x), x)
+        y = self.mid(x)
+        y[:, 1] = self.token
+        y[:, self.order[:2]] = 0.0
+        return self.head(y.tanh())
+
+
 def image(*shape):
     return lambda: torch.randn(shape, generator=torch.Generator().manual_seed(3))
 
@@ -209,5 +245,7 @@ STRUCTURES = {
     "recurrent cells": (Cells, image(2, 4, 5)),
     "rearranged": (Rearranged, image(2, 4, 6)),
     "rotary": (Rotary, image(2, 5, 6)),
+    "told norms": (Told, image(2, 5, 6)),
+    "scattered": (Scattered, image(2, 4, 6)),
 }
 """Name to (constructor, example)."""

@@ -121,8 +121,9 @@ class Plan:
             do = "build the model the plan was made for, before any cut"
             for wrapper in ("module", "_orig_mod"):  # data parallel, averaged and compiled models hold the network there
                 inner = getattr(model, wrapper, None)
-                fits = hasattr(inner, "named_parameters") and not mismatches(self.fingerprint, inner, touched=touched)
-                if fits:
+                if inner is None or not hasattr(inner, "named_parameters"):
+                    continue
+                if not mismatches(self.fingerprint, inner, touched=touched):
                     do = f"give the network inside the wrapper, model.{wrapper}, and wrap that again afterwards"
             raise SecateurError("a plan applied to this model", "; ".join(wrong[:3]) + more, do)
 

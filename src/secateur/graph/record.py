@@ -149,7 +149,7 @@ class Recorder(TorchFunctionMode):
 def require_fit(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise `ValueError`, as PyTorch would, where a norm is told other sizes than its input has."""
     x = args[0]
-    told = args[1] if len(args) > 1 else kwargs.get("normalized_shape", kwargs.get("num_groups"))
+    told: Any = args[1] if len(args) > 1 else kwargs.get("normalized_shape", kwargs.get("num_groups"))
     trailing = name in ("layer_norm", "rms_norm")
     sizes = tuple(x.shape[-len(told) :]) if trailing else tuple(x.shape[1:2])
     wrong = tuple(told) != sizes if trailing else name == "group_norm" and x.shape[1] % told

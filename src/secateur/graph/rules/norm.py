@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from math import prod
-
 from secateur.graph import dims as d
 from secateur.graph.dims import Var
 from secateur.graph.record import Node
-from secateur.graph.state import KERNEL, State, Value
+from secateur.graph.state import State, Value
 
 
 def batch_norm(state: State, node: Node) -> None:
     """Per channel; exact."""
     x = state.of(node.args[0])
     if node.op == "batch_norm" and x.is_weight and node.arg(5, "training"):  # weight standardisation
-        kernel = 1
         for expr in (x.dims[0], *x.dims[2:]):
             d.flag(expr, "norm", exact=False)
-            kernel *= prod(var.size for var in d.leaves(expr) if var.fixed == KERNEL)
-        for expr in (x.dims[0], *x.dims[2:]) if kernel == 1 else ():
-            d.flag(expr, "two")  # one value alone has no deviation, and PyTorch says so
+        state.standardised.append((x.dims[0], *x.dims[2:]))
     for position, name in enumerate(("weight", "bias", "running_mean", "running_var"), 1):
         tensor = node.arg(position, name)
         if tensor is not None:

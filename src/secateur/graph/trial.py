@@ -54,7 +54,7 @@ def apart(model: nn.Module, state: State, attributes: Mapping[str, Expr], *, aga
 
 
 def level(model: nn.Module, state: State, attributes: Mapping[str, Expr]) -> Trial:
-    """Axes keep three units each where they can, so that a forward that compares sizes, or asks whether one is odd, shows it."""
+    """Axes keep three units each where they can, so that comparing sizes, or asking whether one is odd, shows."""
     return _trial(model, state, attributes, lambda units: min(3, units - 1))
 
 

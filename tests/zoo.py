@@ -146,12 +146,13 @@ def blame(axes, model):
     plain = free_share(axes, model) > 0.85
     sizes = {name: p.numel() for name, p in model.named_parameters() if p.dim() > 1}
     moving = {(slot.tensor, slot.dim) for axis in axes.free for slot in axis.slots}
-    cost = Counter()
+    still: dict[str, set[str]] = {}
     for axis in axes:
         if axis.fixed and not (plain and axis.fixed.startswith(BORDER)):
-            still = {slot.tensor for slot in axis.slots if (slot.tensor, slot.dim) not in moving}
-            cost[axis.fixed] += sum(sizes.get(name, 0) for name in still)
+            tensors = {slot.tensor for slot in axis.slots if (slot.tensor, slot.dim) not in moving}
+            still.setdefault(axis.fixed, set()).update(tensors)
     total = max(sum(sizes.values()), 1)
+    cost = Counter({reason: sum(sizes.get(name, 0) for name in names) for reason, names in still.items()})
     return {reason: round(n / total, 4) for reason, n in cost.most_common(12) if n / total > 0.0005}
 
 
@@ -256,7 +257,7 @@ def deploy(entry):
 
     def compiled(net):
         torch._dynamo.reset()
-        return distance(net, torch.compile(net), x)
+        return distance(net, torch.compile(net, backend="aot_eager"), x)
 
     facts = {}
     for name, do in (("export", export), ("compile", compiled)):

@@ -135,8 +135,8 @@ def page(entries: Sequence[Any], results: dict[str, Any]) -> str:
         "* *law 4*: largest difference of masked and cut model, relative to the largest output (float64; above "
         "100 M parameters, and where the forward casts, float32).",
         "* *trace*: seconds on one core.",
-        "* *export*, *compile*: `torch.export` and `torch.compile` (captured whole and run with backend `aot_eager`) of the model",
-        "  with half of its units; empty where it was not tried.",
+        "* *export*, *compile*: `torch.export` and `torch.compile` (backend `aot_eager`) of the model with half of its units; "
+        "empty where it was not tried.",
         "* *why not all*: the reasons that hold most, with the share of entries that stand still on one side because of it.",
         "",
     ]

@@ -33,6 +33,9 @@ def budget(
     least = lowest(rungs)
     for what, share in keep.items():
         if costs[what](least) > limits[what]:
+            if not axes.free:
+                do = "ignore less, or see in `secateur inspect` what would free one"
+                raise SecateurError(f"keep={{{what!r}: {share!r}}}", "no axis that can be cut", do)
             found = f"that {at_least(costs[what](least), axes.count(what))} is the least possible share"
             do = f"ask for at least that, or lower floor={floor} or multiple={multiple}"
             raise SecateurError(f"keep={{{what!r}: {share!r}}}", found, do)

@@ -35,6 +35,7 @@ lint: $(VENV)/ready
 
 zoo: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python bench/zoo.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/zoo.py --deploy
 
 bench: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch-pruning

@@ -78,6 +78,9 @@ class Axes(Sequence[Axis]):
             axis = self[name]
             if axis.fixed and len(kept[name]) < axis.units:
                 raise SecateurError(f"a cut of axis {name!r}", f"a fixed axis ({axis.fixed})", "leave it whole")
+            if 0 < len(kept[name]) < min(axis.fewest, axis.units):
+                found = f"{len(kept[name])} of {axis.units} units, with which the model does not run"
+                raise SecateurError(f"a cut of axis {name!r}", found, f"keep {axis.fewest} or more")
         cuts = [
             Cut(
                 axis.name,

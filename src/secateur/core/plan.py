@@ -114,13 +114,16 @@ class Plan:
         """Raise `SecateurError` naming the first tensors that disagree, unless the plan was made for this architecture."""
         from secateur.surgery.fingerprint import mismatches
 
-        wrong = mismatches(self.fingerprint, model)
+        touched = {slot.tensor for step in self.steps if isinstance(step, Keep) for cut in step.cuts for slot in cut.slots}
+        wrong = mismatches(self.fingerprint, model, touched=touched)
         if wrong:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             do = "build the model the plan was made for, before any cut"
             for wrapper in ("module", "_orig_mod"):  # data parallel, averaged and compiled models hold the network there
                 inner = getattr(model, wrapper, None)
-                if inner is not None and hasattr(inner, "named_parameters") and not mismatches(self.fingerprint, inner):
+                if inner is None or not hasattr(inner, "named_parameters"):
+                    continue
+                if not mismatches(self.fingerprint, inner, touched=touched):
                     do = f"give the network inside the wrapper, model.{wrapper}, and wrap that again afterwards"
             raise SecateurError("a plan applied to this model", "; ".join(wrong[:3]) + more, do)
 

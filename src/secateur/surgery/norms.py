@@ -94,12 +94,24 @@ def _on_kept(mask: Tensor):  # type: ignore[no-untyped-def]
             if torch.equal(module(other, *args[1:]).index_select(dim, index), out.index_select(dim, index)):
                 return None  # each entry is on its own
             cut = {name: parameter[index] for name, parameter in module.named_parameters()}
-            small = functional_call(module, cut, (args[0].index_select(dim, index), *args[1:]))
+            twin = _told(module, len(mask), len(kept))
+            small = functional_call(twin, cut, (args[0].index_select(dim, index), *args[1:]))
         finally:
             busy = False
         return torch.zeros_like(out).index_copy(dim, index, small)
 
     return hook
+
+
+def _told(module: nn.Module, before: int, after: int) -> nn.Module:
+    """`module`, its tensors shared, with the attributes that hold the length of its vectors changed."""
+    twin = copy.copy(module)
+    for key, value in vars(module).items():
+        if type(value) is int and value == before:
+            vars(twin)[key] = after
+        elif isinstance(value, (tuple, list)) and list(value) == [before]:
+            vars(twin)[key] = type(value)([after])
+    return twin
 
 
 def _unit_dim(module: nn.Module, x: Tensor, units: int) -> int:

@@ -134,7 +134,7 @@ def hardware(recipe: Recipe) -> dict[str, Any]:
     """CPU name, threads and device the run uses."""
     target = device(recipe.device)
     name = torch.cuda.get_device_name(target) if target.type == "cuda" else str(target)
-    return {"cpu": _cpu(), "cores": os.cpu_count(), "threads": recipe.threads or torch.get_num_threads(), "device": name}
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": recipe.threads or torch.get_num_threads(), "device": name}
 
 
 def device(name: str) -> torch.device:
@@ -146,7 +146,8 @@ def device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     if sys.platform.startswith("linux"):
         for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
             if line.startswith("model name"):

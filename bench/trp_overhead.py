@@ -33,6 +33,9 @@ from secateur.recipes.folder import cpu_name, versions
 from secateur.surgery import fold, unfold
 from secateur.train.trp_layers import Layer
 
+FLUSH = 1 << 24
+"""Numbers written to make the processor forget: more than its caches hold."""
+
 
 def reference(method: TRP, strength: float) -> dict[str, tuple[int, Tensor]]:
     """The released code's truncation: one SVD per layer, the rank by a loop over prefixes. Layer to (rank, U V^T)."""
@@ -54,7 +57,9 @@ def reference(method: TRP, strength: float) -> dict[str, tuple[int, Tensor]]:
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Of one call, the device's share included."""
+    """Of one call, the device's share included; caches hold other things before it, as they do after a step."""
+    if device.type == "cpu":
+        torch.ones(FLUSH).add_(1)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()

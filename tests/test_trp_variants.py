@@ -104,9 +104,8 @@ def test_adaptive_periods_follow_theorem_2():
                 push = torch.randn(weight.shape, generator=generator)
                 weight.add_(push * share * weight.norm() / push.norm())
         held = {name: value.clone() for name, value in method._held.items()}
-        moved = {
-            n: float((model.get_submodule(n).weight - held[n]).norm() / model.get_submodule(n).weight.norm()) for n in pace
-        }
+        now = {name: model.get_submodule(name).weight.detach() for name in pace}
+        moved = {name: float((now[name] - held[name]).norm() / now[name].norm()) for name in pace}
         method.after_step()
         for name in pace:
             if method.step % steps[name] == 0 and moved[name] < e**0.5:

@@ -2,6 +2,7 @@
 
 from secateur.train.callbacks import lightning_callback, trainer_callback
 from secateur.train.evaluate import evaluate
+from secateur.train.force import Force
 from secateur.train.loop import fit
 from secateur.train.losses import cross_entropy, distillation, taught
 from secateur.train.settings import FitSettings
@@ -11,6 +12,7 @@ from secateur.train.trp_settings import TRPSettings
 __all__ = [
     "TRP",
     "FitSettings",
+    "Force",
     "TRPSettings",
     "cross_entropy",
     "distillation",

@@ -4,7 +4,7 @@
 
 Every method gets `--epochs` of training in all. Trained methods spend `--share` of it on the dense network while its rank
 falls, decompose, and fine-tune for the rest; the others decompose first and fine-tune for all of it. Fractions of an epoch
-are that share of one pass. Test images are looked at twice, before fine-tuning and after, and decide nothing. Each row is a file
+are that share of one pass. Test images are looked at twice, before and after fine-tuning, and decide nothing. Each row is a file
 bench/results/low_rank/MODEL/METHOD-KEEP-SEED.json; rows that are there are not run again. "dense" is the network as it is.
 """
 

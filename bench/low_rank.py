@@ -4,7 +4,7 @@
 
 Every method gets `--epochs` of training in all. Trained methods spend `--share` of it on the dense network while its rank
 falls, decompose, and fine-tune for the rest; the others decompose first and fine-tune for all of it. Fractions of an epoch
-are that share of one pass. Test images are looked at twice, before and after fine-tuning, and decide nothing. Each row is a file
+are that share of one pass. Test images are looked at before and after fine-tuning, and decide nothing. Each row is a file
 bench/results/low_rank/MODEL/METHOD-KEEP-SEED.json; rows that are there are not run again. "dense" is the network as it is.
 """
 
@@ -28,8 +28,8 @@ from secateur import TRP, lowrank, repair
 from secateur.core.plan import Plan
 from secateur.io.files import write_json
 from secateur.measure import compare, facts
+from secateur.measure.machine import hardware, versions
 from secateur.recipes import schema, zoo
-from secateur.recipes.folder import cpu_name, versions
 from secateur.recipes.parts import limited, load_data, with_weights
 from secateur.train import FitSettings, evaluate, fit
 
@@ -244,7 +244,7 @@ def row(name: str, options: argparse.Namespace, keep: float, data: tuple[Any, An
         "plan": str(plan).splitlines(),
         "command": shlex.join(["python", "bench/low_rank.py", *sys.argv[1:]]),
         "versions": versions(),
-        "hardware": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
+        "hardware": hardware("cpu", options.threads),
         "seed": options.seed,
         "seconds": {"to_decomposition": round(made, 1), "all": round(seconds, 1)},
     }

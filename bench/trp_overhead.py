@@ -28,8 +28,8 @@ from torch.nn import functional
 
 from secateur import TRP
 from secateur.io.files import write_json
+from secateur.measure.machine import hardware, versions
 from secateur.recipes import zoo
-from secateur.recipes.folder import cpu_name, versions
 from secateur.surgery import fold, unfold
 from secateur.train.trp_layers import Layer
 
@@ -166,7 +166,7 @@ def main() -> None:
         record = {
             "command": shlex.join(["python", "bench/trp_overhead.py", *sys.argv[1:]]),
             "versions": versions(),
-            "hardware": {"cpu": cpu_name(), "threads": options.threads, "device": options.device},
+            "hardware": hardware(options.device, options.threads),
             "seed": 0,
             "seconds": round(time.perf_counter() - begun, 1),
             **row,

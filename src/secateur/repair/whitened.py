@@ -131,6 +131,4 @@ def _norms(after: nn.Module, products: list[Product], batches: Batches) -> dict[
     ends = {f"{p.module}.{len(cast(Any, after.get_submodule(p.module))) - 1}": p.module for p in products}
     named = {name: m for name, m in after.named_modules() if isinstance(m, _BatchNorm) and isinstance(m.running_mean, Tensor)}
     _, behind = call_order(after, {name: after.get_submodule(name) for name in ends} | named, batches)
-    return {
-        ends[writer]: cast(_BatchNorm, named[reader]) for writer, reader in behind.items() if writer in ends and reader in named
-    }
+    return {ends[writer]: named[reader] for writer, reader in behind.items() if writer in ends and reader in named}

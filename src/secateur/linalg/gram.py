@@ -89,39 +89,36 @@ def _scaled(vectors: Tensor, scales: list[Tensor], matrices: Tensor) -> list[Ten
 
 
 SMALL = 96
+"""The side of a matrix below which the whole eigenproblem is as fast as a part of it."""
 EXACT = 1e-3
 """The largest angle `follow` lets pass; what is kept is then wrong by that share of what is cut away, not of the weights."""
 
 
 def follow(matrices: Tensor, basis: Tensor, discarded: float) -> Spectrum | None:
-    """The spectrum of `matrices` (B, M, N) within the span of two power iterations from `basis` (B, M, R), or None.
+    """The spectrum of `matrices` (B, M, N) within the span of a power iteration from `basis` (B, M, R), or None.
 
     Between two truncations a rank does not grow while steps are short (Xu et al., 2020, theorem 2), so the directions kept
-    last time hold those of this time. None where that cannot be seen: where more than the share `discarded` of the energy
-    lies outside, or the kept directions may be off by an angle above `EXACT` (Davis and Kahan, 1970: the norm of their residual
-    over the gap to the next eigenvalue). To see it is to read numbers, which costs nothing on the CPU alone.
+    last time, turned once by the Gram matrix, hold those of this time. None where that cannot be seen: more than the share
+    `discarded` of the energy lies outside, or those to keep may be off by an angle above `EXACT`. The angle is
+    the norm of their residual over the gap to the largest eigenvalue outside (Davis and Kahan, 1970); to directions inside
+    that are dropped the residual has no part. To see it is to read numbers, which costs nothing on the CPU alone.
     """
     rank = basis.shape[-1]
     if matrices.device.type != "cpu" or discarded <= 0 or matrices.shape[-2] < SMALL or 2 * rank > matrices.shape[-2]:
         return None  # small eigenproblems, and those of high rank, take no longer
     gram = matrices @ matrices.mT
-    basis = basis.flip(-1)  # the largest first, so that what is orthogonalised last is what matters least
-    for _ in range(2):
-        basis = torch.linalg.qr(gram @ basis).Q
+    basis = torch.linalg.qr(gram @ basis.flip(-1)).Q  # the largest first: what is orthogonalised last matters least
     image = gram @ basis
     energies, turn = torch.linalg.eigh(basis.mT @ image)
     energies, vectors = energies.clamp(min=0), basis @ turn
     total = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     rest = (total - energies.sum(-1)).clamp(min=0)
-    squares = gram.square().sum((-2, -1)) - energies.square().sum(
-        -1
-    )  # of the eigenvalues outside: none is larger than its root
+    squares = gram.square().sum((-2, -1)) - energies.square().sum(-1)  # of the eigenvalues outside: none is above its root
     mask = kept_mask(energies, discarded, rest)
-    off = (image @ turn - vectors * energies[:, None, :]).square().sum(-2)  # B, R
-    angle = (off * mask).sum(-1).sqrt()
+    residual = ((image @ turn - vectors * energies[:, None, :]).square().sum(-2) * mask).sum(-1).sqrt()
     lowest = torch.where(mask, energies, torch.inf).amin(-1)
-    beyond = torch.maximum(torch.where(mask, 0, energies).amax(-1), torch.minimum(rest, squares.clamp(min=0).sqrt()))
-    exact = (rest <= discarded * total) & (angle <= EXACT * (lowest - beyond))
+    gap = lowest - torch.minimum(rest, squares.clamp(min=0).sqrt())
+    exact = (rest <= discarded * total) & (residual <= EXACT * gap)
     return Spectrum(energies, vectors, rest) if bool(exact.all()) else None
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
-from secateur import SecateurError, lowrank
+from secateur import SecateurError, lowrank, trace
+from secateur.cli.main import application
 from secateur.core.factor import Product
 from secateur.core.plan import factor
+from secateur.io import read_plan
 from secateur.lowrank.cost import counted, timed
 from secateur.lowrank.energy import candidates, kept_by
 from secateur.measure import facts
@@ -164,3 +168,34 @@ def test_linear_layers_join_where_asked():
     plan = lowrank.choose(model, torch.zeros(1, 32), {"macs": 0.6}, linear=True)
     assert {product.format for product in plan.steps[0].products} == {"linear"}
     assert Product("0", "linear", (8,)) in plan.steps[0].products
+
+
+def test_the_command_lists_layers_and_writes_a_plan(tmp_path):
+    run = CliRunner()
+    app = application()
+    listed = run.invoke(app, ["ranks", "zoo:digits_resnet", "--input", "1,1,8,8", "--formats", "spatial,tucker2", "--json"])
+    rows = json.loads(listed.stdout)
+    assert {row["format"] for row in rows if row["weight"].endswith("3x3")} == {"spatial", "tucker2"}
+    assert {row["format"] for row in rows if row["weight"].endswith("1x1")} == {"channel"}
+    row = next(row for row in rows if row["layer"] == "layer2.0.conv2" and row["format"] == "spatial")
+    assert (row["full"], row["pays"]) == ("96", "47"), "R (32 * 3 + 32 * 3) < 32 * 32 * 9 up to 47"
+    path = tmp_path / "plan.json"
+    words = ["ranks", "zoo:digits_resnet", "--input", "1,1,8,8", "--keep", "macs=0.6", "-o", str(path)]
+    assert run.invoke(app, words).exit_code == 0
+    plan = read_plan(path)
+    assert facts(plan.apply(net()), X).macs <= 0.6 * facts(net(), X).macs
+    found = json.loads(run.invoke(app, [*words, "--data", "digits", "--json"]).stdout)
+    assert found["counts"]["macs"]["kept"] <= 0.6 * found["counts"]["macs"]["dense"]
+    assert all(after <= before for before, after in found["widths"].values())
+    assert run.invoke(app, [*words[:-4], "--keep", "flops=0.5"]).exception is not None
+    with pytest.raises(SecateurError, match="did you mean 'spatial'"):
+        lowrank.offers(lowrank.places(net(), X)[0], ["spatiel"])
+
+
+def test_a_rank_counts_as_a_width():
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3))
+    plan = factor(fingerprint(model), [Product("0", "tucker2", (2, 3)), Product("2", "spatial", (5,))])
+    assert plan.widths() == {"0.0": (4, 2), "0.1": (6, 3), "2.0": (18, 5)}
+    small = plan.apply(model)
+    cut = trace(small, torch.zeros(1, 4, 8, 8)).plan({"2.0": [0, 3]})
+    assert plan.then(cut).widths()["2.0"] == (18, 2)

@@ -2,6 +2,7 @@
 
 from secateur.lowrank.choose import choose
 from secateur.lowrank.knapsack import knapsack
+from secateur.lowrank.offers import offers
 from secateur.lowrank.places import Place, places
 
-__all__ = ["Place", "choose", "knapsack", "places"]
+__all__ = ["Place", "choose", "knapsack", "offers", "places"]

@@ -2,7 +2,7 @@
 
 from secateur.surgery.apply import apply, apply_
 from secateur.surgery.attention import FollowingAttention, follow_heads
-from secateur.surgery.copies import clone, forget, remembered
+from secateur.surgery.copies import clone, duplicate, forget, remembered
 from secateur.surgery.fingerprint import fingerprint, mismatches, shapes_after, tensors
 from secateur.surgery.mask import masks_after
 from secateur.surgery.norms import is_norm, is_rms_norm
@@ -17,6 +17,7 @@ __all__ = [
     "apply_",
     "carry",
     "clone",
+    "duplicate",
     "expand",
     "fingerprint",
     "fold",

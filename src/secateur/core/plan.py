@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.core import ranges
 from secateur.core.axis import Slot
 from secateur.core.errors import SecateurError
-from secateur.core.factor import Factor, Product, settle
+from secateur.core.factor import Factor, Product, full_ranks, settle
 from secateur.core.mask import Mask, Support, both, require_fit, supports_of
 
 if TYPE_CHECKING:
@@ -195,9 +195,17 @@ class Plan:
         return lines
 
     def widths(self) -> dict[str, tuple[int, int]]:
-        """Axis name to units before the first and after the last step."""
+        """Axis name to units before the first and after the last step; a rank is an axis that starts at the full rank."""
+        from secateur.surgery.fingerprint import shapes_after
+
         widths: dict[str, tuple[int, int]] = {}
-        for step in self.steps:
+        for number, step in enumerate(self.steps):
+            if isinstance(step, Factor):
+                shapes = shapes_after(replace(self, steps=self.steps[:number]))
+                for product in step.products:
+                    full = full_ranks(product.format, tuple(shapes[f"{product.module}.weight"]), groups=product.groups)
+                    ranks = zip(full, product.ranks, strict=True)
+                    widths |= {f"{product.module}.{place}": pair for place, pair in enumerate(ranks)}
             for cut in step.cuts if isinstance(step, Keep) else ():
                 before = widths.get(cut.axis, (cut.units, 0))[0]
                 widths[cut.axis] = (before, len(cut.kept))

@@ -1,10 +1,24 @@
 """Training: one loop nobody needs to edit, its settings, losses, evaluation and checkpoints."""
 
+from secateur.train.callbacks import lightning_callback, trainer_callback
 from secateur.train.evaluate import evaluate
+from secateur.train.force import Force
 from secateur.train.loop import fit
 from secateur.train.losses import cross_entropy, distillation, taught
 from secateur.train.settings import FitSettings
 from secateur.train.trp import TRP
 from secateur.train.trp_settings import TRPSettings
 
-__all__ = ["TRP", "FitSettings", "TRPSettings", "cross_entropy", "distillation", "evaluate", "fit", "taught"]
+__all__ = [
+    "TRP",
+    "FitSettings",
+    "Force",
+    "TRPSettings",
+    "cross_entropy",
+    "distillation",
+    "evaluate",
+    "fit",
+    "lightning_callback",
+    "taught",
+    "trainer_callback",
+]

@@ -61,6 +61,9 @@ def fit(
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = optimizer_for(model, settings)
+    for hook in hooks:
+        if attach := getattr(hook, "attach", None):
+            attach(optimizer)
     history = checkpoints.restore(checkpoint, model, optimizer, settings, tuple(hooks)) if checkpoint else []
     device, modes = device_of(model), [(module, module.training) for module in model.modules()]
     run = _Run(model, optimizer, settings, loss or losses.cross_entropy(settings.label_smoothing), tuple(hooks), device, group)

@@ -4,6 +4,7 @@ from secateur.linalg.energy import energy_rank, kept_mask
 from secateur.linalg.gram import Spectrum, polar_of, spectrum, truncate
 from secateur.linalg.polar import newton_schulz, polar
 from secateur.linalg.stacks import Stack, stack, unstack
+from secateur.linalg.tail import normalised, repulsion, tail_basis, tail_mask
 
 __all__ = [
     "Spectrum",
@@ -11,10 +12,14 @@ __all__ = [
     "energy_rank",
     "kept_mask",
     "newton_schulz",
+    "normalised",
     "polar",
     "polar_of",
+    "repulsion",
     "spectrum",
     "stack",
+    "tail_basis",
+    "tail_mask",
     "truncate",
     "unstack",
 ]

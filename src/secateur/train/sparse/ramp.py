@@ -17,7 +17,8 @@ class Ramp:
 
     Masks change in step t0 = begin * steps + every and every `every` steps after it, until the share `end` of training has
     brought the last density, and on to the share `freeze` where weights move between places; then masks stay. At the
-    c-th change of n = (end - begin) * steps // every (counted from 0) p = c / n and the density is
+    c-th change of n = (end - begin) * steps // every (counted from 0; fewer where a training is short, so that the last comes
+    before its last step) p = c / n and the density is
 
     | shape | density |
     |---|---|
@@ -52,14 +53,14 @@ class Ramp:
         if not 0 <= self.begin < self.end <= 1 or not self.freeze <= 1:
             found = f"begin={self.begin}, end={self.end}, freeze={self.freeze}"
             raise SecateurError(asked, found, "give shares of training with 0 <= begin < end <= 1 and freeze at most 1")
-        if self.shape != "constant" and self.last >= self.steps:
-            found = f"the last of the changes, every {self.every} steps, in step {self.last}"
-            raise SecateurError(asked, found, "change masks more often, or end earlier")
+        if self.shape != "constant" and self.changes < 1:
+            raise SecateurError(asked, f"no change that fits, one every {self.every} steps", "change masks more often")
 
     @property
     def changes(self) -> int:
         """n: changes of the mask until the last density."""
-        return int((self.end - self.begin) * self.steps + 1e-9) // self.every
+        fitting = (self.steps - 1 - self.first) // self.every
+        return min(int((self.end - self.begin) * self.steps + 1e-9) // self.every, fitting)
 
     @property
     def first(self) -> int:

@@ -26,7 +26,7 @@ class Layout:
 
     `allocation` among layers: "global" takes the best scores of all, "uniform" the same share of each, "erk" a share
     proportional to (O + I + kernel sides) / (O * I * K) (Evci et al., 2020). `pattern` inside a layer: None, "2:4" (at most
-    2 of every 4 along the inputs, in every layer; those whose inputs 4 does not divide stay dense), or "4x1" (blocks of 4 outputs by 1
+    2 of every 4 inputs, in each layer; those whose inputs 4 does not divide stay dense), or "4x1" (blocks of 4 outputs by 1
     column of the (O, I * K) matrix). `occupancy` is the least number of entries in each output and each input channel, as
     far as a layer's number of entries goes.
     """

@@ -8,6 +8,7 @@ from secateur.train.sparse.ramp import Ramp
 from secateur.train.sparse.rank import Rank
 from secateur.train.sparse.saliency import grasp, magnitude, one_shot, snip, synflow
 from secateur.train.sparse.select import Layout
+from secateur.train.sparse.weights import weights_of
 
 __all__ = [
     "Growth",
@@ -29,4 +30,5 @@ __all__ = [
     "snip",
     "st3",
     "synflow",
+    "weights_of",
 ]

@@ -107,8 +107,10 @@ class Sparse:
     @torch.no_grad()
     def after_backward(self) -> None:
         """The rank term, a change of masks where one is due, and masked gradients."""
-        step = self.step + 1
-        term = self._term
+        step, term = self.step + 1, self._term
+        if not self.step:
+            self.masks = agree(self.masks)  # processes may have drawn other random numbers, or read other plans
+            self._settle()
         if term is not None and term.settings.acts == "step":
             for weight, push in self._pushes(fresh=self.step % term.settings.every == 0).items():
                 weight.tensor.grad.add_(push)  # type: ignore[union-attr]

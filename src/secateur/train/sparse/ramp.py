@@ -88,9 +88,9 @@ class Ramp:
         if self.shape == "alternating":
             phase = (step - self.first - 1) // self.every
             return 1.0 if step <= self.first or (phase < self.changes and phase % 2) else self.keep
-        if change < 0 or not self.changes:
+        if change < 0 or change >= self.changes:
             return 1.0 if change < 0 else self.keep
-        p = min(change / self.changes, 1.0)
+        p = change / self.changes
         if self.shape == "cubic":
             return self.keep + (1 - self.keep) * (1 - p) ** 3
         return float(self.keep**p) if self.shape == "exponential" else 1 - (1 - self.keep) * p

@@ -4,7 +4,8 @@
     SECATEUR_DATA=FOLDER python bench/sparse_training.py --list bench/sparse_runs.txt
 
 A run whose file is in --out is not repeated. All methods of one network and share see the same batches, steps and learning
-rates; nothing was tuned on them, and test images are looked at once, after the last step. Each line of a list holds the
+rates, gradients clipped at 3 as ST-3's script does; nothing was tuned on them, and test images are looked at once, after the
+last step. Each line of a list holds the
 options of one call. `docs/sparse_table.py` turns the files into docs/results/sparse.md.
 """
 
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,24 +33,40 @@ from secateur.train import FitSettings, Sparse, evaluate, fit, sparse
 from secateur.train.sparse import Growth, Layout, Ramp, Rank
 
 Make = Callable[[nn.Module, float, int, int], Sparse]
+
+
+def gradual(rank: Callable[[float], Rank] | None = None, *, grow: bool = True, layout: Layout | None = None) -> Make:
+    """Gradual pruning as all such methods have it here: a cubic ramp to half of training, masks frozen from 0.8 on.
+
+    `rank` is a function of the share that is kept.
+    """
+
+    def make(model: nn.Module, keep: float, steps: int, every: int) -> Sparse:
+        ramp = Ramp(keep, steps, "cubic", every, end=0.5, freeze=0.8)
+        return Sparse(model, ramp, growth=Growth() if grow else None, rank=rank(keep) if rank else None, layout=layout)
+
+    return make
+
+
+def published(acts: Literal["growth", "step"]) -> Callable[[float], Rank]:
+    """The published lambda and delta of a share."""
+    return lambda keep: Rank(*sparse.RPG_PUBLISHED[keep], acts, 10 if acts == "step" else 1)
+
+
 METHODS: dict[str, tuple[str, Make]] = {
-    "gmp": ("GMP: cubic ramp, global magnitude", lambda m, k, s, e: sparse.gmp(m, k, s, every=e)),
-    "rigl": ("RigL: ERK, growth by gradients", lambda m, k, s, e: sparse.rigl(m, k, s, every=e)),
+    "gmp": ("GMP", gradual(grow=False)),
+    "rigl": ("RigL (ERK)", lambda m, k, s, e: sparse.rigl(m, k, s, every=e)),
     "st3": ("ST-3", lambda m, k, s, e: sparse.st3(m, k, s)),
-    "rpg_a": ("RPG as the abstract says (A)", lambda m, k, s, e: sparse.rpg(m, k, s, every=e, reading="abstract")),
-    "rpg_b": ("RPG as released (B)", lambda m, k, s, e: sparse.rpg(m, k, s, every=e)),
-    "rpg_st3": ("RPG on ST-3", lambda m, k, s, e: sparse.rpg(m, k, s, reading="st3")),
-    "rpg_0": ("RPG, lambda = 0", lambda m, k, s, e: sparse.rpg(m, k, s, every=e, rank=Rank(0.0))),
-    "rpg_normalised": (
-        "RPG B, terms normalised per layer (strength 1)",
-        lambda m, k, s, e: sparse.rpg(m, k, s, every=e, rank=Rank(1.0, linear=True, normalise=True)),
-    ),
-    "occupancy": (
-        "lambda = 0 with at least 1 entry per row and column",
-        lambda m, k, s, e: Sparse(m, Ramp(k, s, "exponential", e), growth=Growth(), layout=Layout(occupancy=1)),
-    ),
+    "rpg_a": ("RPG A, in each step (0.1, per layer)", gradual(lambda _: Rank(0.1, 0.2, "step", 10, True, True))),
+    "rpg_b": ("RPG B, published lambda", gradual(published("growth"))),
+    "rpg_st3": ("RPG on ST-3 (0.1, per layer)", lambda m, k, s, e: sparse.rpg(m, k, s, reading="st3")),
+    "rpg_0": ("GMP with growth (lambda = 0)", gradual()),
+    "rpg_b_layer": ("RPG B, terms per layer (1)", gradual(lambda _: Rank(1.0, 0.2, linear=True, normalise=True))),
+    "rpg_a_published": ("RPG A, published lambda", gradual(published("step"))),
+    "occupancy": ("lambda = 0, an entry in each row and column", gradual(layout=Layout(occupancy=1))),
+    "gmp_occupancy": ("GMP, an entry in each row and column", gradual(grow=False, layout=Layout(occupancy=1))),
     "acdc": ("AC/DC", lambda m, k, s, e: sparse.acdc(m, k, s)),
-    "rpg_acdc": ("RPG on AC/DC", lambda m, k, s, e: sparse.rpg(m, k, s, reading="acdc")),
+    "rpg_acdc": ("RPG on AC/DC (0.1, per layer)", lambda m, k, s, e: sparse.rpg(m, k, s, reading="acdc")),
 }
 """Key of a file name to what a table says and the hook of (model, keep, steps, every)."""
 WEIGHTS = {"resnet20": "cifar10_resnet20_a", "resnet56": "cifar10_resnet56_a"}
@@ -105,7 +122,7 @@ def run(options: argparse.Namespace, method: str, seed: int, folder: Path) -> di
     loaders = data.loaders(source, cut)
     model = pretrained(options.model, folder)
     told = {"precision": options.precision, "channels_last": fast, "seed": seed}
-    settings = FitSettings(epochs=1, lr=options.lr, weight_decay=1e-4, nesterov=False, warmup=0.05, **told)
+    settings = FitSettings(epochs=1, lr=options.lr, weight_decay=1e-4, nesterov=False, warmup=0.05, grad_clip=3.0, **told)
     hook = None if method == "dense" else METHODS[method][1](model, options.keep, options.steps, options.every)
     start = time.perf_counter()
     history = fit(model, Steps(loaders.train, options.steps), settings, hooks=[hook] if hook else [])

@@ -2,7 +2,7 @@
 
 from secateur.train.sparse.hook import Growth, Sparse
 from secateur.train.sparse.lottery import iterative
-from secateur.train.sparse.methods import acdc, fixed, gmp, granet, rigl, rpg, st3
+from secateur.train.sparse.methods import RPG_PUBLISHED, acdc, fixed, gmp, granet, rigl, rpg, st3
 from secateur.train.sparse.obs import obs
 from secateur.train.sparse.ramp import Ramp
 from secateur.train.sparse.rank import Rank
@@ -11,6 +11,7 @@ from secateur.train.sparse.select import Layout
 from secateur.train.sparse.weights import weights_of
 
 __all__ = [
+    "RPG_PUBLISHED",
     "Growth",
     "Layout",
     "Ramp",

@@ -89,7 +89,8 @@ def rigl(model: nn.Module, keep: float, steps: int, *, every: int = 100, layout:
 def st3(model: nn.Module, keep: float, steps: int, *, every: int = 1, end: float = 0.5, **more: Any) -> Sparse:
     """ST-3 (Vanderschueren and De Vleeschouwer, 2023): soft thresholds and rescaling forward, straight-through gradients.
 
-    A cubic ramp from 0.03 to `end` of training, global magnitude, thresholds taken anew after every step to the end.
+    A cubic ramp from 0.03 to `end` of training, global magnitude, thresholds taken anew after every step to the end. Scales
+    lift what is left of an output, at most a hundredfold: clip gradients, as the released script does at a norm of 3.
     """
     return Sparse(model, Ramp(keep, steps, "cubic", every, begin=0.03, end=end, freeze=1.0), soft=True, **more)
 

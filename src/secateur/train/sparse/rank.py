@@ -66,7 +66,11 @@ class RankTerm:
         groups = stack({weight.name: weight.tensor.detach().flatten(1)[None] for weight in self.weights})
         units = [normalised(group.matrices) for group in groups]
         if fresh or not self._bases:
-            self._bases = [tail_basis(unit, self.settings.tail) for unit, _ in units]
+            try:
+                self._bases = [tail_basis(unit, self.settings.tail) for unit, _ in units]
+            except torch.linalg.LinAlgError as error:
+                do = "lower the learning rate or clip gradients; the checkpoint before, where there is one, is kept"
+                raise SecateurError("the rank term", "weights that are not finite numbers", do) from error
         pushed = [repulsion(unit, norms, basis) for (unit, norms), basis in zip(units, self._bases, strict=True)]
         layers = sum((distances > 0).sum() for _, distances in pushed)
         scale = self.settings.strength / torch.as_tensor(layers).clamp(min=1)

@@ -53,8 +53,7 @@ def fit(
     With `checkpoint` every finished epoch is on disk; called again with the same arguments, `fit` goes on after the last
     of them and, on one thread, ends with the weights of an uninterrupted run, bit for bit. `batches` with a method
     `epoch(n)` are asked for the n-th pass; others are iterated anew, torch's generator seeded from (settings.seed, n).
-    Started by `accelerate launch` or `torchrun`, each process trains on its part of every batch. Hooks whose `optimizer` is
-    None are given this run's.
+    Started by `accelerate launch` or `torchrun`, each process trains on its part of every batch.
 
     Raises `SecateurError` where the loss or a weight stops being a finite number; the last checkpoint stays.
     """
@@ -63,8 +62,8 @@ def fit(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = optimizer_for(model, settings)
     for hook in hooks:
-        if getattr(hook, "optimizer", optimizer) is None:  # one that masks or projects its state
-            hook.optimizer = optimizer  # type: ignore[attr-defined]
+        if attach := getattr(hook, "attach", None):
+            attach(optimizer)
     history = checkpoints.restore(checkpoint, model, optimizer, settings, tuple(hooks)) if checkpoint else []
     device, modes = device_of(model), [(module, module.training) for module in model.modules()]
     run = _Run(model, optimizer, settings, loss or losses.cross_entropy(settings.label_smoothing), tuple(hooks), device, group)

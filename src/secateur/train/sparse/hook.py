@@ -48,7 +48,7 @@ class Sparse:
     """The hook. Weights outside the masks, their gradients and their momentum are exact zeros after every step.
 
     Masks change in `after_backward`, where gradients of all entries are at hand; with `soft` in `after_step`. Give
-    `optimizer` to have its momentum masked (`secateur.train.fit` does that itself). `ramp` None never changes the masks of
+    `optimizer` to have its momentum masked (`secateur.train.fit` attaches its own). `ramp` None never changes the masks of
     `plan`, with which training starts (all entries without one). `start` says where a constant ramp begins: with the
     "largest" weights, or "random" ones. `dense` names what stays dense.
 
@@ -93,6 +93,10 @@ class Sparse:
         elif ramp is not None and ramp.shape == "constant":
             self.masks = self._chosen(ramp.keep, {w.name: self._score(w, start) for w in self.weights})
         self._settle()
+
+    def attach(self, optimizer: optim.Optimizer) -> None:
+        """Mask the momentum of this optimizer from here on."""
+        self.optimizer = optimizer
 
     @property
     def density(self) -> float:

@@ -6,7 +6,6 @@ depend on nothing but the global seed.
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from secateur.graph import trace
 from secateur.graph.record import flat
 from secateur.io import load, save
 from secateur.measure import facts
-from secateur.surgery import fingerprint, shapes_after, tensors
+from secateur.surgery import duplicate, fingerprint, shapes_after, tensors
 
 Build = Callable[[], nn.Module]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -141,7 +140,7 @@ def file_round_trip(build: Build, example: Any, axes: Axes, plan: Plan) -> None:
 def input_is_untouched(build: Build, example: Any, axes: Axes, plan: Plan) -> None:
     """Law 7."""
     model = build().eval()
-    before = copy.deepcopy(model)
+    before = duplicate(model)
     plan.apply(model)
     plan.preview(model)
     trace(model, example)
@@ -174,7 +173,7 @@ def optimizer_fits(build: Build, example: Any, axes: Axes, plan: Plan) -> None:
     """Law 11: momentum and moments fit after a plan, and equal the cut of what they were."""
     model = build()
     for optimizer in (torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9), torch.optim.AdamW(model.parameters(), 1e-3)):
-        work = copy.deepcopy(model)
+        work = duplicate(model)
         optimizer = type(optimizer)(
             work.parameters(), **{k: v for k, v in optimizer.defaults.items() if k in ("lr", "momentum")}
         )

@@ -37,6 +37,10 @@ WHOLE: dict[Any, str] = {
     torch.gru: "gru",
     **dict.fromkeys((torch.rnn_tanh, torch.rnn_relu), "rnn"),
     torch.channel_shuffle: "channel_shuffle",
+    **dict.fromkeys((torch.tensor_split, Tensor.tensor_split), "tensor_split"),
+    **dict.fromkeys((torch.hsplit, Tensor.hsplit), "hsplit"),
+    **dict.fromkeys((torch.vsplit, Tensor.vsplit), "vsplit"),
+    **dict.fromkeys((torch.dsplit, Tensor.dsplit), "dsplit"),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), "matmul"),
 }
 """Functions recorded whole, by the ATen name of their rule."""
@@ -44,6 +48,8 @@ SAME_SHAPE = {"batch_norm", "instance_norm", "layer_norm", "rms_norm", "group_no
 """On the meta device these are skipped: PyTorch's own shape functions for them cost milliseconds each."""
 ACTIVATIONS = set("relu hardtanh hardswish hardsigmoid silu gelu elu leaky_relu sigmoid tanh mish softplus _softmax".split())
 """The same for these, below the functions: a clamp alone takes four milliseconds through PyTorch's reference code."""
+SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.__len__, Tensor.numel}  # type: ignore[attr-defined]
+"""How a forward looks at sizes."""
 TORCH = os.path.dirname(torch.__file__) + os.sep
 HERE = os.path.dirname(__file__) + os.sep
 
@@ -100,8 +106,16 @@ class Recorder(TorchFunctionMode):
         self.moving = False
         self.attempt: tuple[Any, ...] = ()
         self.on_node = on_node
+        self.looks = False
+        self.looked: list[Tensor] = []
+        """Tensors whose sizes were looked at since the last operation, by code outside PyTorch."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func in SIZES:
+            if not self.inside and not sys._getframe(1).f_code.co_filename.startswith((TORCH, HERE)):
+                self.looks = True
+                self.looked.append(args[0])
+            return func(*args, **(kwargs or {}))
         name = WHOLE.get(func)
         if not self.inside:
             self.attempt = (args, kwargs or {})
@@ -138,6 +152,7 @@ class Recorder(TorchFunctionMode):
         self.nodes.append(node)
         if self.on_node:
             self.on_node(node)
+        self.looked.clear()
 
 
 def flat(value: Any) -> Iterator[Any]:

@@ -7,7 +7,6 @@ tensors the plan makes sparse the file holds the values that stay, and the packe
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from secateur.core.strict import parse
 from secateur.io import sparse
 from secateur.io.files import MOST_TEXT, atomic, read_bytes, shown, write_text
 from secateur.io.state import fill_, require_model, state_of, untie
+from secateur.surgery import duplicate
 
 FORMAT = 1
 MOST_HEADER = 100_000_000
@@ -92,7 +92,7 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
         if alias in state or name not in state:
             raise SecateurError(asked, f"tensor {alias!r} tied to {name!r}, which does not fit the file", _AGAIN)
         state[alias] = state[name]
-    model = copy.deepcopy(into) if plan is None else plan.apply(into)
+    model = duplicate(into) if plan is None else plan.apply(into)
     fill_(model, state, asked, keep_dtype=True)
     return model
 

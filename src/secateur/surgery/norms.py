@@ -117,24 +117,30 @@ def _unit_dim(module: nn.Module, x: Tensor, units: int) -> int:
 
 
 def norm_masks(cuts: Sequence[Cut], model: nn.Module) -> dict[str, Tensor]:
-    """Names of tensors of inexact axes to the mask of their kept entries."""
+    """Names of tensors of inexact axes to the mask of their kept entries, in the tensor's shape.
+
+    They are vectors, and the weights of layer norms over several dims.
+    """
     inexact = [cut for cut in cuts if not cut.exact]
     if not inexact:
         return {}
     named = dict(tensors(model))
-    slots = {slot.tensor for cut in inexact for slot in cut.slots if slot.dim >= 0 and named[slot.tensor].dim() == 1}
-    lengths = {(name, 0): named[name].shape[0] for name in slots}
-    every = [_only(cut, slots) for cut in cuts]
-    masks = {}
-    for (name, _), entries in survivors(Keep(tuple(every)), lengths).items():
-        mask = torch.zeros(lengths[name, 0], dtype=torch.bool)
-        mask[torch.from_numpy(entries)] = True
-        masks[name] = mask
+    wide = {
+        f"{name}.weight".lstrip(".") for name, module in model.named_modules() if isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+    }
+    held = [slot for cut in inexact for slot in cut.slots if slot.dim >= 0]
+    slots = {slot.tensor for slot in held if named[slot.tensor].dim() == 1 or slot.tensor in wide}
+    lengths = {(name, dim): n for name in slots for dim, n in enumerate(named[name].shape)}
+    masks = {name: torch.ones(named[name].shape, dtype=torch.bool) for name in slots}
+    for (name, dim), entries in survivors(Keep(tuple(_only(cut, slots) for cut in cuts)), lengths).items():
+        kept = torch.zeros(lengths[name, dim], dtype=torch.bool)
+        kept[torch.from_numpy(entries)] = True
+        masks[name] &= kept.reshape([-1 if i == dim else 1 for i in range(masks[name].dim())])
     return masks
 
 
 def _only(cut: Cut, names: set[str]) -> Cut:
-    return replace(cut, slots=tuple(slot for slot in cut.slots if slot.tensor in names and slot.dim == 0))
+    return replace(cut, slots=tuple(slot for slot in cut.slots if slot.tensor in names and slot.dim >= 0))
 
 
 class KeptNorms(TorchFunctionMode):
@@ -186,16 +192,16 @@ def _standardised(kept, x, mean, var, weight=None, bias=None, training=False, mo
 
 
 def _layer_norm(mask, x, normalized_shape, weight=None, bias=None, eps=1e-5):  # type: ignore[no-untyped-def]
-    n = mask.sum()
-    mean = torch.where(mask, x, 0).sum(-1, keepdim=True) / n
-    variance = torch.where(mask, (x - mean) ** 2, 0).sum(-1, keepdim=True) / n
+    n, dims = mask.sum(), tuple(range(-mask.dim(), 0))
+    mean = torch.where(mask, x, 0).sum(dims, keepdim=True) / n
+    variance = torch.where(mask, (x - mean) ** 2, 0).sum(dims, keepdim=True) / n
     out = (x - mean) * torch.rsqrt(variance + eps) * (mask if weight is None else weight)
     return out if bias is None else out + bias
 
 
 def _rms_norm(mask, x, normalized_shape, weight=None, eps=None):  # type: ignore[no-untyped-def]
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    square = torch.where(mask, x * x, 0).sum(-1, keepdim=True) / mask.sum()
+    square = torch.where(mask, x * x, 0).sum(tuple(range(-mask.dim(), 0)), keepdim=True) / mask.sum()
     return x * torch.rsqrt(square + eps) * (mask if weight is None else weight)
 
 

@@ -5,6 +5,7 @@ from secateur.linalg.gram import Spectrum, Truncated, follow, polar_of, spectrum
 from secateur.linalg.polar import newton_schulz, polar
 from secateur.linalg.stacks import Stack, stack, unstack
 from secateur.linalg.whiten import Whitened, least_squares, patch_covariance, responses, through
+from secateur.linalg.tail import normalised, repulsion, tail_basis, tail_mask
 
 __all__ = [
     "Spectrum",
@@ -16,12 +17,16 @@ __all__ = [
     "kept_mask",
     "least_squares",
     "newton_schulz",
+    "normalised",
     "patch_covariance",
     "polar",
     "polar_of",
+    "repulsion",
     "responses",
     "spectrum",
     "stack",
+    "tail_basis",
+    "tail_mask",
     "through",
     "truncate",
     "unstack",

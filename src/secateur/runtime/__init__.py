@@ -1,0 +1,33 @@
+"""Running a compressed model fast: kernels that skip zeros, chosen per layer by measurement.
+
+    fast = secateur.runtime.compile(small, x)
+    y = fast(x)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from secateur.runtime.capture import capture
+from secateur.runtime.compiled import CompiledModel
+from secateur.runtime.fuse import fuse
+from secateur.runtime.library import missing
+
+__all__ = ["CompiledModel", "compile", "missing"]
+
+
+def compile(model: nn.Module, example: Tensor | Sequence[Tensor], *, threads: int = 0) -> CompiledModel:
+    """A callable with the outputs of `model` in evaluation mode, which skips the zeros in its weights.
+
+    `example`: a tensor, or one for each positional argument; other sizes are planned when they come, if the model takes them.
+    Weights are read now: what changes in `model` later is not seen. `threads`: 0 takes PyTorch's number.
+    Without kernels (`missing` says why) the result computes dense, and its `note` says so.
+    Raises `SecateurError` where `torch.export` cannot follow the model.
+    """
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    compiled = CompiledModel(fuse(capture(model, inputs)), threads)
+    if not compiled.note:
+        compiled.plan(*inputs)
+    return compiled

@@ -115,6 +115,8 @@ def _load(place: Path) -> Any:
     except OSError:
         return None
     lib.secateur_run.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
+    where, count = ctypes.c_void_p, ctypes.c_int64
+    lib.secateur_chunks.argtypes = (where, count, where, where, where, count, count, ctypes.c_int, ctypes.c_int)
     lib.secateur_time.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
     lib.secateur_time.restype = ctypes.c_int64
     lib.secateur_path.restype = lib.secateur_source.restype = ctypes.c_char_p

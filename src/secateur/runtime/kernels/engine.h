@@ -41,6 +41,10 @@ struct Op {
 
 // Runs `count` operations; `outside` are tensors of the caller. Returns 0, or the number of the first bad operation plus one.
 EXPORTED int secateur_run(const Op* ops, int64_t count, float* arena, float* const* outside, int threads);
+// The same for `chunks` parts of a batch: part i shifts outside tensor k by i * steps[k] floats. With inner = 1 every thread
+// takes whole parts, with an arena of its own; else `inner` threads work on one part after the other, in arenas[0].
+EXPORTED int secateur_chunks(const Op* ops, int64_t count, float* const* arenas, float* const* outside, const int64_t* steps,
+                             int64_t tensors, int64_t chunks, int threads, int inner);
 // Nanoseconds of the fastest of `repeats` runs of one operation.
 EXPORTED int64_t secateur_time(const Op* op, float* arena, float* const* outside, int threads, int64_t repeats);
 EXPORTED const char* secateur_path(void);             // the instruction set in use: "avx512", "avx2" or "portable"

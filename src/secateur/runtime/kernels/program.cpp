@@ -332,6 +332,21 @@ int secateur_run(const Op* ops, int64_t count, float* arena, float* const* outsi
   return 0;
 }
 
+int secateur_chunks(const Op* ops, int64_t count, float* const* arenas, float* const* outside, const int64_t* steps, int64_t tensors,
+                    int64_t chunks, int threads, int inner) {
+  const int outer = inner == 1 ? int(std::min<int64_t>(threads, chunks)) : 1;
+  std::atomic<int64_t> next{0};
+  std::atomic<int> bad{0};
+  together(outer, [&](int index) {
+    std::vector<float*> here(size_t(tensors), nullptr);
+    for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
+      for (int64_t k = 0; k < tensors; ++k) here[size_t(k)] = outside[k] + chunk * steps[k];
+      if (const int failed = secateur_run(ops, count, arenas[index], here.data(), inner)) bad = failed;
+    }
+  });
+  return bad;
+}
+
 int64_t secateur_time(const Op* op, float* arena, float* const* outside, int threads, int64_t repeats) {
   int64_t best = std::numeric_limits<int64_t>::max();
   for (int64_t i = 0; i <= repeats; ++i) {

@@ -5,7 +5,7 @@ Shape legend: O outputs, D columns of the matrix of a layer (see `measure.layers
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -18,7 +18,7 @@ from secateur.core.plan import Keep, Plan
 from secateur.core.protocols import Batches
 from secateur.measure.layers import columns, is_matrix, matrix
 from secateur.measure.observe import call_order
-from secateur.surgery.fingerprint import survivors
+from secateur.surgery.fingerprint import real_slots, survivors
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +102,8 @@ def kept_entries(plan: Plan, before: nn.Module) -> dict[tuple[str, int], np.ndar
     kept = {(name, dim): np.arange(n) for name, shape in plan.fingerprint.items() for dim, n in enumerate(shape)}
     for step in plan.steps:
         if not isinstance(step, Keep):
-            raise SecateurError("a repair from what layers read", "a plan with products", "repair the cut before you factorise")
-        real = Keep(tuple(replace(cut, slots=tuple(slot for slot in cut.slots if slot.dim >= 0)) for cut in step.cuts))
-        for place, entries in survivors(real, {place: len(entries) for place, entries in kept.items()}).items():
+            found = f"a plan with a {type(step).__name__.lower()} step"
+            raise SecateurError("a repair from what layers read", found, "repair the cut before products and masks")
+        for place, entries in survivors(real_slots(step), {place: len(entries) for place, entries in kept.items()}).items():
             kept[place] = kept[place][entries]
     return kept

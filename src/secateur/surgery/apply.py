@@ -11,12 +11,14 @@ from torch import Tensor, nn, optim
 
 from secateur.core.errors import SecateurError
 from secateur.core.factor import Factor
+from secateur.core.mask import Mask
 from secateur.core.plan import Keep, Plan, Step
 from secateur.surgery import attributes
 from secateur.surgery.attention import follow_heads
 from secateur.surgery.copies import clone, forget
 from secateur.surgery.factor import factor_, without
 from secateur.surgery.fingerprint import survivors, tensors
+from secateur.surgery.mask import copies, mask_
 from secateur.surgery.optimizer import carry
 
 Changes = Mapping[str, Mapping[int, np.ndarray]]
@@ -32,6 +34,9 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     if isinstance(first, Factor):
         small = clone(model, without(first, model))
         factor_(first, small)
+    elif isinstance(first, Mask):
+        small = forget(clone(model, copies(model)))
+        mask_(first, small)
     else:
         small = _copy_cut(first, model)
     for step in plan.steps[1:]:
@@ -54,6 +59,9 @@ def apply_(plan: Plan, model: nn.Module, *, optimizer: optim.Optimizer | None = 
 def _do_in_place(step: Step, model: nn.Module, optimizer: optim.Optimizer | None = None) -> None:
     if isinstance(step, Factor):
         factor_(step, model, optimizer)
+    elif isinstance(step, Mask):
+        mask_(step, model, optimizer)
+        forget(model)
     else:
         _cut_in_place(step, model, optimizer)
 

@@ -2,7 +2,7 @@
 
 A unit matters only through its readers, so zeroing them computes what the cut model computes, batch norm included.
 Where a normalisation reduces over the units, it is made to reduce over the kept ones. Weights that become products are
-replaced by their projections.
+replaced by their projections; masked entries are zero.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from secateur.core.factor import Factor
-from secateur.core.plan import Cut, Plan
+from secateur.core.mask import Mask
+from secateur.core.plan import Cut, Keep, Plan
 from secateur.surgery.apply import apply
 from secateur.surgery.factor import projected
 from secateur.surgery.fingerprint import tensors
+from secateur.surgery.mask import masks_by_name
 from secateur.surgery.norms import KeptNorms, norm_masks, watch_norms
 
 
@@ -40,8 +42,9 @@ class Preview(nn.Module):
             model = apply(Plan(plan.fingerprint, plan.steps[:-1]), model)
         self.model = copy.deepcopy(model, {id(p): p for p in model.parameters()})
         last = plan.steps[-1] if plan.steps else None
-        self.cuts = [c for c in last.cuts if len(c.kept) < c.units] if last and not isinstance(last, Factor) else []
+        self.cuts = [c for c in last.cuts if len(c.kept) < c.units] if isinstance(last, Keep) else []
         self._projected = projected(last, self.model) if isinstance(last, Factor) else {}
+        self._supports = masks_by_name(last, self.model) if isinstance(last, Mask) else {}
         self._masks = dict(_masks(self.cuts, self.model))
         self._norms = norm_masks(self.cuts, self.model)
         watch_norms(self.model, self._norms)
@@ -50,6 +53,8 @@ class Preview(nn.Module):
         """The output of the model with every dropped unit silenced."""
         named = dict(tensors(self.model))
         gated = dict(self._projected)
+        for name, support in self._supports.items():
+            gated[name] = named[name].masked_fill(~support.to(named[name].device), 0)
         for name, masks in self._masks.items():
             value = named[name]
             for mask in masks:

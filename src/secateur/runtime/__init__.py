@@ -2,6 +2,7 @@
 
     fast = secateur.runtime.compile(small, x)
     y = fast(x)
+    secateur.runtime.save("small.engine", fast, (x,));  again = secateur.runtime.load("small.engine")
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from secateur.runtime.capture import capture
 from secateur.runtime.compiled import CompiledModel
+from secateur.runtime.file import load, save
 from secateur.runtime.fuse import fuse
 from secateur.runtime.library import missing
 
-__all__ = ["CompiledModel", "compile", "missing"]
+__all__ = ["CompiledModel", "compile", "load", "missing", "save"]
 
 
 def compile(model: nn.Module, example: Tensor | Sequence[Tensor], *, threads: int = 0) -> CompiledModel:

@@ -18,7 +18,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.running import evaluating
 from secateur.runtime.graph import SCALARS, Graph, Node, Ref, refs
 
-PASSING = {"dropout", "dropout_", "feature_dropout", "alpha_dropout", "contiguous", "detach", "alias", "lift_fresh_copy", "identity"}
+PASSING = {"dropout", "dropout_", "feature_dropout", "alpha_dropout", "detach", "alias", "lift_fresh_copy", "identity"}
 """Operations that change no value in evaluation."""
 VIEWS = {
     "view", "reshape", "flatten", "slice", "select", "transpose", "permute", "expand", "unsqueeze", "squeeze", "chunk", "split",
@@ -194,12 +194,18 @@ def _constant(value: Any, constants: Mapping[str, Tensor]) -> Tensor | None:
     return constants.get(value.name) if isinstance(value, Ref) else None
 
 
+def _layer(node: FxNode) -> str:
+    """The module a node came from, as the user names it."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack and stack[-1][0] else node.name
+
+
 def _conv(node: FxNode, a: dict[str, Any], constants: Mapping[str, Tensor]) -> Node | None:
     weight, bias = _constant(a["weight"], constants), _constant(a["bias"], constants)
     stride, padding, dilation = (_pair(a[name]) for name in ("stride", "padding", "dilation"))
     if weight is None or (a["bias"] is not None and bias is None) or not (stride and padding and dilation):
         return None
-    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": a["groups"]}
+    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": a["groups"], "layer": _layer(node)}
     return Node(node.name, "conv", (a["input"].name,), {"weight": weight} | ({} if bias is None else {"bias": bias}), settings)
 
 
@@ -207,7 +213,8 @@ def _linear(node: FxNode, a: dict[str, Any], constants: Mapping[str, Tensor]) ->
     weight, bias = _constant(a["weight"], constants), _constant(a["bias"], constants)
     if weight is None or (a["bias"] is not None and bias is None):
         return None
-    return Node(node.name, "linear", (a["input"].name,), {"weight": weight} | ({} if bias is None else {"bias": bias}))
+    tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
+    return Node(node.name, "linear", (a["input"].name,), tensors, {"layer": _layer(node)})
 
 
 def _batch_norm(node: FxNode, a: dict[str, Any], constants: Mapping[str, Tensor]) -> Node | None:

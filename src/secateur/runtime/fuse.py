@@ -76,7 +76,6 @@ def _norms(graph: Graph) -> Graph:
             moved = shift if bias is None else shift + bias.double() * scale
             del nodes[before.name]
             node = replace(before, name=node.name, tensors={"weight": folded.to(weight.dtype), "bias": moved.to(weight.dtype)})
-            node = node.with_settings(layer=before.name)
         elif node.op == "affine":
             dtype = torch.float32
             node = replace(node, tensors={key: value.to(dtype) for key, value in node.tensors.items()})

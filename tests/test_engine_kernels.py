@@ -201,7 +201,9 @@ def test_layers_without_weights(op: str, given: dict[str, Any], wanted: Any, bat
     same = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
     tensors = {"scale": torch.full((3,), 2.0), "shift": torch.full((3,), -0.25)} if op == "affine" else {}
     names = ("c", "c") if op in ("cat", "add") else ("c",)
-    graph = Graph(("x",), (Node("c", "conv", ("x",), {"weight": eye}, same), Node("y", op, names, tensors, given)), {}, Ref("y"))
+    graph = Graph(
+        ("x",), (Node("c", "conv", ("x",), {"weight": eye}, same), Node("y", op, names, tensors, given)), {}, Ref("y")
+    )
     values = shapes_of(graph, [x])
     program = lower(graph, values, lanes=lanes)
     assert [step.node for step in program.steps] == [None]

@@ -1,8 +1,8 @@
 """Running a compressed model fast: kernels that skip zeros, chosen per layer by measurement.
 
-    fast = secateur.runtime.compile(small, x)
-    y = fast(x)
-    secateur.runtime.save("small.engine", fast, (x,));  again = secateur.runtime.load("small.engine")
+fast = secateur.runtime.compile(small, x)
+y = fast(x)
+secateur.runtime.save("small.engine", fast, (x,));  again = secateur.runtime.load("small.engine")
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from secateur.runtime.file import load, save
 from secateur.runtime.fuse import fuse
 from secateur.runtime.library import missing
 
-__all__ = ["CompiledModel", "compile", "load", "missing", "save"]
+__all__ = ["CompiledModel", "compile", "load", "missing", "prepare", "save"]
 
 
 def compile(model: nn.Module, example: Tensor | Sequence[Tensor], *, threads: int = 0) -> CompiledModel:
@@ -28,8 +28,16 @@ def compile(model: nn.Module, example: Tensor | Sequence[Tensor], *, threads: in
     Without kernels (`missing` says why) the result computes dense, and its `note` says so.
     Raises `SecateurError` where `torch.export` cannot follow the model.
     """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    compiled = CompiledModel(fuse(capture(model, inputs)), threads)
+    compiled = prepare(model, example, threads=threads)
     if not compiled.note:
-        compiled.plan(*inputs)
+        compiled.plan(*_several(example))
     return compiled
+
+
+def prepare(model: nn.Module, example: Tensor | Sequence[Tensor], *, threads: int = 0) -> CompiledModel:
+    """The same, before anything is measured: kernels are chosen when it is first called."""
+    return CompiledModel(fuse(capture(model, _several(example))), threads)
+
+
+def _several(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (example,) if isinstance(example, Tensor) else tuple(example)

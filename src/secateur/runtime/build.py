@@ -33,7 +33,9 @@ class Unbuilt(Exception):
 
 def digest() -> str:
     """SHA-256 over names and contents of the sources: which library belongs to them."""
-    lines = [f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in sorted(SOURCES.iterdir()) if path.is_file()]
+    lines = [
+        f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in sorted(SOURCES.iterdir()) if path.is_file()
+    ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

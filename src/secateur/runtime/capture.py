@@ -96,7 +96,11 @@ def _read(program: Any) -> Graph:
         elif node.op == "call_function":
             _add(node, names, constants, nodes)
         elif node.op == "output":
-            kept = [value for value, spec in zip(node.args[0], signature.output_specs, strict=True) if spec.kind.name == "USER_OUTPUT"]
+            kept = [
+                value
+                for value, spec in zip(node.args[0], signature.output_specs, strict=True)
+                if spec.kind.name == "USER_OUTPUT"
+            ]
             outputs = [names[value.name] if isinstance(value, FxNode) else value for value in kept]
     output = _plain(torch.utils._pytree.tree_unflatten(outputs, program.call_spec.out_spec))
     used = {name for node in nodes for name in node.inputs} | set(refs(output))

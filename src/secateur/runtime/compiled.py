@@ -93,7 +93,9 @@ def _require(graph: Graph, inputs: Sequence[Tensor]) -> None:
         raise SecateurError(asked, f"{len(inputs)} inputs", f"give {len(graph.inputs)}, by position")
     for value in inputs:
         if not isinstance(value, Tensor) or value.device.type != "cpu":
-            found = f"an input of type {type(value).__name__}" if not isinstance(value, Tensor) else f"an input on {value.device}"
+            found = (
+                f"an input of type {type(value).__name__}" if not isinstance(value, Tensor) else f"an input on {value.device}"
+            )
             raise SecateurError(asked, found, "give tensors on the CPU")
 
 
@@ -150,7 +152,9 @@ class Plan:
             first, step.last - step.first, arenas, outside, steps, len(tensors), self.parts, self.threads, self.inner
         )
         if failed:
-            raise SecateurError("running a compiled model", f"operation {step.first + failed} unknown to the kernels", "rebuild them")
+            raise SecateurError(
+                "running a compiled model", f"operation {step.first + failed} unknown to the kernels", "rebuild them"
+            )
 
 
 def make_plan(graph: Graph, inputs: Sequence[Tensor], threads: int) -> Plan:
@@ -175,7 +179,9 @@ def _shapes(graph: Graph, inputs: Sequence[Tensor]) -> dict[str, Any]:
         return shapes_of(graph, inputs)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         found = f"inputs of sizes {', '.join(str(tuple(x.shape)) for x in inputs)}, which do not fit ({str(error).splitlines()[0][:100]})"
-        raise SecateurError("running a compiled model", found, "give inputs the model accepts, or compile it for them") from error
+        raise SecateurError(
+            "running a compiled model", found, "give inputs the model accepts, or compile it for them"
+        ) from error
 
 
 def _ways(graph: Graph, values: Mapping[str, Any], inputs: Sequence[Tensor], threads: int) -> list[tuple[int, int, int]]:

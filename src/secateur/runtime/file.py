@@ -48,7 +48,9 @@ def save(path: str | os.PathLike[str], model: CompiledModel, example: tuple[Tens
     nodes = []
     for place, node in enumerate(graph.nodes):
         if node.op == "torch" and not allowed(node.settings["target"]):
-            raise SecateurError(asked, f"the operation {node.settings['target']}", "use the compiled model in this process instead")
+            raise SecateurError(
+                asked, f"the operation {node.settings['target']}", "use the compiled model in this process instead"
+            )
         for key, value in node.tensors.items():
             tensors |= _thin(f"{place}.{key}", value)
         settings = {key: _encoded(value, asked) for key, value in node.settings.items()}
@@ -90,7 +92,16 @@ def read(path: str | os.PathLike[str], threads: int = 0) -> tuple[CompiledModel,
         shapes_of(graph, example)
     except SecateurError as error:
         raise SecateurError(asked, error.found if error.asked == "an engine file" else str(error), AGAIN) from error
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError, NotImplementedError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+        NotImplementedError,
+    ) as error:
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise SecateurError(asked, f"a graph that does not fit together ({reason})", AGAIN) from error
     return CompiledModel(graph, threads), example
@@ -136,7 +147,11 @@ def _thick(name: str, shape: tuple[int, ...], stored: Mapping[str, Tensor]) -> T
 
 
 def _sizes(shape: Any) -> tuple[int, ...]:
-    if type(shape) is not list or not all(type(size) is int and 0 <= size < 2**31 for size in shape) or math.prod(shape) > 2**33:
+    if (
+        type(shape) is not list
+        or not all(type(size) is int and 0 <= size < 2**31 for size in shape)
+        or math.prod(shape) > 2**33
+    ):
         raise ValueError(f"{str(shape)[:60]} for a shape")
     return tuple(shape)
 

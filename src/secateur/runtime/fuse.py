@@ -36,9 +36,7 @@ def _shortcuts(graph: Graph) -> Graph:
     return _live(replace(graph, nodes=tuple(nodes)))
 
 
-def _padded_slices(
-    node: Node, made: dict[str, Node], users: dict[str, int]
-) -> tuple[str, tuple[int, int], int, int] | None:
+def _padded_slices(node: Node, made: dict[str, Node], users: dict[str, int]) -> tuple[str, tuple[int, int], int, int] | None:
     """Source, steps and the channels padded in front and behind, where `node` pads channels of an image sliced in steps."""
     if node.settings["target"] not in ("aten.pad.default", "aten.constant_pad_nd.default") or "channels" not in node.settings:
         return None
@@ -50,7 +48,9 @@ def _padded_slices(
     if mode != "constant" or value not in (0, 0.0, None) or len(pads) != 6 or any(pads[:4]) or min(pads) < 0:
         return None
     steps, name = [1, 1], node.inputs[0]
-    while name in made and made[name].op == "torch" and made[name].settings["target"] == "aten.slice.Tensor" and users[name] == 1:
+    while (
+        name in made and made[name].op == "torch" and made[name].settings["target"] == "aten.slice.Tensor" and users[name] == 1
+    ):
         _, dim, begin, end, step = (*made[name].settings["args"], *(None, 0, None, None, 1)[len(made[name].settings["args"]) :])
         if begin not in (None, 0) or (end is not None and (not isinstance(end, int) or end < 2**31)):
             return None
@@ -69,7 +69,13 @@ def _norms(graph: Graph) -> Graph:
     nodes: dict[str, Node] = {}
     for node in graph.nodes:
         before = made.get(node.inputs[0]) if node.inputs else None
-        if node.op == "affine" and before and before.op in ("conv", "linear") and users[before.name] == 1 and before.name in nodes:
+        if (
+            node.op == "affine"
+            and before
+            and before.op in ("conv", "linear")
+            and users[before.name] == 1
+            and before.name in nodes
+        ):
             scale, shift = node.tensors["scale"], node.tensors["shift"]
             weight, bias = before.tensors["weight"], before.tensors.get("bias")
             folded = weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))

@@ -24,7 +24,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
 }
 """Activations without numbers of their own; "clamp" has `low` and `high`."""
-SCALARS = {"mul": operator.mul, "add": operator.add, "sub": operator.sub, "floordiv": operator.floordiv, "getitem": operator.getitem}
+SCALARS = {
+    "mul": operator.mul,
+    "add": operator.add,
+    "sub": operator.sub,
+    "floordiv": operator.floordiv,
+    "getitem": operator.getitem,
+}
 """Python operators that a captured network may contain: arithmetic on sizes, and picking one of several outputs."""
 
 
@@ -108,7 +114,9 @@ def compute(node: Node, inputs: Sequence[Any]) -> Any:
         return operation(settings["target"])(*fill(settings["args"], values), **fill(settings["kwargs"], values))
     x = inputs[0]
     if node.op in ("conv", "linear"):
-        weight, bias = (tensor.to(x.device) if tensor is not None else None for tensor in (tensors["weight"], tensors.get("bias")))
+        weight, bias = (
+            tensor.to(x.device) if tensor is not None else None for tensor in (tensors["weight"], tensors.get("bias"))
+        )
         if node.op == "conv":
             y = F.conv2d(x, weight, bias, *(settings[name] for name in ("stride", "padding", "dilation", "groups")))  # type: ignore[arg-type]
         else:

@@ -32,8 +32,7 @@ class Plane(ctypes.Structure):
     """The layout of one tensor; kernels/engine.h says what the fields mean."""
 
     _fields_ = [  # noqa: RUF012
-        (name, ctypes.c_int64)
-        for name in ("channels", "images", "height", "width", "lanes", "row", "image", "channel", "lead")
+        (name, ctypes.c_int64) for name in ("channels", "images", "height", "width", "lanes", "row", "image", "channel", "lead")
     ]
 
 

@@ -136,13 +136,22 @@ def able(node: Node, values: Mapping[str, Any]) -> bool:
         return False
     if node.op == "conv":
         tiny = (1, 1) in (tuple(x.shape[2:]), tuple(y.shape[2:]))
-        plain = tuple(node.tensors["weight"].shape[2:]) == (1, 1) == node.settings["stride"] and node.settings["padding"] == (0, 0)
+        plain = tuple(node.tensors["weight"].shape[2:]) == (1, 1) == node.settings["stride"] and node.settings["padding"] == (
+            0,
+            0,
+        )
         return (plain or not tiny) and all(values[name].shape == y.shape for name in node.inputs[1:])
     if node.op == "add":
         return bool(values[node.inputs[1]].shape == x.shape)
     if node.op == "mul":
         shape = values[node.inputs[1]].shape
-        return len(shape) == 4 and shape[:2] == x.shape[:2] and tuple(shape[2:]) == (1, 1) and x.shape[2:] != (1, 1) and not node.settings
+        return (
+            len(shape) == 4
+            and shape[:2] == x.shape[:2]
+            and tuple(shape[2:]) == (1, 1)
+            and x.shape[2:] != (1, 1)
+            and not node.settings
+        )
     if node.op == "adaptive":
         return tuple(node.settings["size"]) == (1, 1) or tuple(node.settings["size"]) == tuple(x.shape[2:])
     if node.op == "flatten":
@@ -256,7 +265,9 @@ class _Lowering:
         if node is not None:
             kind_of = node.settings.get("activation")
             op.activation = KINDS[kind_of] if kind_of else Activation.NONE
-            op.low, op.high = (0.0, float("inf")) if kind_of == "relu" else (node.settings.get("low", 0), node.settings.get("high", 0))
+            op.low, op.high = (
+                (0.0, float("inf")) if kind_of == "relu" else (node.settings.get("low", 0), node.settings.get("high", 0))
+            )
             op.after = int(node.settings.get("after", 0))
         for key, value in given.items():
             setattr(op, key, value)
@@ -304,7 +315,9 @@ class _Lowering:
         if node.op in ("conv", "linear"):
             return self._layer(node)
         source = node.inputs[0]
-        same = node.op == "flatten" or (node.op == "adaptive" and self.values[source].shape[2:] == self.values[node.name].shape[2:])
+        same = node.op == "flatten" or (
+            node.op == "adaptive" and self.values[source].shape[2:] == self.values[node.name].shape[2:]
+        )
         if same:  # the same memory under another name
             self.held[node.name] = self.held[source]
             return None
@@ -401,7 +414,13 @@ class _Lowering:
         below = max(-rows.low, made.height + rows.high - tall, 0)
         ahead = (-rows.low * made.row - columns.low) * made.lanes
         read = spread(
-            channels * rows.phases * columns.phases, images, tall, wide, lanes=made.lanes, gap=(below, made.row - wide), ahead=ahead
+            channels * rows.phases * columns.phases,
+            images,
+            tall,
+            wide,
+            lanes=made.lanes,
+            gap=(below, made.row - wide),
+            ahead=ahead,
         )
         op = self._op(Kind.GATHER, source, None)
         op.output = read.plane()
@@ -453,7 +472,9 @@ def choose(program: Program, name: str, block: int, tile: int, split: int) -> No
     layer = program.layers[name]
     packed = layer.pack(block)
     op = program.ops[layer.place]
-    op.words, op.start, op.rows, op.bias = (array.ctypes.data for array in (packed.words, packed.start, packed.rows, packed.bias))
+    op.words, op.start, op.rows, op.bias = (
+        array.ctypes.data for array in (packed.words, packed.start, packed.rows, packed.bias)
+    )
     op.blocks, op.block, op.tile, op.split = len(packed.rows), block, tile, split
 
 

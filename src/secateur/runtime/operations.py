@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 _WORDS = """
 abs add addmm all amax amin any arange argmax argmin avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
 adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d baddbmm batch_norm bitwise_and bitwise_not bitwise_or bmm cat
@@ -23,7 +25,7 @@ SAFE = frozenset(_WORDS.split())
 
 
 def allowed(target: str) -> bool:
-    """May a file name this operation, as in "aten.add.Tensor" or "operator.mul"?
+    """May a file name this operation, as in "aten.add.Tensor" or "operator.mul"? Overloads that write to an argument may not.
 
     >>> allowed("aten.add.Tensor"), allowed("aten.from_file.default"), allowed("os.system")
     (True, False, False)
@@ -31,5 +33,11 @@ def allowed(target: str) -> bool:
     from secateur.runtime.graph import SCALARS
 
     space, _, rest = target.partition(".")
-    word = rest.partition(".")[0]
-    return (space == "operator" and rest in SCALARS) or (space == "aten" and word in SAFE and rest.count(".") == 1)
+    word, _, overload = rest.partition(".")
+    if space == "operator":
+        return rest in SCALARS
+    packet = getattr(torch.ops.aten, word, None) if space == "aten" and word in SAFE else None
+    if packet is None or overload not in packet.overloads():
+        return False
+    arguments = getattr(packet, overload)._schema.arguments
+    return not any(argument.alias_info and argument.alias_info.is_write for argument in arguments)

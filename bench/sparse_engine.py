@@ -70,7 +70,11 @@ def build(network: str, sparsity: float, spread: str = "uniform") -> Any:
             module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr,operator]
     weights = [m.weight.data for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     if spread == "global":
-        bound = torch.cat([w.abs().flatten() for w in weights]).kthvalue(max(int(sparsity * sum(map(torch.numel, weights))), 1)).values
+        bound = (
+            torch.cat([w.abs().flatten() for w in weights])
+            .kthvalue(max(int(sparsity * sum(map(torch.numel, weights))), 1))
+            .values
+        )
         for weight in weights:
             weight[weight.abs() <= bound] = 0
     else:
@@ -137,13 +141,17 @@ def dense_runs(network: str, x: Any, threads: int, folder: Path) -> tuple[dict[s
 
         class Reader(quantization.CalibrationDataReader):
             def __init__(self) -> None:
-                self.left: Iterator[Any] = iter([{name: x[:1].numpy()} for name in [_session(str(path), 1).get_inputs()[0].name]])
+                self.left: Iterator[Any] = iter(
+                    [{name: x[:1].numpy()} for name in [_session(str(path), 1).get_inputs()[0].name]]
+                )
 
             def get_next(self) -> Any:
                 return next(self.left, None)
 
         thin = folder / "int8.onnx"
-        quantization.quantize_static(str(path), str(thin), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True)
+        quantization.quantize_static(
+            str(path), str(thin), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True
+        )
         session = _session(str(thin), threads)
         given = {session.get_inputs()[0].name: x.numpy()}
         session.run(None, given)
@@ -154,7 +162,9 @@ def dense_runs(network: str, x: Any, threads: int, folder: Path) -> tuple[dict[s
 
         core = ov.Core()
         fast = core.compile_model(
-            core.read_model(str(path)), "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
+            core.read_model(str(path)),
+            "CPU",
+            {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1},
         )
         request, given = fast.create_infer_request(), x.numpy()
         request.infer([given])
@@ -256,7 +266,9 @@ def measure(part: str, rounds: int, command: str) -> dict[str, Any]:
     import torch
 
     curve = part == "curve"
-    network, batch, threads = ("resnet50", 1, 1) if curve else (part.split("-")[0], *(int(word[1:]) for word in part.split("-")[1:]))
+    network, batch, threads = (
+        ("resnet50", 1, 1) if curve else (part.split("-")[0], *(int(word[1:]) for word in part.split("-")[1:]))
+    )
     wanted = [(s, "uniform") for s in (CURVE if curve else SPARSITIES)]
     if not curve:
         wanted += [(s, "global") for s in SPARSITIES]
@@ -272,7 +284,12 @@ def measure(part: str, rounds: int, command: str) -> dict[str, Any]:
     rows = {}
     for name, known in about.items():
         ratios = [a / b for a, b in zip(times[best], times[name], strict=True)]
-        rows[name] = known | {"ms": median(times[name]), "speedup": median(ratios), "speedup_low": min(ratios), "speedup_high": max(ratios)}
+        rows[name] = known | {
+            "ms": median(times[name]),
+            "speedup": median(ratios),
+            "speedup_low": min(ratios),
+            "speedup_high": max(ratios),
+        }
     return {
         "part": part, "network": network, "batch": batch, "threads": threads, "size": NETWORKS[network], "rounds": rounds,
         "clock": "CPU" if threads == 1 else "wall", "command": command, "seed": SEED, "machine": machine(),
@@ -326,7 +343,9 @@ def page() -> str:
     lines += [_row(parts[name], "uniform") for name in PARTS if name in parts]
     for network, goal in GOALS.items():
         lines.append(f"| goal: {network} | | | | " + " | ".join(f"{value:g}×" for value in goal) + " |")
-    lines.append("| recorded elsewhere: MNN 3.6.1, ResNet-50 | 1 | 1 | | " + " | ".join(f"{value:g}×" for value in RIVAL) + " |")
+    lines.append(
+        "| recorded elsewhere: MNN 3.6.1, ResNet-50 | 1 | 1 | | " + " | ".join(f"{value:g}×" for value in RIVAL) + " |"
+    )
     lines += ["", "## The smallest weights of the whole network zero", "",
               "| network, input | batch | threads | fastest dense | 80 % | 90 % | 95 % | 98 % |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     lines += [_row(parts[name], "global") for name in PARTS if name in parts]
@@ -365,11 +384,18 @@ def _curve(record: dict[str, Any]) -> list[str]:
     rows = list(record["engine"].values())
     lines = ["| zeros | " + " | ".join(f"{r['sparsity']:.0%}" for r in rows) + " |", "|---|" + "---|" * len(rows)]
     lines.append("| speed-up | " + " | ".join(f"{r['speedup']:.2f}×" for r in rows) + " |")
-    lines.append("| layers on the engine's kernels | " + " | ".join(str(sum(x["runs"] == "engine" for x in r["layers"])) for r in rows) + " |")
+    lines.append(
+        "| layers on the engine's kernels | "
+        + " | ".join(str(sum(x["runs"] == "engine" for x in r["layers"])) for r in rows)
+        + " |"
+    )
     faster = [r["sparsity"] for r in rows if r["speedup"] >= 1]
     best = record["dense_ms"][record["best_dense"]]
     beside = [f"{name}: {best / ms:.2f}×" for name, ms in record["lower_precision_ms"].items()]
-    lines += ["", f"Faster than {record['best_dense']} from {min(faster):.0%} zeros on." if faster else "Never faster.", ]
+    lines += [
+        "",
+        f"Faster than {record['best_dense']} from {min(faster):.0%} zeros on." if faster else "Never faster.",
+    ]
     if beside:
         lines.append("Dense in lower precision on the same scale: " + "; ".join(beside) + ".")
     return lines
@@ -387,7 +413,9 @@ def _layers(record: dict[str, Any]) -> list[str]:
                 f" {row['ms']:.3f} | {row['peak_ms']:.3f} | {row['bytes_ms']:.3f} | {row['share']:.0%} |"
             )
         else:
-            lines.append(f"| {row['layer']} | {'×'.join(map(str, row['weight']))} | {row['sparsity']:.1%} | | {row['runs']} | | | | |")
+            lines.append(
+                f"| {row['layer']} | {'×'.join(map(str, row['weight']))} | {row['sparsity']:.1%} | | {row['runs']} | | | | |"
+            )
     return lines
 
 

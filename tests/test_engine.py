@@ -28,8 +28,8 @@ needs_kernels = pytest.mark.skipif(bool(MISSING), reason=MISSING or "the engine 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer kernels tried, one run each, none remembered: these tests ask what comes out, not how fast."""
-    monkeypatch.setattr(tune, "TILES", {name: (2, 3) for name in tune.TILES})
-    monkeypatch.setattr(tune, "WIDE", {name: (1,) for name in tune.WIDE})
+    monkeypatch.setattr(tune, "TILES", dict.fromkeys(tune.TILES, (2, 3)))
+    monkeypatch.setattr(tune, "WIDE", dict.fromkeys(tune.WIDE, (1,)))
     monkeypatch.setenv("SECATEUR_ENGINE_REMEMBER", "off")
     monkeypatch.setattr(tune._Remembered, "known", {})
 
@@ -149,10 +149,10 @@ NETWORKS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
     "attention": (Attention, ((2, 17, 24),)),
     "several": (Several, ((1, 3, 9, 9), (1, 3, 9, 9))),
     "valid and dilated": (
-        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU6(), nn.Conv2d(6, 4, 3, dilation=2, padding=1, groups=2), nn.Flatten()),
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU6(), nn.Conv2d(6, 4, 3, 1, 1, 2, groups=2), nn.Flatten()),
         ((2, 3, 12, 9),),
     ),
-    "transposed": (lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.ConvTranspose2d(6, 4, 2, 2), nn.Conv2d(4, 2, 1)), ((1, 3, 8, 8),)),
+    "transposed": (lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.ConvTranspose2d(6, 4, 2), nn.Conv2d(4, 2, 1)), ((1, 3, 8, 8),)),
 }  # fmt: skip
 
 

@@ -17,7 +17,9 @@ from torch.nn import functional as F
 from secateur.runtime import library
 from secateur.runtime.compiled import Plan
 from secateur.runtime.graph import Graph, Node, Ref
-from secateur.runtime.lower import choose, lower, shapes_of
+from secateur.runtime.lower import lower
+from secateur.runtime.placing import shapes_of
+from secateur.runtime.program import choose
 
 MISSING = library.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING or "the engine is there")
@@ -73,7 +75,8 @@ convolutions = st.fixed_dictionaries(
     kernels
     | {
         "images": st.sampled_from([1, 1, 2, 3, 16, 17]), "lanes": st.sampled_from([1, 1, 16]),
-        "groups": st.sampled_from([1, 1, 1, 2, 3]), "inner": st.integers(1, 5), "outer": st.integers(1, 6), "size": st.tuples(st.integers(2, 19), st.integers(2, 19)),
+        "groups": st.sampled_from([1, 1, 1, 2, 3]), "inner": st.integers(1, 5), "outer": st.integers(1, 6),
+        "size": st.tuples(st.integers(2, 19), st.integers(2, 19)),
         "kernel": st.tuples(st.integers(1, 5), st.integers(1, 5)), "stride": st.tuples(st.integers(1, 3), st.integers(1, 3)),
         "padding": st.tuples(st.integers(0, 3), st.integers(0, 3)), "dilation": st.tuples(st.integers(1, 2), st.integers(1, 2)),
         "bias": st.booleans(), "residual": st.booleans(), "after": st.integers(0, 1), "end": st.sampled_from(ENDS),
@@ -176,16 +179,23 @@ def test_many_linear_layers_equal_the_dense_reference(case: dict[str, Any]) -> N
     check_linear(case)
 
 
+def pooling(kernel: Any, stride: Any, padding: int) -> dict[str, Any]:
+    def pair(value: Any) -> tuple[int, int]:
+        return value if isinstance(value, tuple) else (value, value)
+
+    return {"kernel": pair(kernel), "stride": pair(stride), "padding": pair(padding)}
+
+
 @pytest.mark.parametrize("lanes", [1, 16])
 @pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize(
     ("op", "given", "wanted"),
     [
-        ("maxpool", {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "ceil": False}, lambda x: F.max_pool2d(x, 3, 2, 1)),
-        ("maxpool", {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0), "ceil": True}, lambda x: F.max_pool2d(x, 2, 2, 0, 1, True)),
-        ("maxpool", {"kernel": (3, 2), "stride": (1, 3), "padding": (1, 1), "ceil": False}, lambda x: F.max_pool2d(x, (3, 2), (1, 3), 1)),
-        ("avgpool", {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)}, lambda x: F.avg_pool2d(x, 2)),
-        ("avgpool", {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1)}, lambda x: F.avg_pool2d(x, 3, 1, 1)),
+        ("maxpool", pooling(3, 2, 1) | {"ceil": False}, lambda x: F.max_pool2d(x, 3, 2, 1)),
+        ("maxpool", pooling(2, 2, 0) | {"ceil": True}, lambda x: F.max_pool2d(x, 2, 2, 0, 1, True)),
+        ("maxpool", pooling((3, 2), (1, 3), 1) | {"ceil": False}, lambda x: F.max_pool2d(x, (3, 2), (1, 3), 1)),
+        ("avgpool", pooling(2, 2, 0), lambda x: F.avg_pool2d(x, 2)),
+        ("avgpool", pooling(3, 1, 1), lambda x: F.avg_pool2d(x, 3, 1, 1)),
         ("adaptive", {"size": (1, 1)}, lambda x: F.adaptive_avg_pool2d(x, 1)),
         ("adaptive", {"size": (1, 1), "flat": True}, lambda x: x.mean((2, 3))),
         ("act", {"activation": "silu"}, F.silu),

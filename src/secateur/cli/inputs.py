@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.core.errors import SecateurError, nearest
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from secateur.core.plan import Plan
     from secateur.runtime import CompiledModel

@@ -15,7 +15,8 @@ from secateur.cli import apply, demo, diff, export, inspect, measure, plan, repo
 from secateur.core.errors import SecateurError
 
 COMMANDS = (
-    demo.demo, inspect.inspect, plan.plan, diff.diff, apply.apply, run.run, measure.measure, export.export, report.report, show.show,
+    demo.demo, inspect.inspect, plan.plan, diff.diff, apply.apply, run.run, measure.measure, export.export, report.report,
+    show.show,
 )  # fmt: skip
 
 

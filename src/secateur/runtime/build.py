@@ -60,7 +60,7 @@ def build(target: Path, extra: tuple[str, ...] = ()) -> None:
     """
     command, source = compiler(), digest()
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    jobs = {name: () for name in PLAIN} | (X86 if x86 else {})
+    jobs = dict.fromkeys(PLAIN, ()) | (X86 if x86 else {})
     define = (f'-DSECATEUR_SOURCE="{source}"', *(("-DSECATEUR_X86",) if x86 else ()))
     with tempfile.TemporaryDirectory() as folder:
 

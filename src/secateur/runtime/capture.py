@@ -17,6 +17,7 @@ from torch.fx import Node as FxNode
 from secateur.core.errors import SecateurError
 from secateur.core.running import evaluating
 from secateur.runtime.graph import SCALARS, Graph, Node, Ref, refs
+from secateur.runtime.readers import READERS, source, word_of
 
 PASSING = {"dropout", "dropout_", "feature_dropout", "alpha_dropout", "detach", "alias", "lift_fresh_copy", "identity"}
 """Operations that change no value in evaluation."""
@@ -62,20 +63,14 @@ def _export(model: nn.Module, example: tuple[Tensor, ...]) -> Any:
 def _mutates_views(program: Any) -> bool:
     """Is a tensor changed in place while another name sees the same memory?"""
     for node in program.graph.nodes:
-        if node.op != "call_function" or not _word(node).endswith("_") or _word(node) in PASSING:
+        if node.op != "call_function" or not word_of(node).endswith("_") or word_of(node) in PASSING:
             continue
         changed = node.args[0]
-        if not isinstance(changed, FxNode) or changed.op != "call_function" or _word(changed) in VIEWS:
+        if not isinstance(changed, FxNode) or changed.op != "call_function" or word_of(changed) in VIEWS:
             return True
-        if any(_word(user) in VIEWS for user in changed.users if user is not node):
+        if any(word_of(user) in VIEWS for user in changed.users if user is not node):
             return True
     return False
-
-
-def _word(node: FxNode) -> str:
-    """ "relu_" of aten.relu_.default."""
-    target = node.target
-    return target._schema.name.split("::")[-1] if hasattr(target, "_schema") else getattr(target, "__name__", str(target))
 
 
 def _read(program: Any) -> Graph:
@@ -128,7 +123,7 @@ def _add(node: FxNode, names: dict[str, Any], constants: Mapping[str, Tensor], n
             return [ours(item) for item in value]
         return value
 
-    word, args = _word(node), [ours(value) for value in node.args]
+    word, args = word_of(node), [ours(value) for value in node.args]
     named = {key: ours(value) for key, value in node.kwargs.items()}
     if word in PASSING or word == "_assert_tensor_metadata":
         names[node.name] = args[0]
@@ -154,9 +149,9 @@ def _other(node: FxNode, word: str, args: list[Any], named: dict[str, Any]) -> N
         space, name = target._schema.name.split("::")
         text = f"{space}.{name.removesuffix('_') if _functional(target) else name}.{target._overloadname}"
     settings = {"target": text, "args": _frozen(args), "kwargs": _frozen(named)}
-    source = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], FxNode) else None
-    if word in ("pad", "constant_pad_nd") and isinstance(source, Tensor) and source.dim() == 4 and type(source.shape[1]) is int:
-        settings["channels"] = source.shape[1]
+    image = source(node)
+    if word in ("pad", "constant_pad_nd") and image is not None and image.dim() == 4 and type(image.shape[1]) is int:
+        settings["channels"] = image.shape[1]
     return Node(node.name, "torch", tuple(dict.fromkeys(refs([args, named]))), settings=settings)
 
 
@@ -173,13 +168,6 @@ def _frozen(value: Any) -> Any:
     return {key: _frozen(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _pair(value: Any) -> tuple[int, int] | None:
-    """(a, b) of a, [a] or [a, b]; None where sizes are not plain numbers."""
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    values = values * 2 if len(values) == 1 else values
-    return (values[0], values[1]) if len(values) == 2 and all(type(item) is int for item in values) else None
-
-
 def _known(node: FxNode, word: str, args: list[Any], named: dict[str, Any], constants: Mapping[str, Tensor]) -> Node | None:
     """The operation in the engine's own terms, or None where it has none."""
     schema = getattr(node.target, "_schema", None)
@@ -187,122 +175,8 @@ def _known(node: FxNode, word: str, args: list[Any], named: dict[str, Any], cons
         return None
     given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | named
     full = {argument.name: given.get(argument.name, argument.default_value) for argument in schema.arguments}
-    reader = _READERS.get(word)
+    reader = READERS.get(word)
     first = full.get("input", full.get("self"))
     if reader is None or (word != "cat" and not (isinstance(first, Ref) and first.name not in constants)):
         return None
     return reader(node, full, constants)
-
-
-def _constant(value: Any, constants: Mapping[str, Tensor]) -> Tensor | None:
-    return constants.get(value.name) if isinstance(value, Ref) else None
-
-
-def _layer(node: FxNode) -> str:
-    """The module a node came from, as the user names it."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]) if stack and stack[-1][0] else node.name
-
-
-def _conv(node: FxNode, a: dict[str, Any], constants: Mapping[str, Tensor]) -> Node | None:
-    weight, bias = _constant(a["weight"], constants), _constant(a["bias"], constants)
-    stride, padding, dilation = (_pair(a[name]) for name in ("stride", "padding", "dilation"))
-    if weight is None or (a["bias"] is not None and bias is None) or not (stride and padding and dilation):
-        return None
-    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": a["groups"], "layer": _layer(node)}
-    return Node(node.name, "conv", (a["input"].name,), {"weight": weight} | ({} if bias is None else {"bias": bias}), settings)
-
-
-def _linear(node: FxNode, a: dict[str, Any], constants: Mapping[str, Tensor]) -> Node | None:
-    weight, bias = _constant(a["weight"], constants), _constant(a["bias"], constants)
-    if weight is None or (a["bias"] is not None and bias is None):
-        return None
-    tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
-    return Node(node.name, "linear", (a["input"].name,), tensors, {"layer": _layer(node)})
-
-
-def _batch_norm(node: FxNode, a: dict[str, Any], constants: Mapping[str, Tensor]) -> Node | None:
-    mean, variance = _constant(a["running_mean"], constants), _constant(a["running_var"], constants)
-    if mean is None or variance is None or a.get("training") is True:
-        return None
-    weight, bias = _constant(a["weight"], constants), _constant(a["bias"], constants)
-    scale = (variance.double() + a["eps"]).rsqrt() * (1.0 if weight is None else weight.double())
-    shift = (0.0 if bias is None else bias.double()) - mean.double() * scale
-    return Node(node.name, "affine", (a["input"].name,), {"scale": scale, "shift": shift})
-
-
-def _activation(node: FxNode, a: dict[str, Any], constants: Mapping[str, Tensor]) -> Node | None:
-    kind = _word(node).removesuffix("_")
-    settings: dict[str, Any] = {"activation": kind}
-    if kind == "gelu" and a.get("approximate", "none") != "none":
-        return None
-    if kind in ("relu", "relu6", "hardtanh"):
-        low, high = {"relu": (0.0, float("inf")), "relu6": (0.0, 6.0)}.get(kind) or (a["min_val"], a["max_val"])
-        settings = {"activation": "clamp", "low": float(low), "high": float(high)}
-    return Node(node.name, "act", (a["self"].name,), settings=settings)
-
-
-def _add_or_mul(node: FxNode, a: dict[str, Any], constants: Mapping[str, Tensor]) -> Node | None:
-    other = a["other"]
-    if not isinstance(other, Ref) or other.name in constants or a.get("alpha", 1) != 1:
-        return None
-    if not all(isinstance(value, FxNode) and isinstance(value.meta.get("val"), Tensor) for value in node.args[:2]):
-        return None
-    return Node(node.name, _word(node).removesuffix("_"), (a["self"].name, other.name))
-
-
-def _max_pool(node: FxNode, a: dict[str, Any], constants: Mapping[str, Tensor]) -> Node | None:
-    kernel, padding, stride = _pair(a["kernel_size"]), _pair(a["padding"]), _pair(a["stride"] or a["kernel_size"])
-    if not (kernel and padding and stride) or _pair(a["dilation"]) != (1, 1):
-        return None
-    settings = {"kernel": kernel, "stride": stride, "padding": padding, "ceil": bool(a["ceil_mode"])}
-    return Node(node.name, "maxpool", (a["self"].name,), settings=settings)
-
-
-def _avg_pool(node: FxNode, a: dict[str, Any], constants: Mapping[str, Tensor]) -> Node | None:
-    kernel, padding, stride = _pair(a["kernel_size"]), _pair(a["padding"]), _pair(a["stride"] or a["kernel_size"])
-    plain = not a["ceil_mode"] and a.get("divisor_override") is None and (a["count_include_pad"] or padding == (0, 0))
-    if not (kernel and padding and stride and plain):
-        return None
-    return Node(node.name, "avgpool", (a["self"].name,), settings={"kernel": kernel, "stride": stride, "padding": padding})
-
-
-def _adaptive(node: FxNode, a: dict[str, Any], constants: Mapping[str, Tensor]) -> Node | None:
-    size = _pair(a["output_size"])
-    return Node(node.name, "adaptive", (a["self"].name,), settings={"size": size}) if size else None
-
-
-def _mean(node: FxNode, a: dict[str, Any], constants: Mapping[str, Tensor]) -> Node | None:
-    source = node.args[0]
-    dims = {dim % 4 for dim in a["dim"] or ()}
-    if not isinstance(source, FxNode) or source.meta["val"].dim() != 4 or dims != {2, 3}:
-        return None
-    return Node(node.name, "adaptive", (a["self"].name,), settings={"size": (1, 1), "flat": not a["keepdim"]})
-
-
-def _flatten(node: FxNode, a: dict[str, Any], constants: Mapping[str, Tensor]) -> Node | None:
-    source = node.args[0]
-    whole = isinstance(source, FxNode) and source.meta["val"].dim() == 4 and node.meta["val"].dim() == 2
-    same = whole and node.meta["val"].shape[0] == source.meta["val"].shape[0]
-    return Node(node.name, "flatten", (a["self"].name,)) if same else None
-
-
-def _cat(node: FxNode, a: dict[str, Any], constants: Mapping[str, Tensor]) -> Node | None:
-    parts = a["tensors"]
-    if a.get("dim", 0) != 1 or node.meta["val"].dim() != 4 or any(part.name in constants for part in parts):
-        return None
-    return Node(node.name, "cat", tuple(part.name for part in parts))
-
-
-_READERS: dict[str, Callable[[FxNode, dict[str, Any], Mapping[str, Tensor]], Node | None]] = {
-    "conv2d": _conv,
-    "linear": _linear,
-    "batch_norm": _batch_norm,
-    "_native_batch_norm_legit_no_training": lambda node, a, constants: None,
-    "relu": _activation, "relu6": _activation, "hardtanh": _activation, "hardswish": _activation, "silu": _activation,
-    "sigmoid": _activation, "hardsigmoid": _activation, "gelu": _activation,
-    "add": _add_or_mul, "mul": _add_or_mul,
-    "max_pool2d": _max_pool, "avg_pool2d": _avg_pool, "adaptive_avg_pool2d": _adaptive, "mean": _mean,
-    "flatten": _flatten, "view": _flatten, "reshape": _flatten,
-    "cat": _cat,
-}  # fmt: skip

@@ -16,7 +16,9 @@ from secateur.core.errors import SecateurError
 from secateur.runtime.fuse import sparsity
 from secateur.runtime.graph import Graph, Node, Ref, compute, fill
 from secateur.runtime.library import library, missing, path
-from secateur.runtime.lower import Program, Step, lower, shapes_of
+from secateur.runtime.lower import lower
+from secateur.runtime.placing import shapes_of
+from secateur.runtime.program import Program, Step
 from secateur.runtime.tune import Choice, dense_nanoseconds, peak, pointers, tune
 
 TRIES = 5
@@ -80,7 +82,11 @@ class CompiledModel(nn.Module):
 
 
 def _row(node: Node, runs: str, choice: Choice | None) -> dict[str, Any]:
-    row = {"layer": str(node.settings.get("layer", node.name)), "kind": node.op, "weight": list(node.tensors["weight"].shape)}
+    row: dict[str, Any] = {
+        "layer": str(node.settings.get("layer", node.name)),
+        "kind": node.op,
+        "weight": list(node.tensors["weight"].shape),
+    }
     row |= {"sparsity": round(sparsity(node.tensors["weight"]), 4), "runs": runs}
     if choice:
         row |= {"rows": choice.block, "tile": 16 * choice.tile, "ms": choice.nanoseconds / 1e6}
@@ -178,7 +184,8 @@ def _shapes(graph: Graph, inputs: Sequence[Tensor]) -> dict[str, Any]:
     try:
         return shapes_of(graph, inputs)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        found = f"inputs of sizes {', '.join(str(tuple(x.shape)) for x in inputs)}, which do not fit ({str(error).splitlines()[0][:100]})"
+        sizes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        found = f"inputs of sizes {sizes}, which do not fit ({str(error).splitlines()[0][:100]})"
         raise SecateurError(
             "running a compiled model", found, "give inputs the model accepts, or compile it for them"
         ) from error

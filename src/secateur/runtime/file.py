@@ -22,8 +22,8 @@ from secateur.io.artefact import pack, tensors_of, verified
 from secateur.io.files import atomic, read_bytes, shown
 from secateur.runtime.compiled import CompiledModel
 from secateur.runtime.graph import Graph, Node, Ref, refs
-from secateur.runtime.lower import KINDS, shapes_of
 from secateur.runtime.operations import allowed
+from secateur.runtime.placing import KINDS, shapes_of
 
 VERSION = 1
 SPARSE = 0.3
@@ -44,7 +44,8 @@ def save(path: str | os.PathLike[str], model: CompiledModel, example: tuple[Tens
     Raises `SecateurError` where the graph holds an operation such a file may not name, or the file cannot be written.
     """
     asked = f"exporting {shown(path)}"
-    graph, tensors = model.graph, {}
+    graph = model.graph
+    tensors: dict[str, Tensor] = {}
     nodes = []
     for place, node in enumerate(graph.nodes):
         if node.op == "torch" and not allowed(node.settings["target"]):
@@ -258,8 +259,7 @@ def _node(place: int, entry: Mapping[str, Any], stored: Mapping[str, Tensor]) ->
         raise ValueError("groups that are no number")
     _require_activation(op, settings)
     if op == "torch":
-        if not (allowed(_word(settings["target"])) and type(settings["args"]) is tuple and type(settings["kwargs"]) is dict):
-            raise ValueError(f"the operation {str(settings['target'])[:60]!r}, which such a file may not name")
+        _require_operation(settings)
     return Node(name, op, inputs, tensors, settings)
 
 
@@ -269,3 +269,9 @@ def _require_activation(op: str, settings: Mapping[str, Any]) -> None:
         return
     if kind not in KINDS or (kind == "clamp" and not all(type(settings.get(key)) is float for key in ("low", "high"))):
         raise ValueError(f"the activation {str(kind)[:40]!r}")
+
+
+def _require_operation(settings: Mapping[str, Any]) -> None:
+    fits = type(settings["args"]) is tuple and type(settings["kwargs"]) is dict
+    if not (fits and allowed(_word(settings["target"]))):
+        raise ValueError(f"the operation {str(settings['target'])[:60]!r}, which such a file may not name")

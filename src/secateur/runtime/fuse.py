@@ -6,6 +6,7 @@ O outputs, I inputs.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,8 @@ def _padded_slices(node: Node, made: dict[str, Node], users: dict[str, int]) -> 
     while (
         name in made and made[name].op == "torch" and made[name].settings["target"] == "aten.slice.Tensor" and users[name] == 1
     ):
-        _, dim, begin, end, step = (*made[name].settings["args"], *(None, 0, None, None, 1)[len(made[name].settings["args"]) :])
+        given: tuple[Any, ...] = made[name].settings["args"]
+        _, dim, begin, end, step = given + (None, 0, None, None, 1)[len(given) :]
         if begin not in (None, 0) or (end is not None and (not isinstance(end, int) or end < 2**31)):
             return None
         if dim in (2, 3):

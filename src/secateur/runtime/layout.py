@@ -7,7 +7,7 @@ each of their taps into one shift, for all pixels alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import prod
 
 import numpy as np
@@ -63,7 +63,7 @@ class Layout:
 
     def plane(self) -> Plane:
         """As the kernels read it."""
-        return Plane(*(getattr(self, name) for name, _ in Plane._fields_))
+        return Plane(**{field.name: getattr(self, field.name) for field in fields(self)})
 
     def mask(self) -> np.ndarray | None:
         """int32 of one image: -1 where there is data, 0 in gaps; None where there are none to keep."""

@@ -31,7 +31,7 @@ class Activation(IntEnum):
 class Plane(ctypes.Structure):
     """The layout of one tensor; kernels/engine.h says what the fields mean."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         (name, ctypes.c_int64) for name in ("channels", "images", "height", "width", "lanes", "row", "image", "channel", "lead")
     ]
 
@@ -39,7 +39,7 @@ class Plane(ctypes.Structure):
 class Op(ctypes.Structure):
     """One operation of a program; kernels/engine.h says what the fields mean."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("kind", ctypes.c_int32), ("activation", ctypes.c_int32),
         ("low", ctypes.c_float), ("high", ctypes.c_float),
         ("input", Plane), ("output", Plane),

@@ -5,160 +5,21 @@ Memory is planned here, once: tensors of one layout share buffers, so the zeros 
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from secateur.runtime.graph import Graph, Node, compute, fill, refs
-from secateur.runtime.layout import LINE, Layout, Reach, flat, reach, round_up, sizes, spread
+from secateur.runtime.graph import Graph, Node, refs
+from secateur.runtime.layout import LINE, Layout, Reach, flat, round_up, sizes, spread
 from secateur.runtime.library import Activation, Kind, Op
-from secateur.runtime.pack import Packed, pack
+from secateur.runtime.pack import by_group, offsets
+from secateur.runtime.placing import KINDS, able, gaps_of, reaches
+from secateur.runtime.program import Buffer, Layer, Program, Step
 
 SLACK = 4096
 """Floats before and behind the arena: tiles at an edge read, and never use, what lies beyond their tensor."""
-KINDS = {"clamp": Activation.CLAMP, "relu": Activation.CLAMP, "hardswish": Activation.HARDSWISH, "silu": Activation.SILU,
-         "sigmoid": Activation.SIGMOID, "hardsigmoid": Activation.HARDSIGMOID, "gelu": Activation.GELU}  # fmt: skip
-
-
-@dataclass
-class Step:
-    """Some operations of the engine in a row, or one node of PyTorch's."""
-
-    node: Node | None = None
-    first: int = 0
-    last: int = 0
-    reads: list[str] = field(default_factory=list)
-    """Outside tensors the operations read."""
-    writes: list[str] = field(default_factory=list)
-    """Outside tensors they make."""
-    drops: list[str] = field(default_factory=list)
-    """Outside values nobody reads afterwards."""
-
-
-@dataclass
-class Buffer:
-    """A piece of the arena for tensors of one layout."""
-
-    layout: Layout
-    channels: int
-    offset: int = -1
-
-
-@dataclass
-class Layer:
-    """A convolution or linear layer on the engine: which operation it is, and what may be chosen for it."""
-
-    node: Node
-    place: int
-    vectors: int
-    dot: bool
-    weight: np.ndarray
-    places: np.ndarray
-    bias: np.ndarray | None
-    packed: dict[int, Packed] = field(default_factory=dict)
-
-    def pack(self, block: int) -> Packed:
-        """Weights in blocks of `block` rows, packed when first asked for."""
-        if block not in self.packed:
-            self.packed[block] = pack(self.weight, self.places, self.bias, block, ordered=self.dot)
-        return self.packed[block]
-
-
-@dataclass
-class Program:
-    """Everything a run needs. `slots`: numbers of outside tensors in each engine step."""
-
-    ops: Any
-    count: int
-    steps: list[Step]
-    layers: dict[str, Layer]
-    floats: int
-    keep: list[Any]
-    shapes: Mapping[str, tuple[int, ...]]
-    layouts: Mapping[str, Layout]
-
-
-def shapes_of(graph: Graph, inputs: Iterable[Tensor]) -> dict[str, Any]:
-    """Every value's meta tensor (or number), for inputs of these shapes."""
-    values: dict[str, Any] = {name: value.to("meta") for name, value in graph.constants.items()}
-    values |= {name: torch.empty_like(value, device="meta") for name, value in zip(graph.inputs, inputs, strict=True)}
-    with torch.inference_mode():
-        for node in graph.nodes:
-            values[node.name] = compute(node, [values[name] for name in node.inputs])
-    return values
-
-
-def gaps_of(graph: Graph, values: Mapping[str, Any]) -> dict[tuple[int, int], tuple[int, int]]:
-    """Rows and columns of zeros that maps of each (height, width) need for the convolutions made there."""
-    gaps: dict[tuple[int, int], tuple[int, int]] = {}
-
-    def need(size: tuple[int, int], rows: int, columns: int) -> None:
-        now = gaps.get(size, (0, 0))
-        gaps[size] = (max(now[0], rows), max(now[1], columns))
-
-    for node in graph.nodes:
-        if node.op != "conv" or values[node.name].dim() != 4:
-            continue
-        before, after = tuple(values[node.inputs[0]].shape[2:]), tuple(values[node.name].shape[2:])
-        if after == (1, 1) or before == (1, 1):
-            continue
-        rows, columns = reaches(node)
-        width = columns.width(before[1], node.settings["stride"][1])
-        need(after, 0, max(width - columns.low, after[1] + columns.high) - after[1])
-        if before == after and node.settings["stride"] == (1, 1):
-            need(after, max(-rows.low, rows.high), 0)
-    return gaps
-
-
-def reaches(node: Node) -> tuple[Reach, Reach]:
-    """What a convolution reads, by rows and by columns."""
-    kernel, s = node.tensors["weight"].shape[2:], node.settings
-    first, second = (reach(kernel[d], s["stride"][d], s["padding"][d], s["dilation"][d]) for d in (0, 1))
-    return first, second
-
-
-def able(node: Node, values: Mapping[str, Any]) -> bool:
-    """Can the engine run this node, on values of these shapes?"""
-    names = (*node.inputs, node.name)
-    if node.op == "torch" or any(not isinstance(values[n], Tensor) or values[n].dtype != torch.float32 for n in names):
-        return False
-    x, y = values[node.inputs[0]], values[node.name]
-    if min(x.shape, default=0) < 1 or min(y.shape, default=0) < 1 or node.settings.get("activation") not in (None, *KINDS):
-        return False
-    if node.op == "linear":
-        return x.dim() >= 2 and all(values[name].shape == y.shape for name in node.inputs[1:])
-    if x.dim() != 4 and not (x.dim() == 2 and node.op in ("add", "act")):
-        return False
-    if node.op == "conv":
-        tiny = (1, 1) in (tuple(x.shape[2:]), tuple(y.shape[2:]))
-        plain = tuple(node.tensors["weight"].shape[2:]) == (1, 1) == node.settings["stride"] and node.settings["padding"] == (
-            0,
-            0,
-        )
-        return (plain or not tiny) and all(values[name].shape == y.shape for name in node.inputs[1:])
-    if node.op == "add":
-        return bool(values[node.inputs[1]].shape == x.shape)
-    if node.op == "mul":
-        shape = values[node.inputs[1]].shape
-        return (
-            len(shape) == 4
-            and shape[:2] == x.shape[:2]
-            and tuple(shape[2:]) == (1, 1)
-            and x.shape[2:] != (1, 1)
-            and not node.settings
-        )
-    if node.op == "adaptive":
-        return tuple(node.settings["size"]) == (1, 1) or tuple(node.settings["size"]) == tuple(x.shape[2:])
-    if node.op == "flatten":
-        return tuple(x.shape[2:]) == (1, 1)
-    if node.op in ("maxpool", "avgpool"):
-        return tuple(x.shape[2:]) != (1, 1) and tuple(y.shape[2:]) != (1, 1)
-    return node.op in ("affine", "act", "cat") and (node.op != "affine" or tuple(x.shape[2:]) != (1, 1))
 
 
 def lower(graph: Graph, values: Mapping[str, Any], *, lanes: int, dense: frozenset[str] = frozenset()) -> Program:
@@ -183,7 +44,8 @@ class _Lowering:
         self.scratch = 0
         self.scratches: list[Op] = []
         self.layers: dict[str, Layer] = {}
-        self.keep: list[Any] = []
+        self.borders: list[tuple[Step, str, str, Op]] = []
+        self.keep: list[np.ndarray] = []
         self.masks: dict[Layout, int] = {}
         self.last: dict[str, int] = {}
         for place, node in enumerate(graph.nodes):
@@ -277,34 +139,21 @@ class _Lowering:
         return op
 
     def _bring_in(self, name: str) -> None:
-        if name in self.held:
-            return
-        layout = self.layout(name)
-        step = self._engine_step()
-        self.held[name] = (self._take(layout), layout)
-        op = self._op(Kind.IMPORT, None, name)
-        self._outside_strides(op, name, layout)
-        op.x = len(step.reads) + len(step.writes)
-        step.reads.append(name)
-        self._renumber(step, name, "x", op)
+        """Have the engine read value `name` from PyTorch, unless it has it."""
+        if name not in self.held:
+            layout = self.layout(name)
+            self.held[name] = (self._take(layout), layout)
+            self._border(self._op(Kind.IMPORT, None, name), name, "x", self._engine_step().reads)
 
     def _bring_out(self, name: str) -> None:
-        if name in self.outside or name not in self.held:
-            return
-        if not self.steps or self.steps[-1].node is not None:
-            self.steps.append(Step(None, len(self.ops), len(self.ops)))
-        step = self.steps[-1]
-        op = self._op(Kind.EXPORT, name, None)
-        self._outside_strides(op, name, self.held[name][1])
-        op.y = len(step.reads) + len(step.writes)
-        step.writes.append(name)
-        self._renumber(step, name, "y", op)
-        self.outside.add(name)
+        """Have the engine hand value `name` to PyTorch, unless PyTorch has it."""
+        if name not in self.outside and name in self.held:
+            self._border(self._op(Kind.EXPORT, name, None), name, "y", self._engine_step().writes)
+            self.outside.add(name)
 
-    def _renumber(self, step: Step, name: str, what: str, op: Op) -> None:
-        self.keep.append((step, name, what, op))
-
-    def _outside_strides(self, op: Op, name: str, layout: Layout) -> None:
+    def _border(self, op: Op, name: str, what: str, passed: list[str]) -> None:
+        passed.append(name)
+        self.borders.append((self._engine_step(), name, what, op))
         shape = self.values[name].shape
         if len(shape) == 4:
             op.outer, op.inner, op.step = shape[1] * shape[2] * shape[3], shape[2] * shape[3], 1
@@ -373,13 +222,13 @@ class _Lowering:
         gathered = False
         if layout.single:
             places = np.arange(read.channels) * (1 if layout.images == 1 else read.channel * 4)
-            places = _by_group(places[:, None], weight, node.settings.get("groups", 1))
+            places = by_group(places[:, None], weight, node.settings.get("groups", 1))
         else:
             rows, columns = reaches(node)
             gathered = not self._direct(node, rows, columns, read, layout)
             if gathered:
                 read = self._gather(node, rows, columns, layout)
-            places = _by_group(_offsets(rows, columns, read, gathered), weight, node.settings["groups"])
+            places = by_group(offsets(rows, columns, read, gathered), weight, node.settings["groups"])
         self.held[node.name] = (self._take(layout), layout)
         op = self._op(Kind.DOT if layout.images == 1 and layout.single else Kind.CONV, source, node.name, node)
         if gathered:
@@ -438,49 +287,9 @@ class _Lowering:
             setattr(op, "y" if op.kind == Kind.GATHER else "x", offset)
         for op, what, buffer, more in self.patches:
             setattr(op, what, buffer.offset + more)
-        for step, name, what, op in [item for item in self.keep if isinstance(item, tuple)]:
+        for step, name, what, op in self.borders:
             setattr(op, what, [*step.reads, *step.writes].index(name))
         ops = (Op * max(len(self.ops), 1))(*self.ops)
-        keep = [item for item in self.keep if not isinstance(item, tuple)]
         shapes = {name: tuple(value.shape) for name, value in self.values.items() if isinstance(value, Tensor)}
         layouts = {name: self.layout(name) for name in self.on_engine}
-        return Program(ops, len(self.ops), self.steps, self.layers, offset + self.scratch + SLACK, keep, shapes, layouts)
-
-
-def _offsets(rows: Reach, columns: Reach, read: Layout, gathered: bool) -> np.ndarray:
-    """Byte offsets (channels, KH * KW) of each tap in each input channel."""
-    phases = rows.phases * columns.phases if gathered else 1
-    channels = read.channels // phases
-    taps = []
-    for row_phase, row in rows.taps:
-        for column_phase, column in columns.taps:
-            phase = (row_phase - rows.first) * columns.phases + column_phase - columns.first if gathered else 0
-            taps.append(phase * read.channel + (row * read.row + column) * read.lanes)
-    return 4 * (np.arange(channels, dtype=np.int64)[:, None] * phases * read.channel + np.array(taps, np.int64))
-
-
-def _by_group(offsets: np.ndarray, weight: Tensor, groups: int) -> np.ndarray:
-    """Offsets (columns,) for every output, or (O, columns) where each group reads channels of its own."""
-    if groups == 1:
-        return offsets.reshape(-1)
-    parts = offsets.reshape(groups, -1)
-    return np.repeat(parts, len(weight) // groups, axis=0)
-
-
-def choose(program: Program, name: str, block: int, tile: int, split: int) -> None:
-    """Set how layer `name` runs: rows in a block, vectors in a tile, and whether threads share rows or tiles."""
-    layer = program.layers[name]
-    packed = layer.pack(block)
-    op = program.ops[layer.place]
-    op.words, op.start, op.rows, op.bias = (
-        array.ctypes.data for array in (packed.words, packed.start, packed.rows, packed.bias)
-    )
-    op.blocks, op.block, op.tile, op.split = len(packed.rows), block, tile, split
-
-
-def address(program: Program, index: int) -> int:
-    """Of operation `index`, for the kernels."""
-    return ctypes.addressof(program.ops) + index * ctypes.sizeof(Op)
-
-
-__all__ = ["Layer", "Program", "Step", "able", "address", "choose", "fill", "lower", "shapes_of"]
+        return Program(ops, len(self.ops), self.steps, self.layers, offset + self.scratch + SLACK, self.keep, shapes, layouts)

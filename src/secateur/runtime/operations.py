@@ -8,9 +8,9 @@ _WORDS = """
 abs add addmm all amax amin any arange argmax argmin avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
 adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d baddbmm batch_norm bitwise_and bitwise_not bitwise_or bmm cat
 ceil channel_shuffle chunk clamp clamp_max clamp_min clone concat constant_pad_nd contiguous conv1d conv2d conv3d
-conv_transpose1d conv_transpose2d convolution cos cumsum detach diff div einsum elu embedding empty_like eq erf exp expand expand_as
-eye fill flatten flip floor floor_divide full full_like gather ge gelu glu group_norm gt hardsigmoid hardswish hardtanh
-im2col index index_select instance_norm isinf isnan layer_norm le leaky_relu lift_fresh_copy linear linspace log log1p
+conv_transpose1d conv_transpose2d convolution cos cumsum detach diff div einsum elu embedding empty_like eq erf exp expand
+expand_as eye fill flatten flip floor floor_divide full full_like gather ge gelu glu group_norm gt hardsigmoid hardswish
+hardtanh im2col index index_select instance_norm isinf isnan layer_norm le leaky_relu lift_fresh_copy linear linspace log log1p
 log_softmax logical_and logical_not logical_or lt masked_fill matmul max max_pool1d max_pool2d max_pool3d maximum mean
 meshgrid min minimum mish mm movedim mul narrow native_group_norm native_layer_norm ne neg new_full new_ones new_zeros
 nonzero norm numel one_hot ones ones_like outer pad permute pixel_shuffle pixel_unshuffle pow prelu prod reciprocal relu relu6

@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
+
+from secateur.runtime.layout import Layout, Reach
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,23 @@ def pack(weight: np.ndarray, places: np.ndarray, bias: np.ndarray | None, block:
     if bias is not None:
         offset[:count] = bias[order]
     return Packed(words, start, rows.reshape(blocks, block), offset.reshape(blocks, block))
+
+
+def offsets(rows: Reach, columns: Reach, read: Layout, gathered: bool) -> np.ndarray:
+    """Byte offsets (channels, KH * KW) of each tap in each input channel."""
+    phases = rows.phases * columns.phases if gathered else 1
+    channels = read.channels // phases
+    taps = []
+    for row_phase, row in rows.taps:
+        for column_phase, column in columns.taps:
+            phase = (row_phase - rows.first) * columns.phases + column_phase - columns.first if gathered else 0
+            taps.append(phase * read.channel + (row * read.row + column) * read.lanes)
+    return 4 * (np.arange(channels, dtype=np.int64)[:, None] * phases * read.channel + np.array(taps, np.int64))
+
+
+def by_group(places: np.ndarray, weight: Tensor, groups: int) -> np.ndarray:
+    """Offsets (columns,) for every output, or (O, columns) where each group reads channels of its own."""
+    if groups == 1:
+        return places.reshape(-1)
+    parts = places.reshape(groups, -1)
+    return np.repeat(parts, len(weight) // groups, axis=0)

@@ -20,7 +20,7 @@ import torch
 from secateur.runtime.build import cache_folder
 from secateur.runtime.graph import Node, compute
 from secateur.runtime.library import Kind, library, path
-from secateur.runtime.lower import Layer, Program, address, choose
+from secateur.runtime.program import Layer, Program, address, choose
 
 TILES = {"avx512": (2, 3, 4, 5, 6, 7, 8, 10, 12, 14), "avx2": (1, 2, 3, 4, 5, 6, 7), "portable": (1, 2, 3, 4)}
 """Vectors of 16 floats whose sums fit in the registers of each instruction set."""

@@ -98,6 +98,10 @@ def path() -> str:
 def _library() -> Any:
     if os.environ.get("SECATEUR_ENGINE") == "off":
         raise build.Unbuilt("SECATEUR_ENGINE=off switches it off")
+    if named := os.environ.get("SECATEUR_ENGINE_LIBRARY"):  # a build with checks, as .ci/sanitize makes it
+        if lib := _load(Path(named)):
+            return lib
+        raise build.Unbuilt(f"SECATEUR_ENGINE_LIBRARY={named} does not load")
     digest = build.digest()
     for place in (BESIDE, cached := build.cache_folder() / f"engine-{digest[:16]}.so"):
         if place.exists() and (lib := _load(place)) and lib.secateur_source().decode() == digest:

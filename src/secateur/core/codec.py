@@ -7,7 +7,6 @@ code. Reading is strict, so that a damaged or forged file is one clear sentence 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -18,7 +17,8 @@ from secateur.core.axis import Role, Slot
 from secateur.core.errors import SecateurError, nearest
 from secateur.core.factor import FORMATS, Factor, Product, factored
 from secateur.core.plan import Cut, Keep, Plan, Step
-from secateur.core.strict import MEND, array, bad, fields, integer, name_of, parse, show, table
+from secateur.core.split import Split, split_from_json, split_to_json
+from secateur.core.strict import MEND, array, bad, fields, integer, name_of, parse, show, table, units_of
 
 FORMAT = 1
 MOST_UNITS = 1 << 23
@@ -35,7 +35,9 @@ def to_json(plan: Plan) -> dict[str, Any]:
     model = {name: list(plan.fingerprint[name]) for name in sorted(plan.fingerprint)}
     steps: list[dict[str, Any]] = []
     for step in plan.steps:
-        if isinstance(step, Factor):
+        if isinstance(step, Split):
+            steps.append(split_to_json(step))
+        elif isinstance(step, Factor):
             steps.append({"do": "factor", "products": [_product_to_json(product) for product in step.products]})
         else:
             steps.append({"do": "keep", "cuts": [_cut_to_json(cut) for cut in step.cuts]})
@@ -60,10 +62,13 @@ def from_json(value: Any) -> Plan:
         does = table(step, where).get("do")
         if does == "factor":
             sizes = _factor(step, where, sizes, steps)
+        elif does == "split":
+            split, sizes = split_from_json(step, where, sizes)
+            steps.append(split)
         elif does == "keep" or "do" not in step:
             room = _keep(step, where, sizes, steps, room)
         else:
-            raise bad(f"{where} does {show(does)}", "known: keep, factor; upgrade secateur if the step is newer")
+            raise bad(f"{where} does {show(does)}", "known: keep, factor, split; upgrade secateur if the step is newer")
     return Plan(shapes, tuple(steps))
 
 
@@ -73,9 +78,10 @@ def dumps(plan: Plan) -> str:
     tensors = [f"    {_line(name)}: {_line(shape)}" for name, shape in value["model"].items()]
     steps = []
     for step in value["steps"]:
-        if step["do"] == "factor":
-            products = [f"      {_line(product)}" for product in step["products"]]
-            steps.append('    {"do": "factor", "products": [' + _block(products, "    ") + "]}")
+        if step["do"] != "keep":
+            does, (key, parts) = step["do"], list(step.items())[1]
+            rows = [f"      {_line(part)}" for part in parts]
+            steps.append(f'    {{"do": "{does}", "{key}": [' + _block(rows, "    ") + "]}")
             continue
         cuts = []
         for cut in step["cuts"]:
@@ -162,7 +168,7 @@ def _cut(value: Any, where: str, sizes: Mapping[str, tuple[int, ...]], going: di
     exact, gate = value.get("exact", True), value.get("gate", "read")
     if type(exact) is not bool or gate not in ("read", "all"):
         raise bad(f"{where} with exact {show(exact)} and gate {show(gate)}", 'exact is true or false, gate "read" or "all"')
-    kept = _kept(value["kept"], units, where)
+    kept = units_of(value["kept"], units, where)
     slots = tuple(_slot(slot, units, where, sizes) for slot in array(value["slots"], f"slots of {where}"))
     cut = Cut(axis, units, kept, slots, exact, gate)
     dropped = np.array(cut.dropped, dtype=np.int64)
@@ -170,19 +176,6 @@ def _cut(value: Any, where: str, sizes: Mapping[str, tuple[int, ...]], going: di
         if slot.dim >= 0 and len(dropped):
             going.setdefault((slot.tensor, slot.dim), []).append(slot.of(dropped).reshape(-1))
     return cut
-
-
-def _kept(text: Any, units: int, where: str) -> tuple[int, ...]:
-    if type(text) is not str or not re.fullmatch(r"[0-9 -]*", text):
-        raise bad(f"{where} keeping {show(text)}", 'write kept units as ranges, "0 2 13-14"')
-    # before the ranges are written out: "0-99999999999" is short text and much memory
-    outside = next((number for number in re.findall(r"\d+", text) if len(number) > 9 or int(number) >= units), None)
-    if outside:
-        raise bad(f"{where} keeping unit {show(int(outside[:12]))} of {units}", f"units run from 0 to {units - 1}")
-    try:
-        return ranges.from_text(text)
-    except ValueError as error:
-        raise bad(f"{where}: {error}", MEND) from None
 
 
 def _slot(value: Any, units: int, where: str, sizes: Mapping[str, tuple[int, ...]]) -> Slot:

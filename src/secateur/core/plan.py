@@ -14,6 +14,7 @@ from secateur.core import ranges
 from secateur.core.axis import Slot
 from secateur.core.errors import SecateurError
 from secateur.core.factor import Factor, Product, settle
+from secateur.core.split import Blocks, Split, together
 
 if TYPE_CHECKING:
     from torch import Tensor, nn, optim
@@ -67,7 +68,7 @@ class Keep:
         object.__setattr__(self, "cuts", tuple(sorted(self.cuts, key=lambda cut: cut.axis)))
 
 
-Step = Keep | Factor
+Step = Keep | Factor | Split
 """The closed set of what a plan can do."""
 
 
@@ -98,10 +99,11 @@ class Plan:
         lines = []
         for number, step in enumerate(self.steps, 1):
             if len(self.steps) > 1:
-                lines.append(f"step {number}: {'keep' if isinstance(step, Keep) else 'factor'}")
-            if isinstance(step, Factor):
-                wide = max(len(product.module) for product in step.products)
-                lines += [f"{product.module:<{wide}}  -> {_said(product)}" for product in step.products]
+                lines.append(f"step {number}: {type(step).__name__.lower()}")
+            if not isinstance(step, Keep):
+                parts = _parts(step)
+                wide = max(len(name) for _, name in parts)
+                lines += [f"{name:<{wide}}  -> {_said(part)}" for (_, name), part in parts.items()]
                 continue
             moved = [cut for cut in step.cuts if len(cut.kept) < cut.units]
             wide = max((len(cut.axis) for cut in moved), default=0)
@@ -209,18 +211,28 @@ def factor(fingerprint: Shapes, products: Iterable[Product]) -> Plan:
     return Plan(fingerprint, (Factor(tuple(products)),))
 
 
-def _parts(step: Step) -> dict[tuple[str, str], Cut | Product]:
+def split(fingerprint: Shapes, layers: Iterable[Blocks]) -> Plan:
+    """A plan of one split step."""
+    return Plan(fingerprint, (Split(tuple(layers)),))
+
+
+Part = Cut | Product | Blocks
+
+
+def _parts(step: Step) -> dict[tuple[str, str], Part]:
     """What a step says, by kind and name."""
+    if isinstance(step, Split):
+        return {("split", blocks.module): blocks for blocks in step.layers}
     if isinstance(step, Keep):
         return {("keep", cut.axis): cut for cut in step.cuts}
     return {("factor", product.module): product for product in step.products}
 
 
-def _said(part: Cut | Product | None) -> str:
+def _said(part: Part | None) -> str:
     if isinstance(part, Cut):
         return f"{ranges.to_text(part.kept)} of {part.units}"
-    if part is None:
-        return "-"
+    if part is None or isinstance(part, Blocks):
+        return "-" if part is None else str(part)
     groups = f", {part.groups} groups" if part.groups > 1 else ""
     return f"{part.format} of rank {', '.join(map(str, part.ranks))}{groups}"
 
@@ -231,6 +243,9 @@ def _joined(steps: list[Step], step: Step) -> list[Step]:
     if isinstance(step, Keep):
         folded = _fold(last, step) if isinstance(last, Keep) else None
         return [*steps[:-1], folded] if folded else [*steps, step]
+    if isinstance(step, Split):
+        merged = together(last, step) if isinstance(last, Split) else None
+        return [*steps[:-1], merged] if merged else [*steps, step]
     start = len(steps)
     while start and isinstance(steps[start - 1], Factor):
         start -= 1

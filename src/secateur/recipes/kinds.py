@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 try:
-    from pydantic import Field
+    from pydantic import Field as Field
 except ImportError:  # the recipe is then taken at its word
 
     def Field(**limits: Any) -> Any:  # type: ignore[no-redef]  # noqa: N802
@@ -33,5 +33,5 @@ Repairs = Literal[
 ]  # fmt: skip
 Criterion = Literal[
     "random", "l1", "l2", "bn_scale", "fpgm", "taylor", "hrank", "chip", "rfp", "apoz", "thinet", "group_fisher", "obd", "lamp",
-    "lasso", "cap",
+    "lasso", "cap", "nisp",
 ]  # fmt: skip

@@ -12,12 +12,14 @@ from torch import Tensor, nn, optim
 from secateur.core.errors import SecateurError
 from secateur.core.factor import Factor
 from secateur.core.plan import Keep, Plan, Step
+from secateur.core.split import Split
 from secateur.surgery import attributes
 from secateur.surgery.attention import follow_heads
 from secateur.surgery.copies import clone, forget
 from secateur.surgery.factor import factor_, without
 from secateur.surgery.fingerprint import survivors, tensors
 from secateur.surgery.optimizer import carry
+from secateur.surgery.split import split_, unsplit
 
 Changes = Mapping[str, Mapping[int, np.ndarray]]
 """Tensor name to {dim: entries that stay}."""
@@ -32,6 +34,9 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     if isinstance(first, Factor):
         small = clone(model, without(first, model))
         factor_(first, small)
+    elif isinstance(first, Split):
+        small = forget(clone(model, unsplit(first, model)))
+        split_(first, small)
     else:
         small = _copy_cut(first, model)
     for step in plan.steps[1:]:
@@ -54,6 +59,8 @@ def apply_(plan: Plan, model: nn.Module, *, optimizer: optim.Optimizer | None = 
 def _do_in_place(step: Step, model: nn.Module, optimizer: optim.Optimizer | None = None) -> None:
     if isinstance(step, Factor):
         factor_(step, model, optimizer)
+    elif isinstance(step, Split):
+        split_(step, model, optimizer)
     else:
         _cut_in_place(step, model, optimizer)
 

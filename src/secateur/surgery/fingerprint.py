@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from secateur.core.errors import nearest
 from secateur.core.factor import Factor, factored
 from secateur.core.plan import Cut, Keep, Plan, Shapes
+from secateur.core.split import Split, split_shapes
 
 
 def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -59,6 +60,9 @@ def shapes_after(plan: Plan) -> dict[str, tuple[int, ...]]:
         if isinstance(step, Factor):
             for product in step.products:
                 shapes = factored(shapes, product)
+            continue
+        if isinstance(step, Split):
+            shapes = split_shapes(shapes, step)
             continue
         lengths = {(name, dim): n for name, shape in shapes.items() for dim, n in enumerate(shape)}
         real = Keep(tuple(_tensor_slots(cut) for cut in step.cuts))

@@ -5,7 +5,7 @@ Shape legend: O outputs, D inputs of one output, M rows (samples times positions
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -60,18 +60,26 @@ def input_moments(model: nn.Module, names: Sequence[str], batches: Batches, limi
 
 
 def paired_moments(
-    current: nn.Module, original: nn.Module, names: Sequence[str], batches: Batches, *, limit: int | None = None
+    current: nn.Module,
+    original: nn.Module,
+    names: Sequence[str],
+    batches: Batches,
+    *,
+    limit: int | None = None,
+    sources: Mapping[str, str] | None = None,
 ) -> dict[str, Moments]:
     """For each named layer, the moments of its inputs in `current` and of its outputs in `original`, batch by batch.
 
-    A layer that is called several times in a forward pairs its calls in order.
+    A layer that is called several times in a forward pairs its calls in order. `sources`: the names that layers have in
+    `original`, where they differ.
     """
+    where = {name: (sources or {}).get(name, name) for name in names}
     sums: dict[str, list[Tensor]] = {}
     counts = dict.fromkeys(names, 0)
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def keep(name: str) -> Look:
-        return lambda _, y: kept[name].append(outputs(original.get_submodule(name), y).double().clone())
+        return lambda _, y: kept[name].append(outputs(original.get_submodule(where[name]), y).double().clone())
 
     def look(name: str) -> Look:
         def add(x: Tensor, _: Tensor) -> None:
@@ -82,7 +90,7 @@ def paired_moments(
         return add
 
     for batch in islice(batches, limit):
-        observe(original, {name: keep(name) for name in names}, [batch])
+        observe(original, {where[name]: keep(name) for name in names}, [batch])
         observe(current, {name: look(name) for name in names}, [batch])
     if not sums:
         observe(current, {}, [])  # says that there is no batch

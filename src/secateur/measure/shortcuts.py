@@ -32,27 +32,33 @@ class _Sum(TorchFunctionMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.mine: Tensor | None = None
         self.other: Tensor | None = None
+        self.later: list[Tensor] | None = None  # what was computed since the layer was called, kept so that ids stay unique
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.mine is not None and len(args) == 2 and getattr(func, "__name__", "") in ADDITIONS:
             one, two = args
             other = two if one is self.mine else one if two is self.mine else None
             if isinstance(other, Tensor) and other.shape == self.mine.shape:
-                self.other = other.clone()
+                known = self.later is not None and not any(value is other for value in self.later)
+                self.other = other.clone() if known else None
                 raise _Found
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if self.later is not None and isinstance(result, Tensor):
+            self.later.append(result)
+        return result
 
 
 def at_sum(model: nn.Module, layer: str, outlet: str, inputs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(input of `layer`, its output, what is added to the output of `outlet`); None where nothing is.
+    """(input of `layer`, its output, what is added to the output of `outlet`); None where nothing is, or not yet.
 
     `outlet`: the module whose output is the summand, the layer itself or the batch norm behind it. Both are called once.
+    Of two summands the one computed last makes good the error of the other: what was computed after `layer` is None here.
     """
     watch = _Sum()
     seen: dict[str, Tensor] = {}
 
     def look(module: nn.Module, args: Any, output: Tensor) -> None:
-        seen["x"], seen["y"] = args[0].clone(), output.clone()
+        seen["x"], seen["y"], watch.later = args[0].clone(), output.clone(), []
 
     def note(module: nn.Module, args: Any, output: Tensor) -> None:
         watch.mine = output

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch.optim import optimizer as optimizers
 
 from secateur import data
+from secateur.measure import machine
 from secateur.recipes import zoo
 from secateur.train import FitSettings, fit
 
@@ -97,8 +97,7 @@ def main() -> None:
         rows.append({"precision": precision, "channels_last": channels_last, "threads": options.threads, **told})
         print(json.dumps(rows[-1]), flush=True)
     if options.out:
-        machine = {"python": platform.python_version(), "torch": torch.__version__, "cpu": platform.machine()}
-        record = {"command": "python bench/loop_overhead.py", "model": "ResNet-20, batch 128", "machine": machine, "rows": rows}
+        record = {**machine.record(), "model": "ResNet-20, batch 128", "rows": rows}
         options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -144,7 +144,7 @@ BROKEN = [
     (("import",), "os", "the unknown key 'import'"),
     (("steps",), {}, "a dict of 0 for steps"),
     (("steps", 0), "keep", "'keep' for step 1"),
-    (("steps", 0, "do"), "mask", "step 1 does 'mask'"),
+    (("steps", 0, "do"), "graft", "step 1 does 'graft'"),
     (("steps", 0, "do"), ["keep"], "step 1 does a list of 1"),
     (("steps", 0, "cuts"), None, "None for the cuts"),
     ((*CUT, "axis"), "", "'' for an axis name"),

@@ -15,7 +15,7 @@ from networks import ZOO
 from secateur import allocate, criteria, repair, score, trace
 from secateur.core.errors import SecateurError
 from secateur.core.factor import Product
-from secateur.core.plan import factor, split
+from secateur.core.plan import factor, mask, split
 from secateur.core.split import blocks_of
 from secateur.measure.layers import is_matrix, matrix, outputs, rows
 from secateur.measure.moments import input_moments, paired_moments
@@ -356,3 +356,27 @@ def test_ranks_that_were_cut_and_other_steps() -> None:
     plan = split(fingerprint(model), [blocks_of("2", [0, 1] * 4, [0, 1, 0, 1], 2)])
     with pytest.raises(SecateurError, match="a plan with a split step"):
         repair.least_squares(model, plan.apply(model), [(x, None)], plan=plan)
+
+
+@pytest.mark.parametrize("name", ["least_squares", "compensation"])
+@pytest.mark.parametrize("cut_too", [False, True])
+def test_masked_weights_stay_zero_and_the_others_are_those_of_a_regression_per_output(name: str, cut_too: bool) -> None:
+    model, x = chain_net(), torch.randn(80, 6, dtype=torch.float64)
+    plan, middle = (trace(model, x).plan({}), model) if not cut_too else cut(model, x, [0, 2, 3, 5, 7, 9])
+    there = torch.rand(middle[2].weight.shape, generator=torch.Generator().manual_seed(3)) < 0.5
+    there[1] = there[0]
+    there[2] = False
+    plan = plan.then(mask(fingerprint(middle), {"2.weight": there}))
+    small = plan.apply(model)
+    assert REPAIRS[name](model, small, [(x, None)], plan=plan, ridge=0.0) is None
+    assert not small[2].weight[~there].any()
+    with torch.no_grad():
+        hidden, y = middle[1](middle[0](x)).numpy(), model(x).numpy()
+        for row, pattern in enumerate(there.numpy()):
+            solved = np.linalg.lstsq(np.c_[hidden[:, pattern], np.ones(80)], y[:, row], rcond=None)[0]
+            np.testing.assert_allclose(small[2].weight[row, pattern].numpy(), solved[:-1], atol=1e-8)
+            np.testing.assert_allclose(float(small[2].bias[row]), solved[-1], atol=1e-8)
+    if not cut_too:
+        masked = plan.apply(model)
+        REPAIRS[name](model, masked, [(x, None)], ridge=0.0)
+        torch.testing.assert_close(masked[2].weight, small[2].weight)

@@ -14,6 +14,7 @@ from secateur.core.axis import Axis, Slot
 from secateur.core.errors import SecateurError
 from secateur.core.factor import Factor, Product
 from secateur.core.facts import Facts
+from secateur.core.mask import Mask, Support, support
 from secateur.core.plan import Cut, Keep, Plan
 from secateur.criteria import score
 from secateur.graph import rule, trace
@@ -36,10 +37,12 @@ __all__ = [
     "Factor",
     "Facts",
     "Keep",
+    "Mask",
     "Plan",
     "Product",
     "SecateurError",
     "Slot",
+    "Support",
     "allocate",
     "compress",
     "criteria",
@@ -50,6 +53,7 @@ __all__ = [
     "rule",
     "save",
     "score",
+    "support",
     "trace",
 ]
 

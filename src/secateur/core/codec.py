@@ -16,6 +16,7 @@ from secateur.core import ranges
 from secateur.core.axis import Role, Slot
 from secateur.core.errors import SecateurError, nearest
 from secateur.core.factor import FORMATS, Factor, Product, factored
+from secateur.core.mask import Mask, mask_from_json, mask_to_json
 from secateur.core.plan import Cut, Keep, Plan, Step
 from secateur.core.split import Split, split_from_json, split_to_json
 from secateur.core.strict import MEND, array, bad, fields, integer, name_of, parse, show, table, units_of
@@ -27,15 +28,22 @@ _ROLES = get_args(Role)
 _NO_SLOT = (0, 1, (), None)
 
 
-def to_json(plan: Plan) -> dict[str, Any]:
+Packed = Mapping[str, np.ndarray]
+"""Codes of masks by name, in an artefact that holds them as tensors."""
+
+
+def to_json(plan: Plan, packed: dict[str, np.ndarray] | None = None) -> dict[str, Any]:
     """`plan` as dicts, lists, text and integers. Equal plans give equal values.
 
-    A slot is `[tensor, dim, role, start, step, loops, index]`, cut short where the rest says nothing.
+    A slot is `[tensor, dim, role, start, step, loops, index]`, cut short where the rest says nothing. Codes of masks are
+    text, unless `packed` is there to take them.
     """
     model = {name: list(plan.fingerprint[name]) for name in sorted(plan.fingerprint)}
     steps: list[dict[str, Any]] = []
-    for step in plan.steps:
-        if isinstance(step, Split):
+    for number, step in enumerate(plan.steps, 1):
+        if isinstance(step, Mask):
+            steps.append(mask_to_json(step, number, packed))
+        elif isinstance(step, Split):
             steps.append(split_to_json(step))
         elif isinstance(step, Factor):
             steps.append({"do": "factor", "products": [_product_to_json(product) for product in step.products]})
@@ -44,7 +52,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
     return {"format": FORMAT, "model": model, "steps": steps}
 
 
-def from_json(value: Any) -> Plan:
+def from_json(value: Any, packed: Packed | None = None) -> Plan:
     """The inverse of `to_json`.
 
     Raises `SecateurError` for a newer format, unknown or missing keys, wrong types, an unknown step, tensors the model
@@ -65,16 +73,18 @@ def from_json(value: Any) -> Plan:
         elif does == "split":
             split, sizes = split_from_json(step, where, sizes)
             steps.append(split)
+        elif does == "mask":
+            steps.append(mask_from_json(step, position, sizes, packed))
         elif does == "keep" or "do" not in step:
             room = _keep(step, where, sizes, steps, room)
         else:
-            raise bad(f"{where} does {show(does)}", "known: keep, factor, split; upgrade secateur if the step is newer")
+            raise bad(f"{where} does {show(does)}", "known: keep, factor, mask, split; upgrade secateur if the step is newer")
     return Plan(shapes, tuple(steps))
 
 
-def dumps(plan: Plan) -> str:
+def dumps(plan: Plan, packed: dict[str, np.ndarray] | None = None) -> str:
     """`plan` as JSON text laid out for a diff: one line per tensor, one per cut with its kept units, one per slot."""
-    value = to_json(plan)
+    value = to_json(plan, packed)
     tensors = [f"    {_line(name)}: {_line(shape)}" for name, shape in value["model"].items()]
     steps = []
     for step in value["steps"]:
@@ -94,9 +104,9 @@ def dumps(plan: Plan) -> str:
     return f'{{\n  "format": {FORMAT},\n  "model": {{{model}}},\n  "steps": [{steps_text}]\n}}\n'
 
 
-def loads(text: str | bytes) -> Plan:
+def loads(text: str | bytes, packed: Packed | None = None) -> Plan:
     """The plan in JSON `text`. Raises `SecateurError` as `from_json` does, and where `text` is no JSON."""
-    return from_json(parse(text, "reading a plan"))
+    return from_json(parse(text, "reading a plan"), packed)
 
 
 def _keep(step: Any, where: str, sizes: dict[str, tuple[int, ...]], steps: list[Step], room: int) -> int:

@@ -14,6 +14,7 @@ from secateur.core import ranges
 from secateur.core.axis import Slot
 from secateur.core.errors import SecateurError
 from secateur.core.factor import Factor, Product, settle
+from secateur.core.mask import Mask, Support, both, require_fit, supports_of
 from secateur.core.split import Blocks, Split, together
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Keep:
         object.__setattr__(self, "cuts", tuple(sorted(self.cuts, key=lambda cut: cut.axis)))
 
 
-Step = Keep | Factor | Split
+Step = Keep | Factor | Mask | Split
 """The closed set of what a plan can do."""
 
 
@@ -216,11 +217,23 @@ def split(fingerprint: Shapes, layers: Iterable[Blocks]) -> Plan:
     return Plan(fingerprint, (Split(tuple(layers)),))
 
 
-Part = Cut | Product | Blocks
+def mask(fingerprint: Shapes, masks: Mapping[str, Any]) -> Plan:
+    """A plan of one mask step: entries of each named tensor stay where its mask (an array or tensor) is not zero.
+
+    Raises `SecateurError` for names the model does not have and masks of another shape.
+    """
+    step = Mask(tuple(supports_of(masks)))
+    require_fit(step, fingerprint)
+    return Plan(fingerprint, (step,))
+
+
+Part = Cut | Product | Support | Blocks
 
 
 def _parts(step: Step) -> dict[tuple[str, str], Part]:
     """What a step says, by kind and name."""
+    if isinstance(step, Mask):
+        return {("mask", support.tensor): support for support in step.supports}
     if isinstance(step, Split):
         return {("split", blocks.module): blocks for blocks in step.layers}
     if isinstance(step, Keep):
@@ -231,7 +244,7 @@ def _parts(step: Step) -> dict[tuple[str, str], Part]:
 def _said(part: Part | None) -> str:
     if isinstance(part, Cut):
         return f"{ranges.to_text(part.kept)} of {part.units}"
-    if part is None or isinstance(part, Blocks):
+    if part is None or isinstance(part, Support | Blocks):
         return "-" if part is None else str(part)
     groups = f", {part.groups} groups" if part.groups > 1 else ""
     return f"{part.format} of rank {', '.join(map(str, part.ranks))}{groups}"
@@ -243,6 +256,8 @@ def _joined(steps: list[Step], step: Step) -> list[Step]:
     if isinstance(step, Keep):
         folded = _fold(last, step) if isinstance(last, Keep) else None
         return [*steps[:-1], folded] if folded else [*steps, step]
+    if isinstance(step, Mask):
+        return [*steps[:-1], both(last, step)] if isinstance(last, Mask) else [*steps, step]
     if isinstance(step, Split):
         merged = together(last, step) if isinstance(last, Split) else None
         return [*steps[:-1], merged] if merged else [*steps, step]

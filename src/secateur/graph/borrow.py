@@ -46,8 +46,7 @@ def borrowed(nodes: Sequence[Node], state: State, trial: Sizes, position: int, m
             late = meant - used
             which = next((i for i, one in enumerate(literals) if one.value == value and trial.size(one.expr) in late), None)
             place = None if which is None or new == value else _source(nodes, state, trial, position, (value, new))
-            if place is not None and which is not None:
-                _unite_alike(nodes, state, position, (which,), place)
+            if place is not None and which is not None and _unite_alike(nodes, state, position, (which,), place):
                 return True
     return False
 
@@ -74,8 +73,7 @@ def quotient(
             if abs(i - j) != 1:
                 continue
             place = _source(nodes, state, trial, position, (literal.value * by.value, -1), parts, wrong)
-            if place is not None:
-                _unite_alike(nodes, state, position, (min(i, j), max(i, j)), place)
+            if place is not None and _unite_alike(nodes, state, position, (min(i, j), max(i, j)), place):
                 return True
     return False
 
@@ -104,9 +102,10 @@ def _source(
 
 def _unite_alike(
     nodes: Sequence[Node], state: State, position: int, which: tuple[int, ...], place: tuple[int, int, int]
-) -> None:
-    """Unite literals `which` of the operation, and of those like it, with the dimension they are read from."""
+) -> bool:
+    """Unite literals `which` of the operation, and of those like it, with the dimension they are read from; was any news?"""
     back, tensor, dim = place
+    new = False
     for number in alike(nodes, position):
         literals, here = state.literals.get(number, []), number - back
         if here < 0 or len(literals) <= which[-1] or nodes[here].op != nodes[position - back].op:
@@ -116,7 +115,8 @@ def _unite_alike(
             expr = state.of(tensors[tensor]).dims[dim]
             if d.size(expr) == prod(literals[i].value for i in which):
                 read = literals[which[0]].expr if len(which) == 1 else (tuple(d.as_var(literals[i].expr) for i in which),)
-                state.unite(read, expr)
+                new = state.unite(read, expr) or new
+    return new
 
 
 def touched(node: Node, *, outputs: bool) -> list[Tensor]:

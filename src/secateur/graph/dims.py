@@ -83,6 +83,12 @@ def _term(term: Product) -> list[Product]:
     return [tuple(factors)]
 
 
+def same(a: Expr, b: Expr) -> bool:
+    """Have the two been united, down to their unsplit variables?"""
+    left, right = normal(a), normal(b)
+    return len(left) == len(right) and all(one == two for one, two in zip(left, right, strict=True))
+
+
 def leaves(expr: Expr) -> Iterator[Var]:
     """Every unsplit variable below `expr`."""
     for term in normal(expr):

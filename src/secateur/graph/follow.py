@@ -22,6 +22,8 @@ from secateur.graph.state import Literal, State, flat_tensors
 
 MOST_TIMES = 16
 """A size may be an attribute times a number up to this, as in `view(..., 3 * self.head_size)`."""
+MOST_DRIFTS = 2
+"""Attributes that move together are taken back together, so the right one of them gets a second turn."""
 NAMED = re.compile("head|dim|hidden|width|channel|inner|embd|embed|intermediate|ff")
 UNNAMED = re.compile("layer|token|vocab|position|kernel|patch|image|window")
 """Words in the names of a configuration's sizes: it holds dozens of other numbers that may agree with one by chance."""
@@ -36,8 +38,20 @@ class Search:
     attributes: dict[str, Expr]
     tried: set[tuple[int, str]] = field(default_factory=set)
     latest: dict[str, Literal] = field(default_factory=dict)
+    drifted: Counter[str] = field(default_factory=Counter)
     position: int = -1
     tied: bool = False
+
+    def holders(self, module: str, value: int) -> Iterator[str]:
+        """Paths of attributes equal to `value` within reach of a module, but for those that moved another number twice."""
+        for path in _holders(self.modules, module, value):
+            if self.drifted[path] < MOST_DRIFTS:
+                yield path
+
+    def forget(self, path: str) -> None:
+        """The attribute at `path` followed a cut and moved a number that is no size."""
+        del self.attributes[path]
+        self.drifted[path] += 1
 
 
 def whole_numbers(*call: Any) -> list[int]:
@@ -57,7 +71,7 @@ def follow(search: Search, nodes: Sequence[Node], state: State, trial: Sizes, po
         _take_back(search, moved, state.literals.get(position, ()))
     search.position, search.latest = position, {}
     here = state.literals.get(position, [])
-    well = {i for i, literal in enumerate(here) if (literal.value, trial.size(literal.expr)) in (moved or ())}
+    well = _well(here, trial, moved)
     once: dict[tuple[int, int, int], tuple[Node, Literal]] = {}  # equal sizes of one call come from one number
     for number in alike(nodes, position):
         for i, literal in enumerate(state.literals.get(number, ()) if _as_many(state, number, here) else ()):
@@ -74,6 +88,17 @@ def follow(search: Search, nodes: Sequence[Node], state: State, trial: Sizes, po
     return _multiples(search, late, state, trial)
 
 
+def _well(here: Sequence[Literal], trial: Sizes, moved: Moved) -> set[int]:
+    """Which literals of a call the cut model used as they should be; each of its numbers answers for one literal."""
+    used, well = Counter(moved or ()), set()
+    for i, literal in enumerate(here):
+        one = literal.value, trial.size(literal.expr)
+        if used[one]:
+            used[one] -= 1
+            well.add(i)
+    return well
+
+
 def _as_many(state: State, number: int, here: Sequence[Literal]) -> bool:
     """Does operation `number` take as many sizes as the one at hand?"""
     return len(state.literals.get(number, ())) == len(here)
@@ -85,9 +110,18 @@ def _moved(node: Node, seen: list[int] | None) -> Moved:
     return list(zip(before, seen, strict=True)) if seen is not None and len(seen) == len(before) else None
 
 
+def stood(node: Node, seen: list[int] | None) -> set[int]:
+    """Numbers of the call that the cut model used as they were, `seen` being the ones it used."""
+    return _still(_moved(node, seen))
+
+
+def _still(moved: Moved) -> set[int]:
+    return {old for old, new in moved or () if old == new} - {old for old, new in moved or () if old != new}
+
+
 def _take_back(search: Search, moved: Moved, here: Sequence[Literal]) -> None:
     """Forget attributes that were added last, and their namesakes, where the number they were to move stands as it stood."""
-    still = {old for old, new in moved or () if old == new} - {old for old, new in moved or () if old != new}
+    still = _still(moved)
     ours = {id(literal) for literal in here if literal.value in still}
     wrong = {path.rpartition(".")[2] for path, literal in search.latest.items() if id(literal) in ours}
     for path in search.latest:
@@ -110,9 +144,9 @@ def _shared(search: Search, node: Node, state: State, trial: Sizes, moved: Moved
         new = Counter(new for old, new in moved or () if old == literal.value) - meant
         if trial.size(literal.expr) != literal.value or not new:
             continue
-        for path in _holders(search.modules, node.module, literal.value):
-            if path in search.attributes and trial.size(search.attributes[path]) in new:
-                state.unite(search.attributes[path], literal.expr)
+        for path in search.holders(node.module, literal.value):
+            expr = search.attributes.get(path)
+            if expr is not None and trial.size(expr) in new and state.unite(expr, literal.expr):
                 return True
     return False
 
@@ -121,12 +155,11 @@ def _attributes(search: Search, late: list[tuple[Node, Literal]], state: State, 
     """Attributes equal to a size that did not follow."""
     new = False
     for node, literal in late:
-        for path in _holders(search.modules, node.module, literal.value):
+        for path in search.holders(node.module, literal.value):
             if path in search.attributes:
                 if trial.size(search.attributes[path]) == trial.size(literal.expr):
                     continue  # it follows already, so it is another one that does not
-                state.unite(search.attributes[path], literal.expr)
-                new = True
+                new = state.unite(search.attributes[path], literal.expr) or new
                 break
             if (id(literal), path) in search.tried:
                 continue
@@ -146,7 +179,7 @@ def _wholes(search: Search, late: list[tuple[Node, Literal]], state: State, tria
             value = d.size(expr)
             if value <= literal.value or trial.size(expr) == value:
                 continue
-            for path in _holders(search.modules, node.module, value):
+            for path in search.holders(node.module, value):
                 if path not in search.attributes and (id(literal), path) not in search.tried:
                     search.tried.add((id(literal), path))
                     search.attributes[path], search.latest[path], new = expr, literal, True
@@ -161,7 +194,7 @@ def _multiples(search: Search, late: list[tuple[Node, Literal]], state: State, t
         for times in range(2, MOST_TIMES + 1):
             if literal.value % times or literal.value <= times:
                 continue
-            path = next(_holders(search.modules, node.module, literal.value // times), None)
+            path = next(search.holders(node.module, literal.value // times), None)
             if path is None or (id(literal), path) in search.tried:
                 continue
             search.tried.add((id(literal), path))
@@ -169,10 +202,9 @@ def _multiples(search: Search, late: list[tuple[Node, Literal]], state: State, t
             if part is None:
                 continue
             if path in search.attributes:
-                state.unite(search.attributes[path], part)
+                new = state.unite(search.attributes[path], part) or new
             else:
-                search.attributes[path] = part
-            new = True
+                search.attributes[path], new = part, True
             break
     return new
 

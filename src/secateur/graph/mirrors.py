@@ -57,8 +57,7 @@ def settle(search: Search, nodes: Sequence[Node], state: State, trial: Sizes) ->
                 continue
             twin = next((e for e in held if trial.size(e) == after), None)
             if twin is not None:
-                state.unite(twin, literal.expr)
-                united = True
+                united = state.unite(twin, literal.expr) or united
     return united
 
 

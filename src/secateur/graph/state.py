@@ -83,14 +83,17 @@ class State:
         """`text` with the operation and its line."""
         return f"{text} ({called(self.node.op)} at {short(self.node.source)})"
 
-    def unite(self, a: Expr, b: Expr) -> None:
-        """The two dims are one; where they have no common refinement, both are fixed."""
+    def unite(self, a: Expr, b: Expr) -> bool:
+        """The two dims are one; where they have no common refinement, both are fixed. Was this news?"""
+        if d.same(a, b):
+            return False
         try:
             d.unite(a, b)
         except d.Conflict as conflict:
             reason = self.why(f"its units cannot be matched: {conflict}")
             d.freeze(a, reason)
             d.freeze(b, reason)
+        return True
 
     def freeze(self, exprs: Iterable[Expr], text: str) -> None:
         """No cut through any of `exprs`."""

@@ -1,7 +1,8 @@
 """One file for a compressed model: safetensors, with the plan in its header.
 
 Header: `__metadata__` holds `secateur` (format of the artefact), `plan` (JSON), `aliases` (JSON: tied name -> saved name),
-`sha256` (of the whole file with these 64 digits as zeros) and what the user adds. Any safetensors reader opens it.
+`sha256` (of the whole file with these 64 digits as zeros) and what the user adds. Any safetensors reader opens it. Of
+tensors the plan makes sparse the file holds the values that stay, and the packed masks once (`io/sparse.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from secateur.core.codec import dumps, loads
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
 from secateur.core.strict import parse
+from secateur.io import sparse
 from secateur.io.files import MOST_TEXT, atomic, read_bytes, shown, write_text
 from secateur.io.state import fill_, require_model, state_of, untie
 
@@ -55,10 +57,13 @@ def save(
     for key, value in metadata.items():
         if key in _OWN or type(key) is not str or type(value) is not str:
             raise SecateurError(asked, f"metadata {key!r}: {value!r}", f"give text under names other than {', '.join(_OWN)}")
+    tensors, aliases = untie(state_of(model, asked))
     if plan is not None:
         _require_end(plan, model, asked)
-        metadata["plan"] = dumps(plan)
-    tensors, aliases = untie(state_of(model, asked))
+        packed: dict[str, Any] = {}
+        metadata["plan"] = dumps(plan, packed)
+        codes = sparse.as_tensors(packed, tensors, asked)
+        tensors = sparse.condense(tensors, aliases, plan, asked) | codes
     metadata |= {"format": "pt", "secateur": str(FORMAT), "aliases": json.dumps(aliases, sort_keys=True)}
     head, body = _pack(tensors, metadata, asked)
     with atomic(path) as file:
@@ -77,17 +82,17 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     require_model(into, asked)
     data = read_bytes(path, "model file")
     header = _verified(data, asked)
-    plan = _plan(header.metadata["plan"], asked) if "plan" in header.metadata else None
-    state = tensors_of(data, asked)
-    for alias, name in _aliases(header, asked).items():
+    state, aliases = tensors_of(data, asked), _aliases(header, asked)
+    codes = sparse.as_codes(state)
+    plan = _plan(header.metadata["plan"], asked, codes) if "plan" in header.metadata else None
+    if plan is not None:
+        plan.check(into)  # before masks are unpacked to the sizes the file claims
+        state = sparse.expand({name: value for name, value in state.items() if name not in codes}, aliases, plan, asked)
+    for alias, name in aliases.items():
         if alias in state or name not in state:
             raise SecateurError(asked, f"tensor {alias!r} tied to {name!r}, which does not fit the file", _AGAIN)
         state[alias] = state[name]
-    if plan is None:
-        model = copy.deepcopy(into)
-    else:
-        plan.check(into)
-        model = plan.apply(into)
+    model = copy.deepcopy(into) if plan is None else plan.apply(into)
     fill_(model, state, asked, keep_dtype=True)
     return model
 
@@ -107,7 +112,7 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
     metadata = _verified(data, asked).metadata
     if "plan" not in metadata:
         raise SecateurError(asked, "a saved model without a plan", "save it with its plan, or give a plan file")
-    return _plan(metadata["plan"], asked)
+    return _plan(metadata["plan"], asked, sparse.as_codes(tensors_of(data, asked)))
 
 
 def write_plan(path: str | os.PathLike[str], plan: Plan) -> None:
@@ -214,10 +219,10 @@ def _stamp(digest: str) -> bytes:
     return f'"sha256":"{digest}"'.encode("ascii", "replace")
 
 
-def _plan(text: str | bytes, asked: str) -> Plan:
+def _plan(text: str | bytes, asked: str, codes: Mapping[str, Any] | None = None) -> Plan:
     """The plan in JSON `text`, with the file's name in errors."""
     try:
-        return loads(text)
+        return loads(text, codes)
     except SecateurError as error:
         found = error.found if error.asked == "reading a plan" else f"{error.asked} with {error.found}"
         raise SecateurError(asked, found, error.do) from error

@@ -14,10 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from secateur.core.facts import Facts
 from secateur.core.running import to_device
 from secateur.measure.forward import forward, prepare, without_fastpath
+from secateur.measure.sparse import nonzeros, shares, sparse_macs
 
 
 def facts(model: nn.Module, *example: Any) -> Facts:
     """Params, MACs and bytes of `model`, each tied tensor counted once; without an example the MACs stay unknown.
+
+    Non-zeros are counted on values, and sparse MACs leave out products with a zero weight; both are unknown on meta.
 
     `example`: the positional arguments of one forward, or one dict of named ones. MACs are those of products
     (convolutions, linear layers, attention) at the batch size of the example, half of what
@@ -25,13 +28,17 @@ def facts(model: nn.Module, *example: Any) -> Facts:
     Raises `SecateurError` where the forward fails.
 
     >>> facts(nn.Linear(3, 2), torch.zeros(5, 3))
-    Facts(params=8, macs=30, bytes=32, peak_memory=None, latency_ms=None, accuracy=None, loss=None)
+    Facts(params=8, macs=30, bytes=32, peak_memory=None, latency_ms=None, accuracy=None, loss=None, nonzeros=8, sparse_macs=30)
     """
     stored = {id(value): value for value in model.state_dict(keep_vars=True).values() if isinstance(value, Tensor)}
+    params, filled = sum(parameter.numel() for parameter in model.parameters()), nonzeros(model)
+    dense = macs(model, *example) if example else None
     return Facts(
-        params=sum(parameter.numel() for parameter in model.parameters()),
-        macs=macs(model, *example) if example else None,
+        params=params,
+        macs=dense,
         bytes=sum(value.numel() * value.element_size() for value in stored.values()),
+        nonzeros=filled,
+        sparse_macs=None if filled is None or dense is None else dense if filled == params else _sparse_macs(model, *example),
     )
 
 
@@ -46,6 +53,14 @@ def macs(model: nn.Module, *example: Any) -> int:
         return _count(meta_copy(model), to_device(batch, "meta"))
     except Exception:  # whatever the cause: values tell, and if the example is wrong they raise the error to show
         return _count(model, batch)
+
+
+def _sparse_macs(model: nn.Module, *example: Any) -> int:
+    batch, filled = prepare(model, example), shares(model)
+    try:
+        return sparse_macs(meta_copy(model), to_device(batch, "meta"), filled)
+    except Exception:  # as in `macs`
+        return sparse_macs(model, batch, filled)
 
 
 def meta_copy(model: nn.Module) -> nn.Module:

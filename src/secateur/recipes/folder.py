@@ -7,10 +7,7 @@ that training goes on from its checkpoint.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,9 +16,9 @@ from typing import Any
 
 import torch
 
-import secateur
 from secateur.core.errors import SecateurError
 from secateur.io.files import read_json, write_json, write_text
+from secateur.measure import machine
 from secateur.recipes import schema
 from secateur.recipes.schema import Recipe
 
@@ -69,8 +66,8 @@ def _begin(folder: Path, recipe: Recipe, command: str) -> dict[str, Any]:
         "started": now(),
         "finished": None,
         "seconds": 0.0,
-        "versions": versions(),
-        "hardware": hardware(recipe),
+        "versions": machine.versions(),
+        "hardware": machine.hardware(device(recipe.device), recipe.threads),
         "phases": {},
     }
     write_json(folder / "run.json", state)
@@ -125,18 +122,6 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    return {"secateur": secateur.__version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def hardware(recipe: Recipe) -> dict[str, Any]:
-    """CPU name, threads and device the run uses."""
-    target = device(recipe.device)
-    name = torch.cuda.get_device_name(target) if target.type == "cuda" else str(target)
-    return {"cpu": _cpu(), "cores": os.cpu_count(), "threads": recipe.threads or torch.get_num_threads(), "device": name}
-
-
 def device(name: str) -> torch.device:
     """The device a recipe names; "auto" is CUDA where there is one. Raises `SecateurError` where it is not there."""
     if name == "auto":
@@ -144,11 +129,3 @@ def device(name: str) -> torch.device:
     if (name.startswith("cuda") and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
         raise SecateurError(f"device {name!r}", "no such device", 'give device = "cpu" or "auto"')
     return torch.device(name)
-
-
-def _cpu() -> str:
-    if sys.platform.startswith("linux"):
-        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -34,7 +34,7 @@ def compensation(
     """
     layers = linked(before, after, batches, plan)
     for each, (known, variance) in known_before(layers, before, batches, limit):
-        weight, constant = least_error(known, each.weight(), intercept=each.has_intercept, ridge=ridge)
+        weight, constant = least_error(known, each.weight(), intercept=each.has_intercept, ridge=ridge, support=each.support)
         if rescale:
             weight = weight * deviation_ratio(variance, weight, known.centred().xx)[:, None]
             constant = known.y - weight @ known.x if constant is not None else None

@@ -52,6 +52,6 @@ def least_squares(
             known = paired_moments(after, before, [each.name], batches, limit=limit, sources=sources)[each.name]
             known = restricted(known, torch.arange(len(known.x)), each.rows)
         known = restricted(known, each.own, torch.arange(len(known.y)))
-        weight, constant = least_error(known, each.weight(), intercept=each.has_intercept, ridge=ridge)
+        weight, constant = least_error(known, each.weight(), intercept=each.has_intercept, ridge=ridge, support=each.support)
         if torch.isfinite(weight).all():
             each.write_(weight, constant)

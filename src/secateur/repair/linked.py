@@ -16,13 +16,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.core.errors import SecateurError
 from secateur.core.factor import Factor, Product, piece_shapes
+from secateur.core.mask import Mask
 from secateur.core.plan import Keep, Plan
 from secateur.core.protocols import Batches
 from secateur.measure.layers import columns, is_matrix, matrix, outputs, rows
 from secateur.measure.moments import Moments, input_moments
 from secateur.measure.observe import call_order, observe
 from secateur.repair.solve import restricted
-from secateur.surgery.fingerprint import survivors
+from secateur.surgery.fingerprint import real_slots, survivors
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,8 @@ class Linked:
     `own` (D'): where those inputs lie in its own matrix. `norm`: the batch norms, before and after, that take its output,
     `outlet` the name of that norm, or of the layer where there is none. `source_name`: what the layer is called before.
     `head`: the layers between the inputs of `source` and those of `layer`, where that is the last piece of a product;
-    `reads` are then the channels that are left of those inputs.
+    `reads` are then the channels that are left of those inputs. `support` (O', D'): the weights there are, where a mask has
+    taken others.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Linked:
     outlet: str
     head: nn.Module | None = None
     reads: Tensor | None = None
+    support: Tensor | None = None
 
     @property
     def has_intercept(self) -> bool:
@@ -76,11 +79,12 @@ class Linked:
 def linked(before: nn.Module, after: nn.Module, batches: Batches, plan: Plan | None = None) -> list[Linked]:
     """The layers of `after` that read less than in `before`, in the order in which the forward calls them.
 
-    With `plan`, the one that led from `before` to `after`. Without, both have the same shapes, and inputs whose weights are
-    all zero in `after` count as lost (a mask). Linear layers and convolutions without groups are found, and the last layer
-    of every product; one batch is run. Raises `SecateurError` where shapes do not agree.
+    With `plan`, the one that led from `before` to `after`. Without, both have the same shapes, and weights that are zero in
+    `after` alone count as lost (a mask), as they do where the plan masks. Linear layers and convolutions without groups are
+    found, and the last layer of every product; one batch is run. Raises `SecateurError` where shapes do not agree.
     """
     kept, products = kept_entries(plan, before) if plan is not None else ({}, {})
+    masked = {s.tensor for step in (plan.steps if plan else ()) if isinstance(step, Mask) for s in step.supports}
     known = {}
     for name, module in after.named_modules():
         source = _module(before, products.get(name, name))
@@ -100,18 +104,31 @@ def linked(before: nn.Module, after: nn.Module, batches: Batches, plan: Plan | N
         own = torch.arange(matrix(layer).shape[1])
         link = Linked(name, products.get(name, name), layer, source, own, torch.from_numpy(written), own, norm, outlet)
         if name in products:
-            found.append(_product(link, after, kept))
+            link = _product(link, after, kept)
+            found.append(_masked(link) if f"{name}.weight" in masked else link)
             continue
         channels = kept.get((f"{name}.weight", 1), np.arange(old[1]))
         if (len(written), len(channels)) != tuple(new.shape[:2]):
             do = "give the plan that led from the first model to the second"
             raise SecateurError(f"a repair of {name!r}", f"weights of shapes {list(old)} and {list(new.shape)}", do)
         at = columns(source, torch.from_numpy(channels)[:, None]).flatten()
-        if plan is None:
-            own = at = (matrix(layer) != 0).any(0).nonzero().flatten().cpu()
-        if len(at) < matrix(source).shape[1]:
-            found.append(replace(link, columns=at, own=own))
+        link = replace(link, columns=at)
+        if plan is None or f"{name}.weight" in masked:
+            link = _masked(link)
+        if len(link.columns) < matrix(source).shape[1] or link.support is not None:
+            found.append(link)
     return found
+
+
+def _masked(link: Linked) -> Linked:
+    """`link` without the inputs no weight reads, and with the weights there are where outputs differ in them."""
+    there = (matrix(link.layer) != 0).cpu()
+    own = there.any(0).nonzero().flatten()
+    columns = link.columns[own] if link.head is None else link.columns
+    support = there[:, own]
+    old = None if link.head is not None else matrix(link.source).cpu()[link.rows][:, columns] != 0
+    lost = (~support).any() if old is None else (old & ~support).any()
+    return replace(link, own=own, columns=columns, support=support if lost else None)
 
 
 def _product(link: Linked, after: nn.Module, kept: Entries) -> Linked:
@@ -152,7 +169,10 @@ def _through(link: Linked, head: nn.Module, before: nn.Module, batches: Batches,
         nonlocal sums, count
         dim = 1 if isinstance(link.source, nn.modules.conv._ConvNd) else -1
         x = x if link.reads is None else x.index_select(dim, link.reads.to(x.device))
-        part, target = rows(link.layer, head(x)).double(), outputs(link.source, y).double()[:, link.rows.to(y.device)]
+        part, target = (
+            rows(link.layer, head(x)).double()[:, link.own.to(x.device)],
+            outputs(link.source, y).double()[:, link.rows.to(y.device)],
+        )
         parts = [part.sum(0), target.sum(0), part.T @ part, part.T @ target, target.square().sum(0)]
         sums = [a + b.cpu() for a, b in zip(sums, parts, strict=True)] if sums else [value.cpu() for value in parts]
         count += len(part)
@@ -179,11 +199,12 @@ def kept_entries(plan: Plan, before: nn.Module) -> tuple[Entries, dict[str, str]
             for product in step.products:
                 _factored(product, kept, products)
             continue
+        if isinstance(step, Mask):
+            continue
         if not isinstance(step, Keep):
             do = "repair what the steps before it leave, then take it"
             raise SecateurError("a repair from what layers read", f"a plan with a {type(step).__name__.lower()} step", do)
-        real = Keep(tuple(replace(cut, slots=tuple(slot for slot in cut.slots if slot.dim >= 0)) for cut in step.cuts))
-        for place, entries in survivors(real, {place: len(entries) for place, entries in kept.items()}).items():
+        for place, entries in survivors(real_slots(step), {place: len(entries) for place, entries in kept.items()}).items():
             kept[place] = kept[place][entries]
     return kept, products
 

@@ -4,6 +4,7 @@ from secateur.surgery.apply import apply, apply_
 from secateur.surgery.attention import FollowingAttention, follow_heads
 from secateur.surgery.copies import clone, forget, remembered
 from secateur.surgery.fingerprint import fingerprint, mismatches, shapes_after, tensors
+from secateur.surgery.mask import masks_after
 from secateur.surgery.norms import is_norm, is_rms_norm
 from secateur.surgery.optimizer import carry
 from secateur.surgery.preview import Preview, gates
@@ -26,6 +27,7 @@ __all__ = [
     "gates",
     "is_norm",
     "is_rms_norm",
+    "masks_after",
     "mismatches",
     "pieces",
     "project",

@@ -11,6 +11,7 @@ from torch import Tensor, nn, optim
 
 from secateur.core.errors import SecateurError
 from secateur.core.factor import Factor
+from secateur.core.mask import Mask
 from secateur.core.plan import Keep, Plan, Step
 from secateur.core.split import Split
 from secateur.surgery import attributes
@@ -18,6 +19,7 @@ from secateur.surgery.attention import follow_heads
 from secateur.surgery.copies import clone, forget
 from secateur.surgery.factor import factor_, without
 from secateur.surgery.fingerprint import survivors, tensors
+from secateur.surgery.mask import copies, mask_
 from secateur.surgery.optimizer import carry
 from secateur.surgery.split import split_, unsplit
 
@@ -34,6 +36,9 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     if isinstance(first, Factor):
         small = clone(model, without(first, model))
         factor_(first, small)
+    elif isinstance(first, Mask):
+        small = forget(clone(model, copies(model)))
+        mask_(first, small)
     elif isinstance(first, Split):
         small = forget(clone(model, unsplit(first, model)))
         split_(first, small)
@@ -59,6 +64,9 @@ def apply_(plan: Plan, model: nn.Module, *, optimizer: optim.Optimizer | None = 
 def _do_in_place(step: Step, model: nn.Module, optimizer: optim.Optimizer | None = None) -> None:
     if isinstance(step, Factor):
         factor_(step, model, optimizer)
+    elif isinstance(step, Mask):
+        mask_(step, model, optimizer)
+        forget(model)
     elif isinstance(step, Split):
         split_(step, model, optimizer)
     else:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from secateur.core.errors import nearest
 from secateur.core.factor import Factor, factored
-from secateur.core.plan import Cut, Keep, Plan, Shapes
+from secateur.core.mask import Mask
+from secateur.core.plan import Keep, Plan, Shapes
 from secateur.core.split import Split, split_shapes
 
 
@@ -60,16 +61,19 @@ def shapes_after(plan: Plan) -> dict[str, tuple[int, ...]]:
         if isinstance(step, Factor):
             for product in step.products:
                 shapes = factored(shapes, product)
-            continue
-        if isinstance(step, Split):
+        elif isinstance(step, Split):
             shapes = split_shapes(shapes, step)
-            continue
-        lengths = {(name, dim): n for name, shape in shapes.items() for dim, n in enumerate(shape)}
-        real = Keep(tuple(_tensor_slots(cut) for cut in step.cuts))
-        for (name, dim), kept in survivors(real, lengths).items():
-            shapes[name] = (*shapes[name][:dim], len(kept), *shapes[name][dim + 1 :])
+        elif not isinstance(step, Mask):
+            for (name, dim), kept in survivors(real_slots(step), lengths_of(shapes)).items():
+                shapes[name] = (*shapes[name][:dim], len(kept), *shapes[name][dim + 1 :])
     return shapes
 
 
-def _tensor_slots(cut: Cut) -> Cut:
-    return replace(cut, slots=tuple(slot for slot in cut.slots if slot.dim >= 0))
+def lengths_of(shapes: Shapes) -> dict[tuple[str, int], int]:
+    """(tensor, dim) to the number of entries along it."""
+    return {(name, dim): n for name, shape in shapes.items() for dim, n in enumerate(shape)}
+
+
+def real_slots(step: Keep) -> Keep:
+    """`step` with the slots that lie in tensors, attributes left out."""
+    return Keep(tuple(replace(cut, slots=tuple(slot for slot in cut.slots if slot.dim >= 0)) for cut in step.cuts))

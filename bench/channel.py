@@ -48,6 +48,8 @@ WEIGHT = ("random", "l1", "l2", "bn_scale", "fpgm", "rfp", "lamp", "nisp")
 OURS = WEIGHT + GRADIENT + FEATURE
 WHOLE = ("whole-model lasso", "whole-model cap", "predicted search")
 PEER = ("tp random", "tp l1", "tp l2", "tp bn scale", "tp fpgm", "tp lamp", "tp taylor", "tp hessian")
+SAMPLE = 4096
+"""Rows of each batch of 128 images that fits take."""
 LIMIT = {"chip": 1, "hrank": 2, "group_fisher": 2, "obd": 2}
 """Batches for criteria that make a decomposition or a backward pass per image."""
 
@@ -83,10 +85,11 @@ def scores_of(name: str, bench: Bench, seed: int) -> dict[str, Tensor]:
     if name == "nisp":
         return score(bench.axes, criteria.nisp(model, bench.axes))
     if name in GRADIENT:
-        extra = {"default": plain} if name == "group_fisher" else {}
+        extra: dict[str, Any] = {"default": plain} if name == "group_fisher" else {}
         return score(bench.axes, getattr(criteria, name)(model, batches, F.cross_entropy, **extra))
     if name in FEATURE:
-        return score(bench.axes, getattr(criteria, name)(model, batches, default=plain))
+        extra = {"sample": SAMPLE} if name in ("lasso", "cap") else {}
+        return score(bench.axes, getattr(criteria, name)(model, batches, default=plain, **extra))
     extra = {"default": plain} if name == "bn_scale" else {}
     return score(bench.axes, getattr(criteria, name)(model, **extra))
 
@@ -109,10 +112,10 @@ def plans(name: str, bench: Bench, shares: list[float], seed: int) -> Iterator[t
             if name.endswith("cap"):
 
                 def select(current: nn.Module, original: nn.Module, axis: Any) -> Tensor:
-                    return criteria.cap(current, bench.calibration, default=criteria.l2(current))(axis)
+                    return criteria.cap(current, bench.calibration, sample=SAMPLE, default=criteria.l2(current))(axis)
 
             widths = {axis: after for axis, (_, after) in plan.widths().items()}
-            plan, small = channel_pruning(bench.model, bench.axes, widths, bench.calibration[:4], select=select)
+            plan, small = channel_pruning(bench.model, bench.axes, widths, bench.calibration, select=select, sample=SAMPLE)
         yield share, plan, small
 
 
@@ -123,7 +126,7 @@ def searched(bench: Bench, scores: dict[str, Tensor], share: float) -> Plan:
     def judge(plan: Plan) -> float:
         small = plan.apply(bench.model)
         if plan:
-            repair_by_name("compensation", plan)(bench.model, small, bench.calibration[:2])
+            repair_by_name("compensation", plan, sample=SAMPLE)(bench.model, small, bench.calibration[:2])
         with torch.no_grad():
             return sum(float(F.cross_entropy(small(x), y, reduction="sum")) for x, y in held) / sum(len(y) for _, y in held)
 
@@ -243,7 +246,7 @@ def rows(bench: Bench, arguments: argparse.Namespace, known: list[dict[str, Any]
                 begun = time.perf_counter()
                 small = made if made is not None else plan.apply(bench.model)
                 if repair not in ("none", "own"):
-                    repair_by_name(repair, plan)(bench.model, small, bench.calibration)
+                    repair_by_name(repair, plan, sample=SAMPLE)(bench.model, small, bench.calibration)
                 seconds = {"select": round(chosen, 2), "repair": round(time.perf_counter() - begun, 2)}
                 row = {"criterion": name, "repair": repair, "speedup": speedup} | row_of(bench, plan, small)
                 known.append(row | {"seconds": seconds})

@@ -380,3 +380,20 @@ def test_masked_weights_stay_zero_and_the_others_are_those_of_a_regression_per_o
         masked = plan.apply(model)
         REPAIRS[name](model, masked, [(x, None)], ridge=0.0)
         torch.testing.assert_close(masked[2].weight, small[2].weight)
+
+
+@pytest.mark.parametrize("name", ["least_squares", "compensation"])
+def test_a_sample_of_rows_is_nearly_as_good_and_a_large_one_is_all(name: str) -> None:
+    model = handmade.small()
+    axes = trace(model, data(1)[0][0])
+    free = {axis.units: axis.name for axis in axes.free}
+    plan = axes.plan({free[8]: [0, 1, 2, 4, 5, 7], free[6]: [0, 1, 3, 4, 5]})
+    smalls = {}
+    for sample in (None, 10_000, 240):
+        smalls[sample] = plan.apply(model)
+        REPAIRS[name](model, smalls[sample], data(), plan=plan, sample=sample)
+    whole, same, part = smalls.values()
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), same.state_dict().values(), strict=True))
+    assert not torch.equal(whole.two.weight, part.two.weight)
+    wrong = distance(model, plan.apply(model))
+    assert distance(model, whole) <= distance(model, part) < wrong

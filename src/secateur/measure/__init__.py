@@ -3,5 +3,6 @@
 from secateur.measure.count import facts
 from secateur.measure.latency import compare, latency
 from secateur.measure.memory import peak_memory
+from secateur.measure.table import measure_table
 
-__all__ = ["compare", "facts", "latency", "peak_memory"]
+__all__ = ["compare", "facts", "latency", "measure_table", "peak_memory"]

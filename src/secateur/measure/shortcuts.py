@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from secateur.core.protocols import Batches
 from secateur.core.running import call, device_of, evaluating, to_device
 from secateur.measure.layers import outputs, rows
-from secateur.measure.moments import Moments
+from secateur.measure.moments import Moments, drawn
 
 ADDITIONS = {"add", "__add__", "__radd__", "__iadd__", "add_"}
 
@@ -74,13 +74,21 @@ def at_sum(model: nn.Module, layer: str, outlet: str, inputs: Any) -> tuple[Tens
 
 
 def residual_moments(
-    pair: tuple[nn.Module, nn.Module], layer: str, outlet: str, batches: Batches, *, kept: Tensor, limit: int | None = None
+    pair: tuple[nn.Module, nn.Module],
+    layer: str,
+    outlet: str,
+    batches: Batches,
+    *,
+    kept: Tensor,
+    limit: int | None = None,
+    sample: int | None = None,
 ) -> Moments | None:
     """Moments of the inputs of `layer` in the current network and of targets that make good its shortcut's error.
 
     `pair`: (current, original). With Y the layer's outputs in the original network and S, S' what the shortcut adds there
     and in the current one, the target is ``Y + (S - S')``, for the channels `kept` (O',) of the original. Where a batch norm
-    stands between layer and sum, S - S' goes backwards through its scale. None where the output is no summand.
+    stands between layer and sum, S - S' goes backwards through its scale. None where the output is no summand. `sample`: rows
+    of each batch, as in `input_moments`.
 
     Source: He et al., 2017, section 3.3, "Y2 + (Y1 - Y1')".
     """
@@ -94,10 +102,11 @@ def residual_moments(
         _, y, before = at_sum(original, layer, outlet, inputs)
         if now is None or before is None:
             return None
-        target = outputs(old, y).double()[:, kept.to(y.device)]
-        missing = outputs(old, before).double()[:, kept.to(y.device)] - outputs(own, now).double()
+        pick, channels = drawn(len(outputs(old, y)), sample), kept.to(y.device)
+        target = outputs(old, y)[pick].double()[:, channels]
+        missing = outputs(old, before)[pick].double()[:, channels] - outputs(own, now)[pick].double()
         target = target + (missing if scale is None else missing * scale)
-        part = rows(own, x).double()
+        part = rows(own, x)[pick].double()
         parts = [value.cpu() for value in (part.sum(0), target.sum(0), part.T @ part, part.T @ target)]
         sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
         count += len(part)

@@ -20,20 +20,21 @@ def compensation(
     limit: int | None = None,
     ridge: float = 1e-8,
     rescale: bool = False,
+    sample: int | None = None,
 ) -> None:
     """Set weights and constants of every layer of `after` that lost inputs so that kept inputs stand for the lost ones.
 
     With S the kept and C all inputs of a layer in `before`: ``W' = W S_CS S_SS^-1``, ``b' = b + W m - W' m_S``; means and
     covariances over one pass of `before` on `batches` (at most `limit`), in double precision, for all layers at once.
-    `rescale` gives each output the variance it had. A layer without a bias has its constant in the running mean of the
-    batch norm behind it; with neither it is fitted without. `plan` and `ridge` are as in `least_squares`. The last layer of
-    a product reads what the others make of the inputs in `before`.
+    `rescale` gives each output the variance it had. A layer without a bias has its constant in the running mean of the batch
+    norm behind it; with neither it is fitted without. `plan`, `ridge` and `sample` are as in `least_squares`. The last layer
+    of a product reads what the others make of the inputs in `before`.
 
     Source: Xie et al., 2021 (CaP), and the authors' code, which adds a bias where there is none; here no tensor is added, so
     that a plan still fits.
     """
     layers = linked(before, after, batches, plan)
-    for each, (known, variance) in known_before(layers, before, batches, limit):
+    for each, (known, variance) in known_before(layers, before, batches, limit, sample=sample):
         weight, constant = least_error(known, each.weight(), intercept=each.has_intercept, ridge=ridge, support=each.support)
         if rescale:
             weight = weight * deviation_ratio(variance, weight, known.centred().xx)[:, None]

@@ -25,6 +25,7 @@ def least_squares(
     ridge: float = 1e-8,
     layers: Collection[str] | None = None,
     residual: bool = True,
+    sample: int | None = None,
 ) -> None:
     """Set weights and constants of every layer of `after` that lost inputs so that it writes what it wrote in `before`.
 
@@ -33,7 +34,8 @@ def least_squares(
     layer. A layer without a bias has its constant in the running mean of the batch norm behind it; with neither it is
     fitted without. `plan` is the one that led from `before` to `after`; None for models of the same shapes, where inputs
     with zero weights are lost (a mask).
-    `ridge` is a share of the mean variance of the inputs. `layers`: the names of those to set, all others stay.
+    `ridge` is a share of the mean variance of the inputs. `sample`: at most so many rows of each batch, drawn at random (all
+    of them without), for images have more positions than a fit needs. `layers`: the names of those to set, all others stay.
     With `residual`, a layer whose output (or that of the batch norm behind it) is added to a shortcut is to make good the
     shortcut's error too. The last layer of a product is fitted to the layer the product stands for.
 
@@ -46,10 +48,10 @@ def least_squares(
         known = None
         if residual and each.head is None:
             pair = (after, before)
-            known = residual_moments(pair, each.name, each.outlet, batches, kept=each.rows, limit=limit)
+            known = residual_moments(pair, each.name, each.outlet, batches, kept=each.rows, limit=limit, sample=sample)
         if known is None:
             sources = {each.name: each.source_name}
-            known = paired_moments(after, before, [each.name], batches, limit=limit, sources=sources)[each.name]
+            known = paired_moments(after, before, [each.name], batches, limit=limit, sources=sources, sample=sample)[each.name]
             known = restricted(known, torch.arange(len(known.x)), each.rows)
         known = restricted(known, each.own, torch.arange(len(known.y)))
         weight, constant = least_error(known, each.weight(), intercept=each.has_intercept, ridge=ridge, support=each.support)

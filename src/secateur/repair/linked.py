@@ -20,7 +20,7 @@ from secateur.core.mask import Mask
 from secateur.core.plan import Keep, Plan
 from secateur.core.protocols import Batches
 from secateur.measure.layers import columns, is_matrix, matrix, outputs, rows
-from secateur.measure.moments import Moments, input_moments
+from secateur.measure.moments import Moments, drawn, input_moments
 from secateur.measure.observe import call_order, observe
 from secateur.repair.solve import restricted
 from secateur.surgery.fingerprint import real_slots, survivors
@@ -144,24 +144,26 @@ Known = tuple[Moments, Tensor]
 
 
 def known_before(
-    layers: list[Linked], before: nn.Module, batches: Batches, limit: int | None
+    layers: list[Linked], before: nn.Module, batches: Batches, limit: int | None, *, sample: int | None = None
 ) -> Iterator[tuple[Linked, Known]]:
     """Each of `layers` with what is known of it in the network before, from one pass for all cut layers.
 
     What a product's last layer reads is what its other layers make of the inputs before; each product makes its own pass.
     """
     plain = [each.name for each in layers if each.head is None]
-    moments = input_moments(before, plain, batches, limit) if plain else {}
+    moments = input_moments(before, plain, batches, limit, sample=sample) if plain else {}
     for each in layers:
         if each.head is not None:
-            yield each, _through(each, each.head, before, batches, limit)
+            yield each, _through(each, each.head, before, batches, limit=limit, sample=sample)
             continue
         whole, weight = moments[each.name], matrix(each.source).double().cpu()[each.rows]
         variance = ((weight @ whole.centred().xx) * weight).sum(1)
         yield each, (restricted(whole, each.columns, each.rows), variance)
 
 
-def _through(link: Linked, head: nn.Module, before: nn.Module, batches: Batches, limit: int | None) -> Known:
+def _through(
+    link: Linked, head: nn.Module, before: nn.Module, batches: Batches, *, limit: int | None, sample: int | None
+) -> Known:
     sums: list[Tensor] = []
     count = 0
 
@@ -169,10 +171,9 @@ def _through(link: Linked, head: nn.Module, before: nn.Module, batches: Batches,
         nonlocal sums, count
         dim = 1 if isinstance(link.source, nn.modules.conv._ConvNd) else -1
         x = x if link.reads is None else x.index_select(dim, link.reads.to(x.device))
-        part, target = (
-            rows(link.layer, head(x)).double()[:, link.own.to(x.device)],
-            outputs(link.source, y).double()[:, link.rows.to(y.device)],
-        )
+        part, target = rows(link.layer, head(x)), outputs(link.source, y)
+        pick = drawn(len(part), sample)
+        part, target = part[pick].double()[:, link.own.to(x.device)], target[pick].double()[:, link.rows.to(y.device)]
         parts = [part.sum(0), target.sum(0), part.T @ part, part.T @ target, target.square().sum(0)]
         sums = [a + b.cpu() for a, b in zip(sums, parts, strict=True)] if sums else [value.cpu() for value in parts]
         count += len(part)

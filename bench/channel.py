@@ -4,8 +4,10 @@
 
 FOLDER holds CIFAR-10 and weights/. Rows that bench/results/channel/MODEL.json has already are not done again. Scores and
 repairs see `--calibration` training images, without augmentation; `--holdout` other training images tell which row is best
-(the networks were trained on all of them); test images are for reporting alone. Torch-Pruning's criteria run through its own
-pruner, global ranks, on the axes inside blocks and on the same images; what it prunes is read off and repaired like ours.
+(the networks were trained on all of them); test images are for reporting alone. Only channels
+inside blocks are cut: those of the residual stream cost most without retraining, and the peer's pruner is given the same ones.
+Torch-Pruning's criteria run through its own pruner, global ranks, on the same images; what it prunes is read off and repaired
+like ours.
 
 Evaluation runs in bfloat16, the dense network too. docs/results/channel.md is made by bench/channel_page.py.
 """
@@ -141,7 +143,7 @@ def peer(name: str, bench: Bench, share: float, seed: int) -> Plan:
     import torch_pruning as tp
 
     torch.manual_seed(seed)
-    inner = {axis.name: axis for axis in bench.axes.free if axis.name.endswith("conv1") and axis.name != "conv1"}
+    inner = {axis.name: axis for axis in bench.axes.free}
 
     def cut(ratio: float) -> dict[str, list[int]]:
         model = copy.deepcopy(bench.model).eval()
@@ -164,7 +166,7 @@ def peer(name: str, bench: Bench, share: float, seed: int) -> Plan:
             for x, y in bench.calibration:
                 F.cross_entropy(model(x), y).backward()
         if name == "hessian":
-            x, y = bench.calibration[0][0][:50], bench.calibration[0][1][:50]
+            x, y = bench.calibration[0][0][:16], bench.calibration[0][1][:16]
             for loss in F.cross_entropy(model(x), y, reduction="none"):
                 model.zero_grad()
                 loss.backward(retain_graph=True)
@@ -173,7 +175,7 @@ def peer(name: str, bench: Bench, share: float, seed: int) -> Plan:
         names = {module: path for path, module in model.named_modules()}
         for group in pruner.step(interactive=True):
             path = names.get(group[0].dep.target.module, "")
-            if path in gone and group[0].dep.handler is tp.prune_conv_out_channels:
+            if path in gone and group[0].dep.handler == tp.prune_conv_out_channels:
                 gone[path] += [int(i) for i in group[0].idxs]
             group.prune()
         return {axis: sorted(set(range(inner[axis].units)) - set(units)) for axis, units in gone.items()}
@@ -209,7 +211,10 @@ def bench_of(arguments: argparse.Namespace) -> Bench:
         return list(zip(parts[0][part].split(128), parts[1][part].split(128), strict=True))
 
     test = [pair for _, pair in zip(range(arguments.test // 250), made.test, strict=False)]
-    return Bench(model, trace(model, test[0][0][:1]), batches(0), batches(1), test)
+    axes = trace(model, test[0][0][:1])
+    inside = [axis if axis.name.endswith(".conv1") else axis.freeze("a residual stream, left whole here") for axis in axes]
+    axes = Axes(tuple(inside), axes.fingerprint, axes.terms, axes.notes)
+    return Bench(model, axes, batches(0), batches(1), test)
 
 
 def row_of(bench: Bench, plan: Plan, small: nn.Module) -> dict[str, Any]:

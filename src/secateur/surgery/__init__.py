@@ -8,9 +8,11 @@ from secateur.surgery.mask import masks_after
 from secateur.surgery.norms import is_norm, is_rms_norm
 from secateur.surgery.optimizer import carry
 from secateur.surgery.preview import Preview, gates
+from secateur.surgery.split import BlockDiagonal
 from secateur.surgery.unfold import expand, fold, pieces, project, unfold
 
 __all__ = [
+    "BlockDiagonal",
     "FollowingAttention",
     "Preview",
     "apply",

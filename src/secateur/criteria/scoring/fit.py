@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
 from secateur.core.errors import SecateurError
 from secateur.criteria.scoring.gates import gates_of
@@ -88,27 +88,28 @@ class _Training:
     ) -> None:
         self.net, self.ready, self.settings, self.samples, self.generator = net, ready, settings, samples, generator
         self.baseline = Baseline()
+        self.order = [(prepared, batch) for prepared in ready for batch in range(len(prepared.batches))]
+        self.total, self.taken = max(len(self.order) * sum(stage.epochs for stage in settings.stages), 1), 0
 
-    def epochs(self, stage: ScorerStage):  # type: ignore[no-untyped-def]
-        """The mean loss of each epoch of `stage`."""
-        parameters = list(self.net.parameters())
-        optimizer = OPTIMIZERS[stage.optimizer](parameters, lr=stage.lr)
-        order = [(prepared, batch) for prepared in self.ready for batch in range(len(prepared.batches))]
-        steps = max(stage.epochs * len(order), 1)
+    def epochs(self, stage: ScorerStage) -> Iterator[float]:
+        """The mean loss of each epoch of `stage`; its learning rate falls to 0 as half a cosine."""
+        optimizer = OPTIMIZERS[stage.optimizer](list(self.net.parameters()), lr=stage.lr)
+        steps = max(stage.epochs * len(self.order), 1)
         for epoch in range(stage.epochs):
             total = 0.0
-            for number, place in enumerate(torch.randperm(len(order), generator=self.generator).tolist()):
-                done = (epoch * len(order) + number) / steps
-                for group in optimizer.param_groups:
-                    if stage.optimizer != "lbfgs":
-                        group["lr"] = stage.lr * 0.5 * (1 + math.cos(math.pi * done))
-                total += self._step(optimizer, stage, self._at(*order[place], done))
-            yield total / len(order)
+            for number, place in enumerate(torch.randperm(len(self.order), generator=self.generator).tolist()):
+                if stage.optimizer != "lbfgs":
+                    done = (epoch * len(self.order) + number) / steps
+                    optimizer.param_groups[0]["lr"] = stage.lr * 0.5 * (1 + math.cos(math.pi * done))
+                total += self._step(optimizer, stage, self._at(*self.order[place]))
+                self.taken += 1
+            yield total / len(self.order)
 
-    def _at(self, prepared: Prepared, batch: int, done: float) -> _Step:
-        drawn = int(torch.randint(len(self.settings.keeps), (1,), generator=self.generator))
-        start, end = self.settings.soft
-        return _Step(prepared, batch, self.settings.keeps[drawn], start * (end / start) ** done)
+    def _at(self, prepared: Prepared, batch: int) -> _Step:
+        done, (start, end) = self.taken / self.total, self.settings.soft
+        drawn = self.settings.keeps[int(torch.randint(len(self.settings.keeps), (1,), generator=self.generator))]
+        share = drawn ** min(1.0, done / self.settings.ramp) if self.settings.ramp else drawn
+        return _Step(prepared, batch, share, start * (end / start) ** done)
 
     def _step(self, optimizer: optim.Optimizer, stage: ScorerStage, step: _Step) -> float:
         def closure() -> float:
@@ -118,6 +119,7 @@ class _Training:
                 do = "lower the learning rate, or look for weights that are infinite or not a number"
                 raise SecateurError("training a Scoring Net", f"a loss of {float(value.detach())}", do)
             value.backward()
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip)
             return float(value.detach())
 
         return float(optimizer.step(closure))  # type: ignore[arg-type]

@@ -25,7 +25,8 @@ class ScoringNet(nn.Module):
     """One score per unit of any axis of any network; higher is dearer.
 
     Linear-LayerNorm-GELU-Linear-GELU on what is known of the unit and its layer, a residual look at the other units of the
-    axis, a linear head. From that is taken what the unit shares with another: a non-negative multiple of its largest cosine
+    axis, a linear head, beside a linear look at the statistics, which starts as the product of the norms of what writes and
+    what reads the unit: an untrained net is a criterion of norms. From that is taken what the unit shares with another: a non-negative multiple of its largest cosine
     with one, less a non-negative multiple of its distance from the others, so of two units that are otherwise equal the one
     that has a twin is never dearer. A unit without weights has a score of 0 and all others a positive one.
 
@@ -49,7 +50,12 @@ class ScoringNet(nn.Module):
         self.look = nn.Linear(wide, wide) if settings.context == "deepsets" else None
         self.attend = nn.Linear(wide, 3 * wide) if settings.context == "attention" else None
         self.head = nn.Linear(wide, 1)
+        self.start = nn.Linear(STATS, 1, bias=False)
         self.twin = nn.Linear(CONTEXT, 2)
+        nn.init.zeros_(self.head.weight)  # training starts from a norm: the size of a unit's weights within its axis
+        nn.init.zeros_(self.head.bias)
+        nn.init.zeros_(self.start.weight)
+        self.start.weight.data[0, STATS - 1] = 1.0
         nn.init.zeros_(self.twin.weight)
         nn.init.constant_(self.twin.bias, -2.0)
 
@@ -60,7 +66,7 @@ class ScoringNet(nn.Module):
         h = self.body(torch.cat([x, context], 1))
         h = h + self._seen(h, units)
         less, more = F.softplus(self.twin(context)).unbind(1)
-        raw = self.head(h).squeeze(1) - less * units.alike + more * units.apart
+        raw = (self.head(h) + self.start(units.stats[:, :STATS])).squeeze(1) - less * units.alike + more * units.apart
         return raw[units.first]  # a matrix product may round equal rows differently
 
     def scores(self, units: Units) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ class Objective:
     kl: float = 1.0
     logits: float = 0.0
     budget: float = 1.0
-    temperature: float = 2.0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("task", "kl", "logits", "budget"):
@@ -66,7 +66,7 @@ class ScorerStage:
     """A stretch of a Scoring Net's training: `epochs` passes with an objective, an optimizer and a learning rate of its own."""
 
     name: str = "score"
-    epochs: int = 10
+    epochs: int = 15
     objective: Objective = field(default_factory=Objective)
     optimizer: Literal["adam", "adamw", "sgd", "lbfgs"] = "adam"
     lr: float = 3e-3
@@ -85,8 +85,8 @@ class ScorerSettings:
     `inner_lr` from where it is cut (first-order MAML, Finn et al., 2017). `variant`: "gates" trains through gates by a
     straight-through estimate; "regress" fits measured changes of the loss under `masks` random masks; "reinforce" samples
     gates and follows the policy gradient. `keeps` are the shares the allocator is asked for, one drawn per step.
-    `spend` says where a unit's place can go to: another unit of the "network" or of the same "axis". `soft` is the
-    temperature of the gates' slope at the start and at the end. `limit` batches are held in memory with the full model's
+    The share falls to the one drawn during the first `ramp` of training. `spend` says where a unit's place can go to: another unit of the "network" or of the same "axis". `soft` is the
+    temperature of the gates' slope at the start and at the end; `clip` bounds the norm of a step's gradient. `limit` batches are held in memory with the full model's
     answers.
     """
 
@@ -96,6 +96,8 @@ class ScorerSettings:
     spend: Literal["network", "axis"] = "network"
     keeps: tuple[float, ...] = (0.5,)
     soft: tuple[float, float] = (1.0, 0.1)
+    ramp: float = 0.3
+    clip: float = 1.0
     unrolled: int = 1
     inner_lr: float = 0.1
     masks: int = 500
@@ -110,6 +112,8 @@ class ScorerSettings:
         for name, low in (("unrolled", 1), ("masks", 1), ("limit", 1)):
             _count(name, getattr(self, name), low)
         _number("inner_lr", self.inner_lr, 1e-12)
+        _number("clip", self.clip, 1e-12)
+        _number("ramp", self.ramp, 0)
         if not self.keeps or not all(0 < share <= 1 for share in self.keeps):
             raise SecateurError(f"keeps={self.keeps}", "no share", "say what remains, as shares above 0 and at most 1")
         if len(self.soft) != 2 or min(self.soft) <= 0:

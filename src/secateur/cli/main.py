@@ -11,11 +11,12 @@ from typing import Annotated, NoReturn
 import typer
 
 import secateur
-from secateur.cli import apply, demo, diff, inspect, measure, plan, report, run, show
+from secateur.cli import apply, demo, diff, inspect, measure, plan, report, run, search, sensitivity, show
 from secateur.core.errors import SecateurError
 
 COMMANDS = (
-    demo.demo, inspect.inspect, plan.plan, diff.diff, apply.apply, run.run, measure.measure, report.report, show.show,
+    demo.demo, inspect.inspect, plan.plan, diff.diff, apply.apply, run.run, search.search, sensitivity.sensitivity,
+    measure.measure, report.report, show.show,
 )  # fmt: skip
 
 

@@ -41,15 +41,4 @@ def plan(
     inputs = example(shapes) if shapes or batches is None else parts.first_input(batches, 1)
     axes, chosen = choose(network, inputs, recipe.prune, batches=batches, loss=parts.load_loss(recipe.loss), seed=seed)
     write_plan(output, chosen)
-    counts = {what: {"dense": axes.count(what), "kept": axes.count(what, _kept(chosen))} for what in axes.terms}
-    if as_json:
-        screen.show_json({"plan": str(output), "counts": counts, "widths": chosen.widths()})
-        return
-    rows = [[what, c["dense"], c["kept"], f"{c['kept'] / max(c['dense'], 1):.3f}"] for what, c in counts.items()]
-    screen.say(f"{chosen}\n")
-    screen.show_table(["", "dense", "kept", "share"], rows)
-    screen.say(f"\nplan: {output}")
-
-
-def _kept(chosen: Any) -> dict[str, int]:
-    return {name: after for name, (_, after) in chosen.widths().items()}
+    screen.show_plan(axes, chosen, output, as_json)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -23,8 +23,10 @@ Allocator = Callable[[Axes, Scores, Budget], Plan]
 Repair = Callable[[nn.Module, nn.Module, Batches], None]
 """(before, after, batches): only values of `after` change."""
 Judge = Callable[[Plan], float]
-Searcher = Generator[Plan, float, Plan]
-"""Yields candidates, is sent their losses, returns one."""
+Searcher = Generator[Plan | tuple[Plan, ...], Any, Plan]
+"""Yields a candidate and is sent its loss, or yields several and is sent one loss each; returns one plan."""
+JudgeMany = Callable[[Sequence[Plan]], Sequence[float]]
+"""The losses of several plans, in their order; plans that do not depend on each other are judged at once."""
 Loss = Callable[[Any, Any], Tensor]
 """(output, target) to a scalar."""
 

@@ -110,9 +110,18 @@ def _moved(node: Node, seen: list[int] | None) -> Moved:
     return list(zip(before, seen, strict=True)) if seen is not None and len(seen) == len(before) else None
 
 
+def stood(node: Node, seen: list[int] | None) -> set[int]:
+    """Numbers of the call that the cut model used as they were, `seen` being the ones it used."""
+    return _still(_moved(node, seen))
+
+
+def _still(moved: Moved) -> set[int]:
+    return {old for old, new in moved or () if old == new} - {old for old, new in moved or () if old != new}
+
+
 def _take_back(search: Search, moved: Moved, here: Sequence[Literal]) -> None:
     """Forget attributes that were added last, and their namesakes, where the number they were to move stands as it stood."""
-    still = {old for old, new in moved or () if old == new} - {old for old, new in moved or () if old != new}
+    still = _still(moved)
     ours = {id(literal) for literal in here if literal.value in still}
     wrong = {path.rpartition(".")[2] for path, literal in search.latest.items() if id(literal) in ours}
     for path in search.latest:

@@ -17,7 +17,7 @@ from secateur.graph import dims as d
 from secateur.graph.borrow import alike
 from secateur.graph.collect import find, name_axes
 from secateur.graph.dims import Expr
-from secateur.graph.follow import Search, follow, literals, whole_numbers
+from secateur.graph.follow import Search, follow, literals, stood, whole_numbers
 from secateur.graph.mirrors import mirrors, settle
 from secateur.graph.passes import forward
 from secateur.graph.record import Node, recording
@@ -216,14 +216,17 @@ def _line(error: BaseException) -> str:
 
 
 def _blame(model, nodes, state, trial, attributes, problem) -> None:  # type: ignore[no-untyped-def]
-    """Fix the axes behind the disagreement: those in literals on the line, else those of the operation, else wider."""
+    """Fix the axes behind the disagreement: those of numbers that stood still where others of the call moved, else of all
+    literals on the line, else those of the operation, else wider."""
     position = min(problem.position, len(nodes) - 1)
     node = nodes[position]
     line = problem.line or node.source
     reason = f"the forward hard-codes its size at {short(line)}"
-    moved = [literal.expr for _, literal in literals(nodes, state, position) if trial.size(literal.expr) != literal.value]
+    late = [literal for _, literal in literals(nodes, state, position) if trial.size(literal.expr) != literal.value]
+    still = stood(node, problem.numbers)
     same_line = [e for number in alike(nodes, position) for e in _around(nodes, state, number, 0)]
-    groups = [moved, same_line, _around(nodes, state, position, 1)]
+    groups = [[literal.expr for literal in late if literal.value in still], [literal.expr for literal in late]]
+    groups += [same_line, _around(nodes, state, position, 1)]
     groups += [[e for t in module.parameters() for e in state.of(t).dims] for module in _ancestors(model, node.module)]
     if problem.innermost:  # a scale such as width ** -0.5: the width of a head, rather than how many there are
         here = [t for number in alike(nodes, position) for t in flat_tensors(nodes[number].args) if t.dim()]

@@ -42,9 +42,6 @@ def choose(
     re-estimated on `batches` before it is scored anew; the rounds compose into one plan for `model`.
     Raises `SecateurError` where the criterion needs data and there is none, and for a budget that cannot be met.
     """
-    if prune.criterion in DATA_DRIVEN and batches is None:
-        others = "l2, bn_scale or fpgm"
-        raise SecateurError(f"criterion {prune.criterion!r}", "no data to run on", f"give data, or take {others}")
     first = axes = trace(model, example).ignore(*prune.ignore)
     plan = Plan(axes.fingerprint)
     shares = cast(dict[str, float], prune.keep)
@@ -55,7 +52,7 @@ def choose(
         keep = shares
         if prune.rounds > 1:  # of what the rounds before have left
             keep = {what: min(1.0, s ** (number / prune.rounds) * dense[what] / axes.count(what)) for what, s in shares.items()}
-        judged = criterion(current, prune, batches=batches, loss=loss, seed=seed)
+        judged = criterion(current, prune, axes=axes, batches=batches, loss=loss, seed=seed)
         scores = score(axes, criteria.isomorphic(current, axes, judged) if prune.isomorphic else judged)
         plan = plan.then(allocated(axes, scores, prune, keep))
         if number < prune.rounds:
@@ -67,11 +64,17 @@ def choose(
     return first, plan
 
 
-def criterion(model: nn.Module, prune: Prune, *, batches: Batches | None, loss: Loss | None, seed: int) -> Criterion:
-    """The criterion `prune` names, made for `model`."""
+def criterion(
+    model: nn.Module, prune: Prune, *, axes: Axes, batches: Batches | None, loss: Loss | None, seed: int
+) -> Criterion:
+    """The criterion `prune` names, made for `model`. Raises `SecateurError` where it needs data and there is none."""
+    if prune.criterion in DATA_DRIVEN and batches is None:
+        others = "l2, bn_scale or fpgm"
+        raise SecateurError(f"criterion {prune.criterion!r}", "no data to run on", f"give data, or take {others}")
     make = getattr(criteria, prune.criterion)
     given: tuple[Any, ...] = (model, batches, loss) if prune.criterion in BY_GRADIENT else (model,)
     given = (model, batches) if prune.criterion in BY_FEATURE else given
+    given = (model, axes) if prune.criterion == "nisp" else given
     named: dict[str, Any] = {"seed": seed} if prune.criterion == "random" else {}
     named |= {"default": criteria.l2(model)} if prune.criterion in (*BY_FEATURE, "group_fisher") else {}
     named |= prune.args

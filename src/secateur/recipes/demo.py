@@ -11,7 +11,7 @@ def recipe(seed: int = 0, threads: int = 1) -> Recipe:
     Accuracy is on 359 images that neither training nor selection sees; the best epoch is chosen on 100 held-out ones.
     """
     return Recipe(
-        title="Handwritten digits: a third of the MACs",
+        title="Residual network on handwritten digits",
         model=Model("zoo:digits_resnet", args={"blocks": 2, "widths": [32, 64, 128]}),
         seed=seed,
         threads=threads,

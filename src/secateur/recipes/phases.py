@@ -21,6 +21,7 @@ from secateur.recipes.parts import Parts, first_input, limited, with_weights
 from secateur.recipes.progress import Progress
 from secateur.recipes.reconstruct import repair_by_name
 from secateur.recipes.schema import Fit, Recipe
+from secateur.recipes.searching import searched
 from secateur.recipes.tune import Watch, tune
 
 DENSE, CUT, REPAIRED, TUNED = "dense", "after the cut", "after repair", "after fine-tuning"
@@ -56,21 +57,36 @@ def dense(job: Job) -> None:
 
 
 def prune(job: Job) -> None:
-    """Trace, score and allocate on the dense model; write plan.json and axes.json."""
+    """Trace, score and allocate, or search, on the dense model; write plan.json and axes.json."""
     model = dense_model(job)
-    batches = limited(job.parts.plain, job.recipe.prune.batches, job.parts.device)
-    example = job.parts.example
-    axes, plan = choose(
-        model, example, job.recipe.prune, batches=batches, loss=job.parts.loss, seed=job.recipe.seed, progress=job.progress
-    )
+    if job.recipe.search.method == "none":
+        axes, plan = _chosen(job, model)
+    else:
+        axes, plan, source = searched(model, job.recipe, job.parts, folder=job.folder, progress=job.progress)
+        if source is not model:
+            artefact.save(job.file("recovered.safetensors"), source)
     write_json(job.folder / "axes.json", axes_json(axes))
     write_text(job.folder / "plan.json", codec.dumps(plan))
 
 
+def _chosen(job: Job, model: nn.Module) -> tuple[Axes, Plan]:
+    """Axes and plan by scores and an allocator."""
+    batches = limited(job.parts.plain, job.recipe.prune.batches, job.parts.device)
+    return choose(
+        model,
+        job.parts.example,
+        job.recipe.prune,
+        batches=batches,
+        loss=job.parts.loss,
+        seed=job.recipe.seed,
+        progress=job.progress,
+    )
+
+
 def cut(job: Job) -> None:
-    """Apply the plan to the dense model."""
+    """Apply the plan to the dense model, or to what a search has trained meanwhile."""
     plan = plan_of(job)
-    model = plan.apply(dense_model(job))
+    model = plan.apply(source_model(job))
     path = job.file("cut.safetensors")
     artefact.save(path, model, plan)
     record(job, CUT, model, path)
@@ -81,7 +97,7 @@ def repair(job: Job) -> None:
     model = small_model(job, "cut.safetensors")
     if job.recipe.repair.name != "none":
         batches = limited(job.parts.plain, job.recipe.repair.batches, job.parts.device)
-        repair_by_name(job.recipe.repair.name, plan_of(job))(dense_model(job), model, batches)
+        repair_by_name(job.recipe.repair.name, plan_of(job))(source_model(job), model, batches)
     path = job.file("repaired.safetensors")
     artefact.save(path, model, plan_of(job))
     if job.recipe.repair.name != "none":
@@ -173,6 +189,12 @@ def _record_best(job: Job) -> None:
 def dense_model(job: Job) -> nn.Module:
     """The dense model as the phase "dense" left it."""
     return artefact.load(job.folder / "dense.safetensors", into=job.parts.model()).to(job.parts.device)
+
+
+def source_model(job: Job) -> nn.Module:
+    """What the plan is applied to: the dense model, or what a search with recovery made of it."""
+    path = job.file("recovered.safetensors")
+    return artefact.load(path, into=job.parts.model()).to(job.parts.device) if path.exists() else dense_model(job)
 
 
 def small_model(job: Job, name: str | Path) -> nn.Module:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -15,30 +16,27 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from secateur.core.errors import SecateurError, nearest
 from secateur.io.files import read_text
 from secateur.recipes import toml
+from secateur.recipes.kinds import (
+    Count,
+    Criterion,
+    Device,
+    Field,
+    Flag,
+    Fraction,
+    Keep,
+    NonNegative,
+    Positive,
+    Repairs,
+    Share,
+    Table,
+    Text,
+    Whole,
+    Words,
+)  # fmt: skip
+from secateur.recipes.schema_search import Search
 
-try:
-    from pydantic import Field, TypeAdapter, ValidationError
-except ImportError:  # the recipe is then taken at its word
-
-    def Field(**limits: Any) -> Any:  # type: ignore[no-redef]  # noqa: N802
-        """Nothing."""
-
-
-Share = Annotated[float, Field(gt=0, le=1, description="a share above 0 and at most 1")]
-Fraction = Annotated[float, Field(ge=0, lt=1, description="a number from 0 up to, not including, 1")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number of at least 0")]
-Count = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
-Whole = Annotated[int, Field(ge=0, description="a whole number of at least 0")]
-Text = Annotated[str, Field(description="a text")]
-Flag = Annotated[bool, Field(description="true or false")]
-Words = Annotated[tuple[str, ...], Field(description="a list of texts")]
-Keep = Annotated[dict[Literal["macs", "params"], Share], Field(min_length=1, description="what remains, as { macs = 0.5 }")]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description='"auto", "cpu", "cuda" or "mps"')]
-Criterion = Literal[
-    "random", "l1", "l2", "bn_scale", "fpgm", "taylor", "hrank", "chip", "rfp", "apoz", "thinet", "group_fisher", "obd", "lamp",
-    "lasso", "cap",
-]  # fmt: skip
+with suppress(ImportError):  # the recipe is then taken at its word
+    from pydantic import TypeAdapter, ValidationError
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Model:
     """[model]: `build` is "file.py:function", "package.module:function", "torchvision:NAME", "timm:NAME" or "zoo:NAME"."""
 
     build: Text
-    args: Annotated[dict[str, Any], Field(description="a table of arguments")] = field(default_factory=dict)
+    args: Table = field(default_factory=dict)
     weights: Annotated[str | None, Field(description="a path")] = None
 
 
@@ -59,7 +57,7 @@ class Data:
 
     name: Text = "digits"
     folder: Annotated[str | None, Field(description="a path")] = None
-    args: Annotated[dict[str, Any], Field(description="a table of arguments")] = field(default_factory=dict)
+    args: Table = field(default_factory=dict)
     batch: Count = 128
     test_batch: Count = 500
     holdout: Whole = 0
@@ -83,7 +81,7 @@ class Prune:
 
     keep: Keep = field(default_factory=lambda: {"macs": 0.5})
     criterion: Criterion = "taylor"
-    args: Annotated[dict[str, Any], Field(description="a table of arguments")] = field(default_factory=dict)
+    args: Table = field(default_factory=dict)
     allocator: Literal["budget", "uniform"] = "budget"
     normalise: Literal["mean", "max", "sum", "l2", "rank", "none"] = "mean"
     floor: Fraction = 0.1
@@ -98,10 +96,7 @@ class Prune:
 class Repair:
     """[repair]: what `batches` training batches mend, by functions of `secateur.repair`; "+" does one after the other."""
 
-    name: Literal[
-        "batchnorm", "none", "mean_bias", "mean_bias+batchnorm", "compensation", "compensation+batchnorm", "least_squares",
-        "least_squares+batchnorm",
-    ] = "batchnorm"  # fmt: skip
+    name: Repairs = "batchnorm"
     batches: Count = 50
 
 
@@ -152,6 +147,7 @@ class Recipe:
     metric: Metric = field(default_factory=Metric)
     train: Fit = field(default_factory=Fit)
     prune: Prune = field(default_factory=Prune)
+    search: Search = field(default_factory=Search)
     repair: Repair = field(default_factory=Repair)
     finetune: Fit = field(default_factory=Fit)
     measure: Measure = field(default_factory=Measure)

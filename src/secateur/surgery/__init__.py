@@ -7,7 +7,7 @@ from secateur.surgery.fingerprint import fingerprint, mismatches, shapes_after, 
 from secateur.surgery.mask import masks_after
 from secateur.surgery.norms import is_norm, is_rms_norm
 from secateur.surgery.optimizer import carry
-from secateur.surgery.preview import Preview
+from secateur.surgery.preview import Preview, gates
 from secateur.surgery.soft import Gated, on_batch_statistics
 from secateur.surgery.unfold import expand, fold, pieces, project, unfold
 
@@ -24,6 +24,7 @@ __all__ = [
     "fold",
     "follow_heads",
     "forget",
+    "gates",
     "is_norm",
     "is_rms_norm",
     "masks_after",

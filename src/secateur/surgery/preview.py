@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from secateur.core.errors import SecateurError
 from secateur.core.factor import Factor
 from secateur.core.mask import Mask
 from secateur.core.plan import Cut, Keep, Plan
@@ -62,6 +64,16 @@ class Preview(nn.Module):
             gated[name] = value
         with KeptNorms(self._norms, named, gated, self._masks) if any(not cut.exact for cut in self.cuts) else nullcontext():
             return functional_call(self.model, gated, args, kwargs, tie_weights=False)
+
+
+def gates(plan: Plan, model: nn.Module) -> dict[str, Tensor]:
+    """Tensor name to the zeros and ones, broadcast along its dims, that silence what a plan of one keep step drops."""
+    plan.check(model)
+    step = plan.steps[0] if plan.steps else Keep(())
+    if len(plan.steps) > 1 or not isinstance(step, Keep):
+        raise SecateurError("gates for a plan", "more than one step that drops units", "preview the plan")
+    masks = _masks([cut for cut in step.cuts if len(cut.kept) < cut.units], model)
+    return {name: reduce(torch.mul, found) for name, found in masks}
 
 
 def _masks(cuts: list[Cut], model: nn.Module) -> Iterator[tuple[str, list[Tensor]]]:

@@ -128,7 +128,9 @@ class _Training:
         if self.settings.variant == "regress":
             return regression_loss(self.net, step.prepared, *self.samples[self.ready.index(step.prepared)])
         if self.settings.variant == "reinforce":
-            return reinforce_loss(self.net, step.prepared, step.batch, step.share, stage.objective, self.settings, self.baseline)
+            return reinforce_loss(
+                self.net, step.prepared, step.batch, step.share, stage.objective, self.settings, self.baseline
+            )
         return gates_loss(self.net, step.prepared, step.batch, step.share, step.temperature, stage, self.settings)
 
 

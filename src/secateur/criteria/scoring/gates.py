@@ -23,10 +23,9 @@ Allocate = Callable[[Axes, Scores, float], Plan]
 
 @dataclass(frozen=True, eq=False)
 class Gates:
-    """`hard` axis name to zeros and ones with the slope of `soft` (N,); `excess` of the soft widths over the budget."""
+    """`hard` axis name to zeros and ones (N,) with a slope; `excess` over the budget of the widths sigma(s) adds up to."""
 
     hard: Mapping[str, Tensor]
-    soft: Mapping[str, Tensor]
     excess: Tensor
 
 
@@ -39,7 +38,8 @@ def gates_of(
     the dearest dropped of the axis (Bengio et al., 2013; Ramanujan et al., 2020, is the limit of a high temperature). The
     budget is spent whatever the scores are, so only what one unit gains over others matters: the slope by s counts as if t
     moved to keep the soft count, ``dt = sum_j c_j m'_j ds_j / sum_j c_j m'_j`` with c the cost of a unit, over the whole
-    network or, with `spend` "axis", over each axis. It is the gradient of the Lagrangian at the budget.
+    network or, with `spend` "axis", over each axis. It is the gradient of the Lagrangian at the budget. The penalty on the
+    excess, which the exact budget makes superfluous, gives scores an origin: sigma(s) is how much of a unit stays.
     """
     kept = kept_of(plan, axes)
     hard = torch.cat([_ones(size, kept.get(name)) for name, size in zip(units.names, units.sizes, strict=True)])
@@ -63,8 +63,7 @@ def gates_of(
         shift = shift[units.owner]
     soft = torch.sigmoid((values - threshold + moved - shift) / temperature)
     through = hard + (soft - soft.detach())  # exactly 0 or 1
-    penalised = torch.sigmoid((values - threshold + moved) / temperature)
-    return Gates(units.split(through), units.split(soft), excess_of(axes, units, penalised, count, share))
+    return Gates(units.split(through), excess_of(axes, units, torch.sigmoid(raw), count, share))
 
 
 def kept_of(plan: Plan, axes: Axes) -> dict[str, tuple[int, ...]]:

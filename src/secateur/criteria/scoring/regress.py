@@ -47,5 +47,3 @@ def _loss(prepared: Prepared, settings: ScorerSettings, kept: Tensor, batch: int
     with torch.no_grad():
         output = trained(prepared, gates, batch, settings.mode, settings.unrolled, settings.inner_lr)
         return float(prepared.task.loss(output, prepared.batches[batch][1]))
-
-

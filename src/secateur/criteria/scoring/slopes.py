@@ -46,7 +46,9 @@ class Slopes:
     def of(self, writers: Sequence[Place], readers: Sequence[Place]) -> Tensor:
         """(N, 5): |sum of weight times gradient|, norm of the gradient, its cosine with the weights, sum of squares, and the
         slope of the loss by a gate on the readers."""
-        w, g, square = (torch.cat([_rows(place, what(place)) for place in writers], 1) for what in (_values, self.mean, self._of))
+        w, g, square = (
+            torch.cat([_rows(place, what(place)) for place in writers], 1) for what in (_values, self.mean, self._of)
+        )
         product = (w * g).sum(1)
         norm = g.square().sum(1).sqrt()
         cosine = product / (norm * w.square().sum(1).sqrt()).clamp_min(1e-24)

@@ -17,8 +17,8 @@ from secateur.core.axis import Axis
 from secateur.criteria.fpgm import sum_of_distances
 from secateur.criteria.places import Place, parameters, places
 from secateur.criteria.scoring.counts import unit_costs
-from secateur.criteria.scoring.settings import NetSettings
 from secateur.criteria.scoring.sets import sets_of
+from secateur.criteria.scoring.settings import NetSettings
 from secateur.criteria.scoring.slopes import Slopes
 
 KINDS = ("channel", "hidden", "head", "head_dim", "group", "rank", "width")
@@ -92,9 +92,7 @@ def standard(values: Tensor) -> Tensor:
 class _Rows:
     """The weights of one axis, looked at once."""
 
-    def __init__(
-        self, model: nn.Module, axis: Axis, weights: Mapping[str, nn.Parameter], slopes: Slopes | None
-    ) -> None:
+    def __init__(self, model: nn.Module, axis: Axis, weights: Mapping[str, nn.Parameter], slopes: Slopes | None) -> None:
         self.model, self.axis, self.slopes = model, axis, slopes
         writing = any(slot.role == "write" and slot.tensor in weights and weights[slot.tensor].dim() > 1 for slot in axis.slots)
         self.writers = places(axis, weights, group=not writing)
@@ -139,7 +137,11 @@ class _Rows:
         taps = weight[0, 0].numel() if weight.dim() > 2 else 1
         size = self.written.square().mean().sqrt().clamp_min(TINY).log()
         logs = [math.log(max(cost * self.axis.units, 1e-9)) / 5 for cost in costs]
-        scale = [float(size) / 5, float(self.out.square().mean().sqrt().clamp_min(TINY).log()) / 5] if settings.scale else [0.0, 0.0]
+        scale = (
+            [float(size) / 5, float(self.out.square().mean().sqrt().clamp_min(TINY).log()) / 5]
+            if settings.scale
+            else [0.0, 0.0]
+        )
         writing = sum(slot.role == "write" for slot in self.axis.slots)
         numbers = [
             depth,

@@ -33,5 +33,5 @@ Repairs = Literal[
 ]  # fmt: skip
 Criterion = Literal[
     "random", "l1", "l2", "bn_scale", "fpgm", "taylor", "hrank", "chip", "rfp", "apoz", "thinet", "group_fisher", "obd", "lamp",
-    "lasso", "cap",
+    "lasso", "cap", "scoring_net", "snip", "grasp", "synflow", "three_sp",
 ]  # fmt: skip

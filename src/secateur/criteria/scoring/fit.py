@@ -56,7 +56,8 @@ def fit_(
     settings = settings or ScorerSettings()
     if not tasks:
         raise SecateurError("training a Scoring Net", "no task", "give at least one network with its data")
-    begun, records = time.perf_counter(), []
+    begun = time.perf_counter()
+    records: list[Record] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         generator = torch.Generator().manual_seed(settings.seed)

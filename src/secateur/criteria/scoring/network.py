@@ -26,9 +26,10 @@ class ScoringNet(nn.Module):
 
     Linear-LayerNorm-GELU-Linear-GELU on what is known of the unit and its layer, a residual look at the other units of the
     axis, a linear head, beside a linear look at the statistics, which starts as the product of the norms of what writes and
-    what reads the unit: an untrained net is a criterion of norms. From that is taken what the unit shares with another: a non-negative multiple of its largest cosine
-    with one, less a non-negative multiple of its distance from the others, so of two units that are otherwise equal the one
-    that has a twin is never dearer. A unit without weights has a score of 0 and all others a positive one.
+    what reads the unit: an untrained net is a criterion of norms. From that is taken what the unit shares with another: a
+    non-negative multiple of its largest cosine with one, less a non-negative multiple of its distance from the others, so of
+    two units that are otherwise equal the one that has a twin is never dearer. A unit without weights has a score of 0 and
+    all others a positive one.
 
     The scores follow a permutation of the units; equal units have equal scores, and allocators then go by index.
     Source: "ScoringNet" (Wang, 2023, Scientific Programming) names the idea, one network from weights and gradients to

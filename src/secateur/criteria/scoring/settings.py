@@ -44,8 +44,11 @@ class NetSettings:
 
 @dataclass(frozen=True)
 class Objective:
-    """What one stage of training minimises: weights of the task's loss, of `temperature`^2 KL(full || gated), of the mean
-    squared difference of outputs, and of the budget's excess (max(0, count / budget - 1))^2 in soft widths."""
+    """What one stage of training minimises, as weights.
+
+    Of the `task`'s loss, of `kl` = `temperature`^2 KL(full || gated), of `logits`, the mean squared difference of outputs, and
+    of the `budget`'s excess (max(0, count / budget - 1))^2 in soft widths.
+    """
 
     task: float = 1.0
     kl: float = 1.0
@@ -83,11 +86,13 @@ class ScorerSettings:
 
     `mode` "post" asks for a network that works as it is cut; "init" for one that works after `unrolled` steps of SGD at
     `inner_lr` from where it is cut (first-order MAML, Finn et al., 2017). `variant`: "gates" trains through gates by a
-    straight-through estimate; "regress" fits measured changes of the loss under `masks` random masks; "reinforce" samples
-    gates and follows the policy gradient. `keeps` are the shares the allocator is asked for, one drawn per step.
-    The share falls to the one drawn during the first `ramp` of training. `spend` says where a unit's place can go to: another unit of the "network" or of the same "axis". `soft` is the
-    temperature of the gates' slope at the start and at the end; `clip` bounds the norm of a step's gradient. `limit` batches are held in memory with the full model's
-    answers.
+    straight-through estimate; "regress" fits measured changes of the loss under `masks` random masks that drop shares in
+    the range `drop` of every axis; "reinforce" samples gates and follows the policy gradient.
+
+    `keeps` are the shares the allocator is asked for, one drawn per step; the share falls to the one drawn during the first
+    `ramp` of training. `spend` says where a unit's place can go to: another unit of the "network" or of the same "axis".
+    `soft` is the temperature of the gates' slope at the start and at the end; `clip` bounds the norm of a step's gradient.
+    `limit` batches are held in memory with the full model's answers.
     """
 
     stages: tuple[ScorerStage, ...] = field(default_factory=lambda: (ScorerStage(),))

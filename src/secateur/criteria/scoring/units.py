@@ -30,9 +30,13 @@ TINY = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """`stats` (U, F) standardised within each axis; `context` (A, C), the same for all units of an axis; `owner` (U,) the
-    axis of each unit; `alike` (U,) the largest cosine to another unit; `apart` (U,) standardised distance from the others;
-    `dead` (U,) units without weights; `first` (U,) the first unit that is equal in every bit; `sets` one tensor (N, members, entries) per axis for the raw encoder."""
+    """What a net reads of one model.
+
+    `stats` (U, F) standardised within each axis; `context` (A, C), the same for all units of an axis; `owner` (U,) the axis of
+    each unit; `alike` (U,) the largest cosine to another unit; `apart` (U,) standardised distance from the others; `dead` (U,)
+    units without weights; `first` (U,) the first unit that is equal in every bit; `sets` one tensor (N, members, entries) per
+    axis for the raw encoder.
+    """
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -163,7 +167,8 @@ def _first(keys: Sequence[Tensor]) -> Tensor:
     """For every unit the position of the first one of its axis with the same row; (U,)."""
     found: list[int] = []
     for rows in keys:
-        start, seen = len(found), {}
+        start = len(found)
+        seen: dict[bytes, int] = {}
         for number, row in enumerate(rows.numpy()):
             found.append(start + seen.setdefault(row.tobytes(), number))
     return torch.tensor(found, dtype=torch.int64)

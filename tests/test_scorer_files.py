@@ -137,7 +137,7 @@ def test_recipes_prune_before_training(name):
     torch.manual_seed(0)
     model, x = zoo.digits_resnet(widths=(4, 6, 8)), torch.zeros(1, 1, 8, 8)
     prune = Prune(keep={"macs": 0.5}, criterion=name, rounds=3 if name == "synflow" else 1)
-    axes, plan = choose(model, x, prune, batches=batches(), loss=F.cross_entropy)
+    _, plan = choose(model, x, prune, batches=batches(), loss=F.cross_entropy)
     small = plan.apply(model)
     assert small(batches()[0][0]).isfinite().all()
 

@@ -39,9 +39,8 @@ def survivors(model, plan, name):
         return model.get_parameter(name).detach().numpy().ravel()
     marked = deepcopy(model)
     with torch.no_grad():
-        marked.get_parameter(name).copy_(
-            torch.arange(1.0, marked.get_parameter(name).numel() + 1).reshape_as(model.get_parameter(name))
-        )
+        weight = marked.get_parameter(name)
+        weight.copy_(torch.arange(1.0, weight.numel() + 1).reshape_as(weight))
     places = plan.apply(marked).get_parameter(name).detach().numpy().ravel()
     places = places[places > 0].astype(int) - 1
     return model.get_parameter(name).detach().numpy().ravel()[places]
@@ -122,7 +121,7 @@ def test_zeros_of_a_ticket_stay_while_it_learns():
 
 def test_unknown_words_and_other_networks_are_refused():
     model = handmade.small()
-    with pytest.raises(SecateurError, match="'rewinds'.*did you mean 'rewind'"):
+    with pytest.raises(SecateurError, match=r"'rewinds'.*did you mean 'rewind'"):
         ticket(model, model, structured(model), "rewinds")
     with pytest.raises(SecateurError, match="a plan applied to this model"):
         ticket(model, handmade.small(a=4), structured(model))

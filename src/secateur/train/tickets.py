@@ -121,7 +121,6 @@ def ticket(initial: nn.Module, fresh: nn.Module, plan: Plan, variant: str = "rew
     plan.check(initial)
     plan.check(fresh)
     generator = torch.Generator().manual_seed(seed)
-    small = plan.apply(initial)
     kept = kept_entries(plan, initial)
     source, other = dict(tensors(initial)), dict(tensors(fresh))
     full = Plan(plan.fingerprint).apply(initial)
@@ -146,7 +145,7 @@ def kept_entries(plan: Plan, model: nn.Module) -> dict[str, Tensor]:
 
     Raises `SecateurError` for plans that drop units in more than one step, or factor.
     """
-    named = {name: tensor for name, tensor in tensors(model)}
+    named = dict(tensors(model))
     keeps = [step for step in plan.steps if isinstance(step, Keep)]
     masked = Plan(plan.fingerprint, tuple(step for step in plan.steps if not isinstance(step, Keep)))
     if len(keeps) > 1 or (keeps and len(plan.steps) > 1):

@@ -50,9 +50,9 @@ def walk(
         if id(tensor) not in used:
             for expr in state.of(tensor).dims:
                 d.freeze(expr, "no operation of the traced forward uses it")
-    for dims in state.standardised:
-        if prod(var.size for expr in dims for var in d.leaves(expr) if var.fixed == KERNEL) == 1:
-            for expr in dims:
+    for kernel in state.standardised:
+        if prod(var.size for expr in kernel for var in d.leaves(expr) if var.fixed == KERNEL) == 1:
+            for expr in kernel:
                 d.flag(expr, "two")  # one value alone has no deviation, and PyTorch says so
     for tensor in flat(output):
         if isinstance(tensor, Tensor) and id(tensor) in state.values:

@@ -12,6 +12,7 @@ from secateur.core.errors import nearest
 from secateur.core.factor import Factor, factored
 from secateur.core.mask import Mask
 from secateur.core.plan import Keep, Plan, Shapes
+from secateur.core.split import Split, split_shapes
 
 
 def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -74,6 +75,8 @@ def shapes_after(plan: Plan) -> dict[str, tuple[int, ...]]:
         if isinstance(step, Factor):
             for product in step.products:
                 shapes = factored(shapes, product)
+        elif isinstance(step, Split):
+            shapes = split_shapes(shapes, step)
         elif not isinstance(step, Mask):
             for (name, dim), kept in survivors(real_slots(step), lengths_of(shapes)).items():
                 shapes[name] = (*shapes[name][:dim], len(kept), *shapes[name][dim + 1 :])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from secateur.graph.dims import Expr
 from secateur.graph.record import Node
 from secateur.graph.state import State, flat_tensors
 
 
-def _named(dims: object, rank: int) -> list[int]:
+def _named(dims: int | Sequence[int], rank: int) -> list[int]:
     return [int(i) % rank for i in (dims if isinstance(dims, (list, tuple)) else [dims])]
 
 

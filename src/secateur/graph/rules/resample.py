@@ -10,7 +10,7 @@ from secateur.graph.state import State, flat_tensors
 
 
 def _named(dims: int | Sequence[int], rank: int) -> list[int]:
-    return [int(i) % rank for i in (dims if isinstance(dims, (list, tuple)) else [dims])]
+    return [i % rank for i in ([dims] if isinstance(dims, int) else dims)]
 
 
 def _mixed(state: State, node: Node, gone: Iterable[int], text: str, *, clean: bool) -> None:

@@ -22,6 +22,7 @@ NAMES = {
     "zhang": "response PCA, channel (Zhang)",
     "data_aware": "data-aware SVD, channel or spatial",
     "trp_ranks_no_projection": "TRP to ranks, momentum not projected",
+    "trp_ranks_taught": "TRP to ranks, half of the loss from the dense parent",
     "trp_ranks_at_once": "TRP to ranks, all at the first step",
     "trp_no_nuclear": "TRP without nuclear norm",
     "trp_decay": "TRP, decoupled nuclear decay",
@@ -65,8 +66,8 @@ def _model(model: str, rows: list[Row]) -> list[str]:
         f"## {model}\n",
         f"Dense: {_percent(dense['before'])} on {dense['judged_on']}, {dense['macs'] / 1e6:.2f} M MACs. Every row trains"
         f" on {epochs['batches']} batches of {training['batch']} ({epochs['all']:g} of an epoch), {training['precision']}, SGD"
-        f" from {training['lr']:g} along a cosine; TRP spends most of them before the network is taken apart. That is little: rows"
-        " are to be read against each other, and not as what a method can reach.\n",
+        f" from {training['lr']:g} along a cosine; TRP spends most of them before the network is taken apart. That is little:"
+        " rows are to be read against each other, and not as what a method can reach.\n",
         *_table([row for row in others if row["method"] in MAIN], dense),
         *_claims(others, dense),
     ]

@@ -107,7 +107,10 @@ def bars(quiet: bool) -> Iterator[Progress | None]:
         yield move
 
 
-def shares(words: Sequence[str], known: Sequence[str] = ("macs", "params")) -> dict[str, float]:
+QUANTITIES = ("macs", "params", "bytes", "memory", "latency")
+
+
+def shares(words: Sequence[str], known: Sequence[str] = QUANTITIES) -> dict[str, float]:
     """{"macs": 0.5} from ["macs=0.5"]. Raises `SecateurError` for a word of another form."""
     keep = {}
     for word in words:

@@ -4,6 +4,7 @@ from secateur.linalg.energy import energy_rank, kept_mask
 from secateur.linalg.gram import Spectrum, Truncated, follow, polar_of, spectrum, truncate
 from secateur.linalg.polar import newton_schulz, polar
 from secateur.linalg.stacks import Stack, stack, unstack
+from secateur.linalg.tail import normalised, repulsion, tail_basis, tail_mask
 from secateur.linalg.whiten import Whitened, least_squares, patch_covariance, responses, through
 
 __all__ = [
@@ -16,12 +17,16 @@ __all__ = [
     "kept_mask",
     "least_squares",
     "newton_schulz",
+    "normalised",
     "patch_covariance",
     "polar",
     "polar_of",
+    "repulsion",
     "responses",
     "spectrum",
     "stack",
+    "tail_basis",
+    "tail_mask",
     "through",
     "truncate",
     "unstack",

@@ -26,7 +26,7 @@ def lowered(model: nn.Module, recipe: Recipe, parts: Parts, train: Train) -> tup
     Raises `SecateurError` for arguments the method does not take, and for a budget that cannot be met.
     """
     section = recipe.lowrank
-    deploy: dict[str, Any] = dict(section.deploy or recipe.prune.keep.items())
+    deploy: dict[str, Any] = dict(section.deploy) or {str(what): share for what, share in recipe.prune.keep.items()}
     if section.method == "choose":
         batches = limited(parts.plain, recipe.prune.batches, parts.device) if section.responses else None
         given = {"batches": batches, "ignore": recipe.prune.ignore} | dict(section.args)

@@ -47,6 +47,9 @@ def budget(
     limits = {what: _limit(share, amounts[what](full), what) for what, share in keep.items()}
     for what, share in keep.items():
         if amounts[what](least) > limits[what]:
+            if not axes.free:
+                do = "ignore less, or see in `secateur inspect` what would free one"
+                raise SecateurError(f"keep={{{what!r}: {share!r}}}", "no axis that can be cut", do)
             possible = at_least(int(np.ceil(amounts[what](least) * 1000)), int(amounts[what](full) * 1000))
             possible = at_least(int(amounts[what](least)), axes.count(what)) if what in axes.terms else possible
             do = f"ask for at least that, or lower floor={floor} or multiple={multiple}"

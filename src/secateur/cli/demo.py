@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from secateur.cli import screen
-from secateur.cli.run import carry_out
+from secateur.cli.run import carried_out
 
 
 def demo(
@@ -18,15 +18,26 @@ def demo(
     as_json: screen.Json = False,
     quiet: screen.Quiet = False,
 ) -> None:
-    """Train a small network on handwritten digits, cut it to a third, repair, fine-tune, measure, report."""
-    from secateur.recipes.demo import recipe
+    """Train a small network on handwritten digits, cut it to a third, repair, fine-tune, measure, report; and once by low rank.
 
-    carry_out(recipe(seed=seed, threads=threads), folder, as_json=as_json, quiet=quiet)
-    show_channel_rows(folder, seed, threads, as_json)
+    The last row of the table is the same network trained to low rank (TRP) and taken apart, without fine-tuning.
+    """
+    from secateur.recipes.demo import low_rank, recipe
+
+    facts = carried_out(recipe(seed=seed, threads=threads), folder, quiet=quiet or as_json)
+    other = carried_out(low_rank(folder, seed=seed, threads=threads), folder / "low_rank", quiet=quiet or as_json)
+    rows = [*facts["stages"], other["stages"][-1] | {"stage": "low rank (TRP)"}]
+    screen.show_facts(facts | {"stages": rows}, as_json)
+    channel = channel_rows(folder, seed, threads)
+    if not as_json:
+        screen.say("\nchannel pruning of the same network to half of its MACs, without retraining but where it says so")
+        screen.show_facts(channel, as_json)
+        screen.say(f"report: {folder / 'report.html'}")
+        screen.say(f"report of the last row: {folder / 'low_rank' / 'report.html'}")
 
 
-def show_channel_rows(folder: Path, seed: int, threads: int, as_json: bool) -> None:
-    """Print what the published systems of channel pruning make of the dense network, from channel.json once it is there."""
+def channel_rows(folder: Path, seed: int, threads: int) -> dict[str, Any]:
+    """What the published systems of channel pruning make of the dense network; channel.json, once it is there."""
     from secateur.io.files import read_json, write_json
     from secateur.recipes.demo_channel import rows
     from secateur.recipes.run import threads as on_threads
@@ -35,6 +46,4 @@ def show_channel_rows(folder: Path, seed: int, threads: int, as_json: bool) -> N
     if not path.exists():
         with on_threads(threads):
             write_json(path, {"stages": rows(folder, seed=seed, threads=threads)})
-    if not as_json:
-        screen.say("\nchannel pruning of the same network to half of its MACs, without retraining but where it says so")
-        screen.show_facts(read_json(path), as_json)
+    return read_json(path)

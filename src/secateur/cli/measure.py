@@ -27,11 +27,22 @@ def measure(
     as_json: screen.Json = False,
 ) -> None:
     """Count and time a model; with a plan or a cut model's weights, dense and small in the same rounds."""
-    from secateur.cli.inputs import dense_of, example, has_plan, plan_of
+    from secateur.cli.inputs import dense_of, engine_of, example, has_plan, plan_of
     from secateur.io import load
 
     if table is not None:
         write_table(table, dense_of(model, None), example(shapes), threads=threads, as_json=as_json)
+        return
+    if engine := engine_of(model):
+        from secateur.measure import latency
+
+        given = example(shapes) if shapes else engine[1]
+        engine[0].threads = threads
+        taken = latency(engine[0], *(given if isinstance(given, tuple) else (given,)), repeats=repeats, threads=threads or None)
+        found = {"latency_ms": taken, "bytes": Path(model).stat().st_size, "note": engine[0].note}
+        screen.show_json(found) if as_json else screen.say(
+            f"{taken:.3f} ms, {found['bytes']:,} bytes {engine[0].note}".rstrip()
+        )
         return
     cut = weights is not None and has_plan(weights)
     models = {"dense": dense_of(model, None if cut else weights)}

@@ -8,6 +8,7 @@ from secateur.criteria.bn_scale import bn_scale
 from secateur.criteria.cap import cap
 from secateur.criteria.chip import chip
 from secateur.criteria.fpgm import fpgm
+from secateur.criteria.grasp import grasp
 from secateur.criteria.group_fisher import group_fisher
 from secateur.criteria.hrank import hrank
 from secateur.criteria.isomorphic import isomorphic
@@ -20,8 +21,12 @@ from secateur.criteria.obd import obd
 from secateur.criteria.random import random
 from secateur.criteria.rfp import rfp
 from secateur.criteria.score import score
+from secateur.criteria.scoring_net import scoring_net
+from secateur.criteria.snip import snip
+from secateur.criteria.synflow import synflow
 from secateur.criteria.taylor import taylor
 from secateur.criteria.thinet import thinet
+from secateur.criteria.three_sp import three_sp
 
 __all__ = [
     "apoz",
@@ -29,6 +34,7 @@ __all__ = [
     "cap",
     "chip",
     "fpgm",
+    "grasp",
     "group_fisher",
     "hrank",
     "isomorphic",
@@ -41,6 +47,10 @@ __all__ = [
     "random",
     "rfp",
     "score",
+    "scoring_net",
+    "snip",
+    "synflow",
     "taylor",
     "thinet",
+    "three_sp",
 ]

@@ -21,12 +21,15 @@ from secateur.io.files import read_text
 from secateur.measure.table import LatencyTable, from_json, measure_table
 from secateur.recipes.progress import Progress, silent
 from secateur.recipes.schema import Prune
+from secateur.recipes.scoring import learned
 from secateur.repair import batchnorm
 
-BY_GRADIENT = ("taylor", "group_fisher", "obd")
+BY_GRADIENT = ("taylor", "group_fisher", "obd", "snip", "grasp", "three_sp")
 """Criteria of batches and a loss."""
 BY_FEATURE = ("hrank", "chip", "apoz", "thinet", "lasso", "cap")
 """Criteria of batches alone; axes without features of that kind are scored by L2."""
+AT_START = ("snip", "grasp", "synflow", "three_sp")
+"""Criteria for networks that were not trained yet; axes that no parameter reads are scored by L2."""
 DATA_DRIVEN = BY_GRADIENT + BY_FEATURE
 
 
@@ -57,7 +60,7 @@ def choose(
         if prune.rounds > 1:  # of what the rounds before have left
             now = {what: amount(axes, costs, what) for what in shares}
             keep = {what: min(1.0, s ** (number / prune.rounds) * dense[what] / now[what]) for what, s in shares.items()}
-        judged = criterion(current, prune, axes=axes, batches=batches, loss=loss, seed=seed)
+        judged = criterion(current, prune, example, axes=axes, batches=batches, loss=loss, seed=seed)
         scores = score(axes, criteria.isomorphic(current, axes, judged) if prune.isomorphic else judged)
         plan = plan.then(allocated(axes, scores, prune, keep, costs))
         if number < prune.rounds:
@@ -71,9 +74,18 @@ def choose(
 
 
 def criterion(
-    model: nn.Module, prune: Prune, *, axes: Axes, batches: Batches | None, loss: Loss | None, seed: int
+    model: nn.Module,
+    prune: Prune,
+    example: Any,
+    *,
+    axes: Axes,
+    batches: Batches | None,
+    loss: Loss | None,
+    seed: int,
 ) -> Criterion:
     """The criterion `prune` names, made for `model`. Raises `SecateurError` where it needs data and there is none."""
+    if prune.criterion == "scoring_net":
+        return _learned(model, prune, axes, batches, loss, seed)
     if prune.criterion in DATA_DRIVEN and batches is None:
         others = "l2, bn_scale or fpgm"
         raise SecateurError(f"criterion {prune.criterion!r}", "no data to run on", f"give data, or take {others}")
@@ -81,8 +93,10 @@ def criterion(
     given: tuple[Any, ...] = (model, batches, loss) if prune.criterion in BY_GRADIENT else (model,)
     given = (model, batches) if prune.criterion in BY_FEATURE else given
     given = (model, axes) if prune.criterion == "nisp" else given
+    given = (model, axes, batches, loss) if prune.criterion == "three_sp" else given
+    given = (model, example) if prune.criterion == "synflow" else given
     named: dict[str, Any] = {"seed": seed} if prune.criterion == "random" else {}
-    named |= {"default": criteria.l2(model)} if prune.criterion in (*BY_FEATURE, "group_fisher") else {}
+    named |= {"default": criteria.l2(model)} if prune.criterion in (*BY_FEATURE, *AT_START, "group_fisher") else {}
     named |= prune.args
     try:
         return make(*given, **named)
@@ -90,6 +104,16 @@ def criterion(
         if "argument" not in str(error):
             raise
         raise SecateurError(f"prune.args = {dict(prune.args)!r}", str(error), "set args to what the criterion takes") from None
+
+
+def _learned(model: nn.Module, prune: Prune, axes: Axes, batches: Batches | None, loss: Loss | None, seed: int) -> Criterion:
+    """A Scoring Net, judged in training by plans of the same allocator on the first count of the budget."""
+    what, share = next(iter(cast(dict[str, float], prune.keep).items()))
+
+    def by_share(axes: Axes, scores: Mapping[str, torch.Tensor], keep: float) -> Plan:
+        return allocated(axes, scores, prune, {what: keep}, {})
+
+    return learned(model, axes, batches, loss, prune.args, allocate=by_share, share=(what, share), seed=seed)
 
 
 def costs_of(model: nn.Module, axes: Axes, example: Any, prune: Prune) -> dict[str, CostOf]:
@@ -120,7 +144,8 @@ def allocated(
 ) -> Plan:
     """The plan `prune.allocator` makes: "budget" trades axes against each other, "uniform" leaves the same share of each."""
     if prune.allocator == "budget":
-        how = "none" if prune.isomorphic else prune.normalise
+        own = prune.isomorphic or prune.criterion == "scoring_net"  # these compare axes themselves
+        how = "none" if own else prune.normalise
         return allocate.budget(axes, scores, keep, normalise=how, floor=prune.floor, multiple=prune.multiple, costs=costs)
     return _uniform(axes, scores, prune, keep, costs)
 

@@ -31,9 +31,9 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", descripti
 Table = Annotated[dict[str, Any], Field(description="a table of arguments")]
 Repairs = Literal[
     "batchnorm", "none", "mean_bias", "mean_bias+batchnorm", "compensation", "compensation+batchnorm", "least_squares",
-    "least_squares+batchnorm",
+    "least_squares+batchnorm", "whitened", "whitened+batchnorm",
 ]  # fmt: skip
 Criterion = Literal[
     "random", "l1", "l2", "bn_scale", "fpgm", "taylor", "hrank", "chip", "rfp", "apoz", "thinet", "group_fisher", "obd", "lamp",
-    "lasso", "cap", "nisp",
+    "lasso", "cap", "nisp", "scoring_net", "snip", "grasp", "synflow", "three_sp",
 ]  # fmt: skip

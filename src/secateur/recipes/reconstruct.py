@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from secateur.core.plan import Plan
 from secateur.core.protocols import Batches, Repair
 from secateur.repair.least_squares import least_squares
 from secateur.search.bisect import dearest
-from secateur.surgery import tensors
+from secateur.surgery import duplicate, tensors
 
 Select = Callable[[nn.Module, nn.Module, Axis], Tensor]
 """(current, original, axis) to one score per unit."""
@@ -62,7 +61,7 @@ def channel_pruning(
         if axis.fixed or axis.gate != "read" or not 1 <= width <= axis.units:
             found = axis.fixed or (f"{width} of {axis.units} units" if axis.gate == "read" else "units that nothing reads")
             raise SecateurError(f"a selection on axis {name!r}", found, "name free axes, with 1 to all of their units")
-    current = copy.deepcopy(model)
+    current = duplicate(model)
     kept: dict[str, list[int]] = {}
     for axis in axes.free:
         width = widths.get(axis.name, axis.units)

@@ -34,6 +34,7 @@ from secateur.recipes.kinds import (
     Whole,
     Words,
 )  # fmt: skip
+from secateur.recipes.schema_lowrank import LowRank
 from secateur.recipes.schema_search import Search
 
 with suppress(ImportError):  # the recipe is then taken at its word
@@ -106,7 +107,7 @@ class Repair:
 
 @dataclass(frozen=True)
 class Fit:
-    """[train] and [finetune]: names as in `secateur.train.FitSettings`; `teacher` above 0 adds that share of distillation."""
+    """[train], [lowtrain], [finetune]: names as in `train.FitSettings`; `teacher` above 0 adds that share of distillation."""
 
     epochs: Whole = 0
     optimizer: Text = "sgd"
@@ -152,6 +153,8 @@ class Recipe:
     train: Fit = field(default_factory=Fit)
     prune: Prune = field(default_factory=Prune)
     search: Search = field(default_factory=Search)
+    lowrank: LowRank = field(default_factory=LowRank)
+    lowtrain: Fit = field(default_factory=Fit)
     repair: Repair = field(default_factory=Repair)
     finetune: Fit = field(default_factory=Fit)
     measure: Measure = field(default_factory=Measure)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,7 +15,7 @@ from secateur.core.plan import Keep, Plan, Step
 from secateur.core.split import Split
 from secateur.surgery import attributes
 from secateur.surgery.attention import follow_heads
-from secateur.surgery.copies import clone, forget
+from secateur.surgery.copies import clone, duplicate, forget
 from secateur.surgery.factor import factor_, without
 from secateur.surgery.fingerprint import survivors, tensors
 from secateur.surgery.mask import copies, mask_
@@ -31,7 +30,7 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     """A copy of `model` after every step of `plan`; it never holds more than the small tensors, and `model` is untouched."""
     plan.check(model)
     if not plan.steps:
-        return copy.deepcopy(model)
+        return duplicate(model)
     first = plan.steps[0]
     if isinstance(first, Factor):
         small = clone(model, without(first, model))

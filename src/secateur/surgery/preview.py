@@ -7,7 +7,6 @@ replaced by their projections; masked entries and weights between workers are ze
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import reduce
@@ -24,6 +23,7 @@ from secateur.core.mask import Mask
 from secateur.core.plan import Cut, Keep, Plan
 from secateur.core.split import Split
 from secateur.surgery.apply import apply
+from secateur.surgery.copies import duplicate
 from secateur.surgery.factor import projected
 from secateur.surgery.fingerprint import tensors
 from secateur.surgery.mask import masks_by_name
@@ -44,7 +44,7 @@ class Preview(nn.Module):
         plan.check(model)
         if len(plan.steps) > 1:
             model = apply(Plan(plan.fingerprint, plan.steps[:-1]), model)
-        self.model = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+        self.model = duplicate(model, {id(p): p for p in model.parameters()})
         last = plan.steps[-1] if plan.steps else None
         self.cuts = [c for c in last.cuts if len(c.kept) < c.units] if isinstance(last, Keep) else []
         self._projected = projected(last, self.model) if isinstance(last, Factor) else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import nn
 from secateur.core import codec
 from secateur.core.axes import Axes
 from secateur.core.plan import Plan
+from secateur.core.protocols import Hook
 from secateur.io import artefact
 from secateur.io.files import read_json, read_text, write_json, write_text
 from secateur.measure import compare, facts, peak_memory
@@ -22,9 +23,11 @@ from secateur.recipes.progress import Progress
 from secateur.recipes.reconstruct import repair_by_name
 from secateur.recipes.schema import Fit, Recipe
 from secateur.recipes.searching import searched
+from secateur.recipes.sparsing import sparse_hook
 from secateur.recipes.tune import Watch, tune
 
 DENSE, CUT, REPAIRED, TUNED = "dense", "after the cut", "after repair", "after fine-tuning"
+SPARSE = "after sparsification"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,16 +108,24 @@ def repair(job: Job) -> None:
 
 
 def finetune(job: Job) -> None:
-    """Train the repaired model; write small.safetensors, of the last epoch, and the facts of the best one."""
+    """Train the repaired model, sparse where the recipe says so; write small.safetensors and the facts of the best epoch.
+
+    Sparse training ends in another plan: the cut and the masks. Its best epoch would be one of fewer zeros, and is not kept.
+    """
     model = small_model(job, "repaired.safetensors")
-    settings = job.recipe.finetune
+    plan, settings = artefact.read_plan(job.file("repaired.safetensors")), job.recipe.finetune
+    hook = sparse_hook(model, job.recipe, job.parts)
     if settings.epochs:
         teacher = dense_model(job) if settings.teacher else None
-        fit(job, model, settings, "finetune", best=job.file("best.safetensors"), teacher=teacher)
+        best = None if hook else job.file("best.safetensors")
+        fit(job, model, settings, "finetune", best=best, teacher=teacher, hooks=[hook] if hook else [])
+    if hook:
+        plan = plan.then(hook.plan())
+        write_text(job.folder / "plan.json", codec.dumps(plan))
     path = job.folder / "small.safetensors"
-    artefact.save(path, model, plan_of(job))
-    if settings.epochs:
-        record(job, TUNED, model, path)
+    artefact.save(path, model, plan)
+    if settings.epochs or hook:
+        record(job, TUNED if settings.epochs else SPARSE, model, path)
         _record_best(job)
 
 
@@ -148,7 +159,14 @@ PHASES: dict[str, Callable[[Job], None]] = {
 
 
 def fit(
-    job: Job, model: nn.Module, settings: Fit, phase: str, *, best: Path | None = None, teacher: nn.Module | None = None
+    job: Job,
+    model: nn.Module,
+    settings: Fit,
+    phase: str,
+    *,
+    best: Path | None = None,
+    teacher: nn.Module | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> None:
     """Train `model` for the epochs of `settings`, going on from the checkpoint where there is one; history.jsonl follows."""
 
@@ -156,7 +174,8 @@ def fit(
         files.write_history(job.folder, phase, records)
 
     checkpoint = job.file(f"{phase}.checkpoint")
-    tune(job.parts, model, settings, Watch(phase, job.recipe.seed, checkpoint, job.progress, on_records, best), teacher=teacher)
+    watch = Watch(phase, job.recipe.seed, checkpoint, job.progress, on_records, best)
+    tune(job.parts, model, settings, watch, teacher=teacher, hooks=hooks)
 
 
 def record(job: Job, stage: str, model: nn.Module, path: Path) -> None:

@@ -34,6 +34,7 @@ from secateur.recipes.kinds import (
     Words,
 )  # fmt: skip
 from secateur.recipes.schema_search import Search
+from secateur.recipes.schema_sparse import Sparsity
 
 with suppress(ImportError):  # the recipe is then taken at its word
     from pydantic import TypeAdapter, ValidationError
@@ -148,6 +149,7 @@ class Recipe:
     train: Fit = field(default_factory=Fit)
     prune: Prune = field(default_factory=Prune)
     search: Search = field(default_factory=Search)
+    sparse: Sparsity = field(default_factory=Sparsity)
     repair: Repair = field(default_factory=Repair)
     finetune: Fit = field(default_factory=Fit)
     measure: Measure = field(default_factory=Measure)

@@ -17,6 +17,7 @@ from secateur.train.sparse.hook import Growth, Sparse
 from secateur.train.sparse.ramp import Ramp
 from secateur.train.sparse.rank import Rank
 from secateur.train.sparse.select import Layout
+from secateur.train.sparse.weights import weights_of
 
 RPG_PUBLISHED: Mapping[float, tuple[float, float]] = {0.2: (0.5, 0.2), 0.1: (0.5, 0.1), 0.05: (3.0, 0.2), 0.02: (4.0, 0.2)}
 """Share kept to (lambda, delta), of the released scripts for ResNet-50 on ImageNet."""
@@ -57,7 +58,7 @@ def rpg(
     if not 0 < keep <= 1:
         raise SecateurError(f"RPG with keep={keep!r}", "no share that can be kept", "give one above 0 and at most 1")
     strength, tail = RPG_PUBLISHED[min(RPG_PUBLISHED, key=lambda known: abs(math.log(known / keep)))]
-    convolutions = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
+    convolutions = any(weight.convolution for weight in weights_of(model, dense))
     if reading == "st3":
         return st3(model, keep, steps, rank=rank or Rank(0.1, 0.2, "step", 20, not convolutions, True), dense=dense, **more)
     if reading == "acdc":

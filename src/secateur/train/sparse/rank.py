@@ -68,7 +68,7 @@ class RankTerm:
         if fresh or not self._bases:
             try:
                 self._bases = [tail_basis(unit, self.settings.tail) for unit, _ in units]
-            except torch.linalg.LinAlgError as error:
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
                 do = "lower the learning rate or clip gradients; the checkpoint before, where there is one, is kept"
                 raise SecateurError("the rank term", "weights that are not finite numbers", do) from error
         pushed = [repulsion(unit, norms, basis) for (unit, norms), basis in zip(units, self._bases, strict=True)]

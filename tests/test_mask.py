@@ -345,7 +345,7 @@ def forge(tmp_path, change):
     header, tensors = artefact.header_of(data, asked), artefact.tensors_of(data, asked)
     metadata = {k: v for k, v in header.metadata.items() if k != "sha256"}
     change(tensors, metadata)
-    head, body = artefact._pack(tensors, metadata, asked)
+    head, body = artefact.pack(tensors, metadata, asked)
     (tmp_path / "forged.safetensors").write_bytes(head + bytes(body))
     return tmp_path / "forged.safetensors"
 

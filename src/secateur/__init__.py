@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ON_DEMAND = {"RPG": "secateur.train", "TRP": "secateur.train", "compress": "secateur.recipes"}
-_FOLDERS = ("data", "graph", "io", "recipes", "report", "search", "surgery", "testing", "train")
+_FOLDERS = ("data", "graph", "io", "lowrank", "recipes", "report", "runtime", "search", "surgery", "testing", "train")
 
 __all__ = [
     "RPG",

@@ -34,7 +34,7 @@ class LawBroken(AssertionError):
 
 
 def awake(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every affine norm, bias and running statistic a value that shows mistakes (defaults of 0 and 1 hide them)."""
+    """Give norms, biases, running statistics and weights near zero values that show mistakes (0 and 1 hide them)."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor: Tensor) -> Tensor:
@@ -44,6 +44,9 @@ def awake(model: nn.Module, seed: int = 0) -> nn.Module:
         for name, parameter in model.named_parameters():
             if parameter.dim() <= 1:
                 parameter.copy_(0.3 + 0.9 * draw(parameter) if name.endswith("weight") else draw(parameter) - 0.5)
+            elif parameter.numel() and parameter.abs().max() < 1e-3:  # a head or a table of biases that starts at zero
+                inner = parameter.numel() // parameter.shape[0]
+                parameter.copy_((draw(parameter) - 0.5) * (12 / inner) ** 0.5)
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
                 buffer.copy_(draw(buffer) - 0.5)
@@ -58,7 +61,7 @@ def random_plan(axes: Axes, *, seed: int = 0, least: float = 0.2) -> Plan:
     kept = {}
     for axis in axes.free:
         share = least + (1 - least) * torch.rand((), generator=generator).item()
-        count = max(1, min(axis.units, round(share * axis.units)))
+        count = max(min(axis.fewest, axis.units), round(share * axis.units))
         kept[axis.name] = sorted(torch.randperm(axis.units, generator=generator)[:count].tolist())
     return axes.plan(kept)
 
@@ -197,8 +200,9 @@ def _step(model: nn.Module, example: Any, optimizer: torch.optim.Optimizer) -> N
 
 
 def down_to_one(build: Build, example: Any, axes: Axes, plan: Plan) -> None:
-    """Law 13: every free axis can go down to one unit and the model still runs, forward and backward."""
-    model = axes.plan({axis.name: [axis.units - 1] for axis in axes.free}).apply(build().eval())
+    """Law 13: every free axis can go down to one unit, or to the fewest it needs, and the model still runs and trains."""
+    last = {axis.name: range(max(axis.units - axis.fewest, 0), axis.units) for axis in axes.free}
+    model = axes.plan(last).apply(build().eval())
     whole = outputs(build().eval(), example)
     out = [t for t in flat(call(model, example)) if isinstance(t, Tensor)]
     _demand([t.shape for t in out] == [t.shape for t in whole], "13, one unit of each axis: shapes of the output")

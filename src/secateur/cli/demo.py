@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from secateur.cli import screen
-from secateur.cli.run import carry_out
+from secateur.cli.run import carried_out
 
 
 def demo(
@@ -18,7 +18,19 @@ def demo(
     as_json: screen.Json = False,
     quiet: screen.Quiet = False,
 ) -> None:
-    """Train a small network on handwritten digits, cut it to a third, repair, fine-tune, measure, report."""
-    from secateur.recipes.demo import recipe
+    """Train a small network on handwritten digits, cut it to a third, repair, fine-tune, measure, report; and by two other ways.
 
-    carry_out(recipe(seed=seed, threads=threads), folder, as_json=as_json, quiet=quiet)
+    The last rows of the table are the same network trained to low rank (TRP) and taken apart, without fine-tuning, and
+    trained sparse at high rank (RPG): a twentieth of the weights is left.
+    """
+    from secateur.recipes.demo import low_rank, recipe, sparse
+
+    facts = carried_out(recipe(seed=seed, threads=threads), folder, quiet=quiet or as_json)
+    other = carried_out(low_rank(folder, seed=seed, threads=threads), folder / "low_rank", quiet=quiet or as_json)
+    zeros = carried_out(sparse(folder, seed=seed, threads=threads), folder / "sparse", quiet=quiet or as_json)
+    last = [(other, "low rank (TRP)"), (zeros, "sparse (RPG)")]
+    rows = [*facts["stages"], *(found["stages"][-1] | {"stage": name} for found, name in last)]
+    screen.show_facts(facts | {"stages": rows}, as_json)
+    if not as_json:
+        screen.say(f"report: {folder / 'report.html'}")
+        screen.say(f"reports of the last rows: {folder / 'low_rank' / 'report.html'}, {folder / 'sparse' / 'report.html'}")

@@ -36,7 +36,12 @@ WHOLE: dict[Any, str] = {
     torch.lstm: "lstm",
     torch.gru: "gru",
     **dict.fromkeys((torch.rnn_tanh, torch.rnn_relu), "rnn"),
+    torch.lstm_cell: "lstm_cell",
+    torch.gru_cell: "gru_cell",
+    **dict.fromkeys((torch.rnn_tanh_cell, torch.rnn_relu_cell), "rnn_cell"),
     torch.channel_shuffle: "channel_shuffle",
+    torch.bilinear: "bilinear",
+    torch.einsum: "einsum",
     **dict.fromkeys((torch.tensor_split, Tensor.tensor_split), "tensor_split"),
     **dict.fromkeys((torch.hsplit, Tensor.hsplit), "hsplit"),
     **dict.fromkeys((torch.vsplit, Tensor.vsplit), "vsplit"),
@@ -119,9 +124,10 @@ class Recorder(TorchFunctionMode):
         name = WHOLE.get(func)
         if not self.inside:
             self.attempt = (args, kwargs or {})
-        if name is None or self.inside:
+        if name is None or self.inside or (name == "einsum" and len(args) != 3):  # of more than two: its products
             return func(*args, **(kwargs or {}))
         if name in SAME_SHAPE and args and args[0].is_meta:
+            require_fit(name, args, kwargs or {})
             self.inside += 1
             out = torch.empty_like(args[0])
             self.inside -= 1
@@ -153,6 +159,17 @@ class Recorder(TorchFunctionMode):
         if self.on_node:
             self.on_node(node)
         self.looked.clear()
+
+
+def require_fit(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise `ValueError`, as PyTorch would, where a norm is told other sizes than its input has."""
+    x = args[0]
+    told: Any = args[1] if len(args) > 1 else kwargs.get("normalized_shape", kwargs.get("num_groups"))
+    trailing = name in ("layer_norm", "rms_norm")
+    sizes = tuple(x.shape[-len(told) :]) if trailing else tuple(x.shape[1:2])
+    wrong = tuple(told) != sizes if trailing else name == "group_norm" and x.shape[1] % told
+    if wrong or any(tuple(t.shape) != sizes for t in flat((args[1:], kwargs)) if isinstance(t, Tensor)):
+        raise ValueError(f"{name} of other sizes than its input's, {list(x.shape)}")
 
 
 def flat(value: Any) -> Iterator[Any]:

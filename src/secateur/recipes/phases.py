@@ -13,11 +13,13 @@ from secateur.core import codec
 from secateur.core.axes import Axes
 from secateur.core.plan import Plan
 from secateur.core.protocols import Hook
+from secateur.graph import trace
 from secateur.io import artefact
 from secateur.io.files import read_json, read_text, write_json, write_text
 from secateur.measure import compare, facts, peak_memory
 from secateur.recipes import folder as files
 from secateur.recipes.choose import choose
+from secateur.recipes.lowering import lowered
 from secateur.recipes.parts import Parts, first_input, limited, with_weights
 from secateur.recipes.progress import Progress
 from secateur.recipes.reconstruct import repair_by_name
@@ -27,6 +29,7 @@ from secateur.recipes.sparsing import sparse_hook
 from secateur.recipes.tune import Watch, tune
 
 DENSE, CUT, REPAIRED, TUNED = "dense", "after the cut", "after repair", "after fine-tuning"
+LOWERED = "after low-rank training"
 SPARSE = "after sparsification"
 
 
@@ -60,9 +63,11 @@ def dense(job: Job) -> None:
 
 
 def prune(job: Job) -> None:
-    """Trace, score and allocate, or search, on the dense model; write plan.json and axes.json."""
+    """Trace, score and allocate, search, or choose ranks, on the dense model; write plan.json and axes.json."""
     model = dense_model(job)
-    if job.recipe.search.method == "none":
+    if job.recipe.lowrank.method != "none":
+        axes, plan = trace(model, job.parts.example), _lowered(job, model)
+    elif job.recipe.search.method == "none":
         axes, plan = _chosen(job, model)
     else:
         axes, plan, source = searched(model, job.recipe, job.parts, folder=job.folder, progress=job.progress)
@@ -70,6 +75,21 @@ def prune(job: Job) -> None:
             artefact.save(job.file("recovered.safetensors"), source)
     write_json(job.folder / "axes.json", axes_json(axes))
     write_text(job.folder / "plan.json", codec.dumps(plan))
+
+
+def _lowered(job: Job, model: nn.Module) -> Plan:
+    """The plan of products; what was trained for it is kept, and judged before it is cut."""
+
+    def train(model: nn.Module, hooks: Sequence[Hook]) -> None:
+        teacher = dense_model(job) if job.recipe.lowtrain.teacher else None
+        fit(job, model, job.recipe.lowtrain, "lowtrain", teacher=teacher, hooks=hooks)
+
+    plan, source = lowered(model, job.recipe, job.parts, train)
+    if job.recipe.lowtrain.epochs:
+        path = job.file("recovered.safetensors")
+        artefact.save(path, source)
+        record(job, LOWERED, source, path)
+    return plan
 
 
 def _chosen(job: Job, model: nn.Module) -> tuple[Axes, Plan]:
@@ -141,7 +161,7 @@ def measure(job: Job) -> None:
         times = compare(models, example, repeats=section.repeats, warmup=section.warmup)
     peaks = {name: peak_memory(model, example) for name, model in models.items()}
     for stage in known["stages"]:
-        name = DENSE if stage["stage"] == DENSE else "small"
+        name = DENSE if stage["stage"] in (DENSE, LOWERED) else "small"
         stage |= {"latency_ms": times[name]} if name in times else {}
         stage |= {"peak_memory": peaks[name]}
     write_json(job.folder / "facts.json", known)

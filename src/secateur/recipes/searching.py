@@ -64,7 +64,7 @@ def searched(
     batches = limited(parts.plain, recipe.prune.batches, parts.device)
 
     def scores() -> dict[str, Tensor]:
-        judged = criterion(model, recipe.prune, axes=axes, batches=batches, loss=parts.loss, seed=recipe.seed)
+        judged = criterion(model, recipe.prune, parts.example, axes=axes, batches=batches, loss=parts.loss, seed=recipe.seed)
         return score(axes, judged)
 
     held = [scores()]
@@ -222,7 +222,7 @@ def sensitivities(
     """
     axes = trace(model, parts.example).ignore(*recipe.prune.ignore)
     batches = limited(parts.plain, recipe.prune.batches, parts.device)
-    judged = criterion(model, recipe.prune, axes=axes, batches=batches, loss=parts.loss, seed=recipe.seed)
+    judged = criterion(model, recipe.prune, parts.example, axes=axes, batches=batches, loss=parts.loss, seed=recipe.seed)
     search = sensitivity(axes, score(axes, judged), rates)
     judge, done, most = judge_of(model, recipe, parts), 0, 1 + len(rates) * len(axes.free)
 

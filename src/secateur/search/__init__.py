@@ -4,13 +4,17 @@ from secateur.search.adaptive import adaptive
 from secateur.search.batched import across, stacked
 from secateur.search.bisect import bisect
 from secateur.search.drive import Trial, drive, read_history, recorder
+from secateur.search.evolution import EvolutionSettings, Evolved, evolve, gaussian
 from secateur.search.judge import previewing
+from secateur.search.legr import legr
 from secateur.search.predicted import PredictedSettings, additive, predicted
 from secateur.search.sensitivity import sensitivity
 from secateur.search.settings import AdaptiveSettings, Status
 
 __all__ = [
     "AdaptiveSettings",
+    "EvolutionSettings",
+    "Evolved",
     "PredictedSettings",
     "Status",
     "Trial",
@@ -19,6 +23,9 @@ __all__ = [
     "additive",
     "bisect",
     "drive",
+    "evolve",
+    "gaussian",
+    "legr",
     "predicted",
     "previewing",
     "read_history",

@@ -8,10 +8,14 @@ from secateur.surgery.mask import masks_after
 from secateur.surgery.norms import is_norm, is_rms_norm
 from secateur.surgery.optimizer import carry
 from secateur.surgery.preview import Preview, gates
+from secateur.surgery.soft import Gated, on_batch_statistics
+from secateur.surgery.split import BlockDiagonal
 from secateur.surgery.unfold import expand, fold, pieces, project, unfold
 
 __all__ = [
+    "BlockDiagonal",
     "FollowingAttention",
+    "Gated",
     "Preview",
     "apply",
     "apply_",
@@ -28,6 +32,7 @@ __all__ = [
     "is_rms_norm",
     "masks_after",
     "mismatches",
+    "on_batch_statistics",
     "pieces",
     "project",
     "remembered",

@@ -12,6 +12,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.factor import Factor
 from secateur.core.mask import Mask
 from secateur.core.plan import Keep, Plan, Step
+from secateur.core.split import Split
 from secateur.surgery import attributes
 from secateur.surgery.attention import follow_heads
 from secateur.surgery.copies import clone, duplicate, forget
@@ -19,6 +20,7 @@ from secateur.surgery.factor import factor_, without
 from secateur.surgery.fingerprint import survivors, tensors
 from secateur.surgery.mask import copies, mask_
 from secateur.surgery.optimizer import carry
+from secateur.surgery.split import split_, unsplit
 
 Changes = Mapping[str, Mapping[int, np.ndarray]]
 """Tensor name to {dim: entries that stay}."""
@@ -36,6 +38,9 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     elif isinstance(first, Mask):
         small = forget(clone(model, copies(model)))
         mask_(first, small)
+    elif isinstance(first, Split):
+        small = forget(clone(model, unsplit(first, model)))
+        split_(first, small)
     else:
         small = _copy_cut(first, model)
     for step in plan.steps[1:]:
@@ -61,6 +66,8 @@ def _do_in_place(step: Step, model: nn.Module, optimizer: optim.Optimizer | None
     elif isinstance(step, Mask):
         mask_(step, model, optimizer)
         forget(model)
+    elif isinstance(step, Split):
+        split_(step, model, optimizer)
     else:
         _cut_in_place(step, model, optimizer)
 

@@ -18,7 +18,7 @@ def demo(
     as_json: screen.Json = False,
     quiet: screen.Quiet = False,
 ) -> None:
-    """Train a small network on handwritten digits, cut it to a third, repair, fine-tune, measure, report; and by two other ways.
+    """Train a small network on handwritten digits, cut it to a third, repair, fine-tune, measure, report; and two other ways.
 
     The last rows of the table are the same network trained to low rank (TRP) and taken apart, without fine-tuning, and
     trained sparse at high rank (RPG): a twentieth of the weights is left.

@@ -147,6 +147,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "cifar_resnet56_bottleneck": cifar_resnet56_bottleneck,
     "vgg16_bn_cifar": vgg16_bn_cifar,
     "vgg19_bn_cifar": vgg19_bn_cifar,
+    "cifar_resnet32_wide": partial(cifar_resnet, 32, "a", (32, 64, 128)),  # GraSP's and RPG's tables double its widths
     **{f"cifar_resnet{d}_{o}": partial(cifar_resnet, d, o) for d in (20, 32, 44, 56, 110) for o in ("a", "b")},
 }
 

@@ -62,7 +62,7 @@ def sparse(folder: Path, seed: int = 0, threads: int = 1) -> Recipe:
         device="cpu",
         data=dense.data,
         prune=Prune(keep={"macs": 1.0}, criterion="l2"),
-        sparse=Sparsity("rpg", keep=0.05, args={"every": 4}),
+        sparse=Sparsity("rpg", keep=0.05, args={"every": 4, "end": 0.5}),
         repair=Repair("none"),
         finetune=Fit(epochs=8, lr=0.05, grad_clip=3.0),
         measure=dense.measure,

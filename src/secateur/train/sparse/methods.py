@@ -31,6 +31,7 @@ def rpg(
     reading: Literal["released", "abstract", "st3", "acdc"] = "released",
     rank: Rank | None = None,
     every: int = 100,
+    end: float = 0.9,
     dense: Sequence[str] = (),
     **more: Any,
 ) -> Sparse:
@@ -45,7 +46,8 @@ def rpg(
 
     `rank` replaces lambda and delta, which are else those published for the nearest `keep` (in ratio); on "st3" and "acdc",
     which have no published ones, the term has a tenth of the task's gradient in every layer. Masks change every `every`
-    steps. As released: an exponential ramp over 0.9 of training, a drop of 0.3, masks frozen from 0.901 on, no optimizer
+    steps; the last density is reached at the share `end` of training, which short trainings want earlier than the 0.9 of the
+    code. As released: an exponential ramp, a drop of 0.3, masks frozen from 0.901 on, no optimizer
     step where masks change, all convolutions and linear layers sparse, the rank term on convolutions. Departures: exact
     numbers of entries where the code keeps one more; growth scores |mean of gradients| where the code takes the mean of |.|.
 
@@ -65,12 +67,12 @@ def rpg(
         return acdc(model, keep, steps, rank=rank or Rank(0.1, 0.2, "step", 20, not convolutions, True), dense=dense, **more)
     acts: Literal["growth", "step"] = "growth" if reading == "released" else "step"
     term = rank or Rank(strength, tail, acts, linear=not convolutions)
-    return Sparse(model, Ramp(keep, steps, "exponential", every), growth=Growth(), rank=term, dense=dense, **more)
+    return Sparse(model, Ramp(keep, steps, "exponential", every, end=end), growth=Growth(), rank=term, dense=dense, **more)
 
 
-def gmp(model: nn.Module, keep: float, steps: int, *, every: int = 100, **more: Any) -> Sparse:
+def gmp(model: nn.Module, keep: float, steps: int, *, every: int = 100, end: float = 0.9, **more: Any) -> Sparse:
     """Gradual magnitude pruning (Zhu and Gupta, 2017): a cubic ramp, the largest weights of all layers."""
-    return Sparse(model, Ramp(keep, steps, "cubic", every), **more)
+    return Sparse(model, Ramp(keep, steps, "cubic", every, end=end), **more)
 
 
 def granet(model: nn.Module, keep: float, steps: int, *, every: int = 100, **more: Any) -> Sparse:

@@ -25,10 +25,12 @@ from secateur.recipes.progress import Progress
 from secateur.recipes.reconstruct import repair_by_name
 from secateur.recipes.schema import Fit, Recipe
 from secateur.recipes.searching import searched
+from secateur.recipes.sparsing import sparse_hook
 from secateur.recipes.tune import Watch, tune
 
 DENSE, CUT, REPAIRED, TUNED = "dense", "after the cut", "after repair", "after fine-tuning"
 LOWERED = "after low-rank training"
+SPARSE = "after sparsification"
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,16 +128,24 @@ def repair(job: Job) -> None:
 
 
 def finetune(job: Job) -> None:
-    """Train the repaired model; write small.safetensors, of the last epoch, and the facts of the best one."""
+    """Train the repaired model, sparse where the recipe says so; write small.safetensors and the facts of the best epoch.
+
+    Sparse training ends in another plan: the cut and the masks. Its best epoch would be one of fewer zeros, and is not kept.
+    """
     model = small_model(job, "repaired.safetensors")
-    settings = job.recipe.finetune
+    plan, settings = artefact.read_plan(job.file("repaired.safetensors")), job.recipe.finetune
+    hook = sparse_hook(model, job.recipe, job.parts)
     if settings.epochs:
         teacher = dense_model(job) if settings.teacher else None
-        fit(job, model, settings, "finetune", best=job.file("best.safetensors"), teacher=teacher)
+        best = None if hook else job.file("best.safetensors")
+        fit(job, model, settings, "finetune", best=best, teacher=teacher, hooks=[hook] if hook else [])
+    if hook:
+        plan = plan.then(hook.plan())
+        write_text(job.folder / "plan.json", codec.dumps(plan))
     path = job.folder / "small.safetensors"
-    artefact.save(path, model, plan_of(job))
-    if settings.epochs:
-        record(job, TUNED, model, path)
+    artefact.save(path, model, plan)
+    if settings.epochs or hook:
+        record(job, TUNED if settings.epochs else SPARSE, model, path)
         _record_best(job)
 
 

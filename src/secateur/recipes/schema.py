@@ -36,6 +36,7 @@ from secateur.recipes.kinds import (
 )  # fmt: skip
 from secateur.recipes.schema_lowrank import LowRank
 from secateur.recipes.schema_search import Search
+from secateur.recipes.schema_sparse import Sparsity
 
 with suppress(ImportError):  # the recipe is then taken at its word
     from pydantic import TypeAdapter, ValidationError
@@ -155,6 +156,7 @@ class Recipe:
     search: Search = field(default_factory=Search)
     lowrank: LowRank = field(default_factory=LowRank)
     lowtrain: Fit = field(default_factory=Fit)
+    sparse: Sparsity = field(default_factory=Sparsity)
     repair: Repair = field(default_factory=Repair)
     finetune: Fit = field(default_factory=Fit)
     measure: Measure = field(default_factory=Measure)

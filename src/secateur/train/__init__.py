@@ -1,5 +1,6 @@
 """Training: one loop nobody needs to edit, its settings, losses, evaluation, checkpoints, and hooks that act in it."""
 
+from secateur.train import sparse
 from secateur.train.callbacks import lightning_callback, trainer_callback
 from secateur.train.compactor import Compactors, CompactorSettings
 from secateur.train.evaluate import evaluate
@@ -33,6 +34,7 @@ __all__ = [
     "evaluate",
     "fit",
     "lightning_callback",
+    "sparse",
     "taught",
     "trainer_callback",
 ]

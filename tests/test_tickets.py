@@ -149,7 +149,6 @@ def test_the_grid_trains_every_ticket_and_draws_it(tmp_path):
         "--variant",
         "late rewind",
     ]
-    words += ["--variant", "rewind", "--variant", "late rewind"]
     (tmp_path / "net.py").write_text(
         "from secateur.recipes import zoo\n"
         "def build():\n    return zoo.digits_resnet(widths=(4, 4, 4))\n"

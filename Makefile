@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: help setup demo test test-slow lint zoo bench clean
+.PHONY: help setup demo test test-slow lint sanitize zoo bench clean
 
 help:
-	@echo "make demo | test | test-slow | lint | zoo | bench | clean"
+	@echo "make demo | test | test-slow | lint | sanitize | zoo | bench | clean"
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,8 +33,12 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+sanitize: $(VENV)/ready
+	VENV=$(VENV) .ci/sanitize
+
 zoo: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python bench/zoo.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/zoo.py --deploy
 
 bench: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch-pruning

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from secateur.core.errors import SecateurError, nearest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from secateur.core.plan import Plan
+    from secateur.runtime import CompiledModel
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
 
@@ -75,3 +76,12 @@ def has_plan(weights: Path) -> bool:
             return "plan" in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False
+
+
+def engine_of(model: str) -> tuple[CompiledModel, tuple[Tensor, ...]] | None:
+    """The compiled model in the file `model` names, with inputs of its size; None where it names something else."""
+    if ":" in model or not Path(model).is_file():
+        return None
+    from secateur.runtime import file
+
+    return file.read(model) if file.is_engine_file(model) else None

@@ -19,6 +19,7 @@ def plan(
     data: Annotated[str | None, typer.Option(help="file.py:function, or the name of a built-in set.")] = None,
     folder: Annotated[str | None, typer.Option("--folder", envvar="SECATEUR_DATA", help="Where a built-in set lies.")] = None,
     shapes: screen.Input = None,
+    table: Annotated[Path | None, typer.Option("--table", help="Latencies that secateur measure --table wrote.")] = None,
     settings: screen.Set = None,
     ignore: screen.Ignore = None,
     seed: int = 0,
@@ -31,6 +32,7 @@ def plan(
     from secateur.recipes.choose import choose
 
     prune: dict[str, Any] = {"keep": screen.shares(keep), "criterion": criterion, "ignore": list(ignore or ())}
+    prune |= {"table": str(table)} if table else {}
     prune = screen.assign(prune, settings or ())
     source = {"name": data, "augment": False} | ({"folder": folder} if folder else {}) if data else {}
     recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "prune": prune, "data": source})

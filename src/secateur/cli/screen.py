@@ -107,13 +107,16 @@ def bars(quiet: bool) -> Iterator[Progress | None]:
         yield move
 
 
-def shares(words: Sequence[str]) -> dict[str, float]:
+QUANTITIES = ("macs", "params", "bytes", "memory", "latency")
+
+
+def shares(words: Sequence[str], known: Sequence[str] = QUANTITIES) -> dict[str, float]:
     """{"macs": 0.5} from ["macs=0.5"]. Raises `SecateurError` for a word of another form."""
     keep = {}
     for word in words:
         name, _, value = word.partition("=")
-        if name not in ("macs", "params"):
-            raise SecateurError(f"--keep {word}", f"no quantity {name!r}", nearest(name, ["macs", "params"]))
+        if name not in known:
+            raise SecateurError(f"--keep {word}", f"no quantity {name!r}", nearest(name, list(known)))
         try:
             keep[name] = float(value)
         except ValueError:

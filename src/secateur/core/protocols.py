@@ -32,7 +32,10 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 class Hook(Protocol):
-    """A method that acts during training, in three lines of the user's own loop."""
+    """A method that acts during training, in three lines of the user's own loop.
+
+    One that has a method `attach` as well is handed the optimizer by `fit` and by the callbacks.
+    """
 
     def loss(self) -> Tensor | float:
         """Added to the task's loss before backward."""

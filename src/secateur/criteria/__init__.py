@@ -16,6 +16,7 @@ from secateur.criteria.l1 import l1
 from secateur.criteria.l2 import l2
 from secateur.criteria.lamp import lamp
 from secateur.criteria.lasso import lasso
+from secateur.criteria.nisp import nisp
 from secateur.criteria.obd import obd
 from secateur.criteria.random import random
 from secateur.criteria.rfp import rfp
@@ -41,6 +42,7 @@ __all__ = [
     "l2",
     "lamp",
     "lasso",
+    "nisp",
     "obd",
     "random",
     "rfp",

@@ -7,7 +7,6 @@ tensors the plan makes sparse the file holds the values that stay, and the packe
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -22,8 +21,9 @@ from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
 from secateur.core.strict import parse
 from secateur.io import sparse
-from secateur.io.files import MOST_TEXT, atomic, read_bytes, shown, write_text
+from secateur.io.files import MOST_TEXT, atomic, read_bytes, require_own, shown, write_text
 from secateur.io.state import fill_, require_model, state_of, untie
+from secateur.surgery import duplicate
 
 FORMAT = 1
 MOST_HEADER = 100_000_000
@@ -48,10 +48,11 @@ def save(
     """Write `model` and the `plan` that made it to one safetensors file, whole or not at all.
 
     Tied tensors are stored once; every dtype is kept. `metadata` is text of your own for the header.
-    Raises `SecateurError` where the plan does not lead to this model, the state holds more than plain tensors, or the
-    file cannot be written.
+    Raises `SecateurError` where the plan does not lead to this model, the state holds more than plain tensors, the file
+    cannot be written, or `path` holds something else than a model secateur saved.
     """
     asked = f"saving {shown(path)}"
+    require_own(path, b'"secateur":', "model file of secateur")
     require_model(model, asked)
     metadata = dict(metadata or {})
     for key, value in metadata.items():
@@ -65,7 +66,7 @@ def save(
         codes = sparse.as_tensors(packed, tensors, asked)
         tensors = sparse.condense(tensors, aliases, plan, asked) | codes
     metadata |= {"format": "pt", "secateur": str(FORMAT), "aliases": json.dumps(aliases, sort_keys=True)}
-    head, body = _pack(tensors, metadata, asked)
+    head, body = pack(tensors, metadata, asked)
     with atomic(path) as file:
         file.write(head)
         file.write(body)
@@ -81,7 +82,7 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     asked = f"loading {shown(path)}"
     require_model(into, asked)
     data = read_bytes(path, "model file")
-    header = _verified(data, asked)
+    header = verified(data, asked)
     state, aliases = tensors_of(data, asked), _aliases(header, asked)
     codes = sparse.as_codes(state)
     plan = _plan(header.metadata["plan"], asked, codes) if "plan" in header.metadata else None
@@ -92,7 +93,7 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
         if alias in state or name not in state:
             raise SecateurError(asked, f"tensor {alias!r} tied to {name!r}, which does not fit the file", _AGAIN)
         state[alias] = state[name]
-    model = copy.deepcopy(into) if plan is None else plan.apply(into)
+    model = duplicate(into) if plan is None else plan.apply(into)
     fill_(model, state, asked, keep_dtype=True)
     return model
 
@@ -109,20 +110,24 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
         if len(data) > MOST_TEXT:
             raise SecateurError(asked, f"{len(data):,} bytes of JSON", f"a plan has at most {MOST_TEXT:,}")
         return _plan(data, asked)
-    metadata = _verified(data, asked).metadata
+    metadata = verified(data, asked).metadata
     if "plan" not in metadata:
         raise SecateurError(asked, "a saved model without a plan", "save it with its plan, or give a plan file")
     return _plan(metadata["plan"], asked, sparse.as_codes(tensors_of(data, asked)))
 
 
 def write_plan(path: str | os.PathLike[str], plan: Plan) -> None:
-    """Write `plan` as JSON for a person to read and diff. Raises `SecateurError` where the file cannot be written."""
+    """Write `plan` as JSON for a person to read and diff.
+
+    Raises `SecateurError` where the file cannot be written, or `path` holds something else than a plan.
+    """
+    require_own(path, b'"format":', "plan")
     write_text(path, dumps(plan))
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The user's own metadata of a saved model. Raises `SecateurError` as `load` does."""
-    metadata = _verified(read_bytes(path, "model file"), f"reading {shown(path)}").metadata
+    metadata = verified(read_bytes(path, "model file"), f"reading {shown(path)}").metadata
     return {key: value for key, value in metadata.items() if key not in (*_OWN, "format")}
 
 
@@ -160,13 +165,13 @@ def tensors_of(data: bytes, asked: str) -> dict[str, Tensor]:
         raise SecateurError(asked, f"a damaged or truncated file ({reason})", _AGAIN) from error
 
 
-def _pack(tensors: Mapping[str, Tensor], metadata: dict[str, str], asked: str) -> tuple[bytes, memoryview]:
+def pack(tensors: Mapping[str, Tensor], metadata: dict[str, str], asked: str) -> tuple[bytes, memoryview]:
     """Header bytes with the checksum in place, and the tensors' bytes.
 
     The header is written anew because the library's order of metadata differs from call to call.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save as pack
+    from safetensors.torch import save as to_bytes
 
     own: dict[tuple[Any, ...], int] = {}
     plain = {}
@@ -175,7 +180,7 @@ def _pack(tensors: Mapping[str, Tensor], metadata: dict[str, str], asked: str) -
         own[value.untyped_storage().data_ptr(), value.device] = shares + 1
         plain[name] = value.detach().contiguous().clone() if shares else value.detach().contiguous()
     try:
-        data = pack(plain)
+        data = to_bytes(plain)
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise SecateurError(
             asked, f"a tensor safetensors cannot hold ({str(error).strip().splitlines()[0]})", "convert it first"
@@ -191,7 +196,7 @@ def _pack(tensors: Mapping[str, Tensor], metadata: dict[str, str], asked: str) -
     return head.replace(_stamp(_ZEROS), _stamp(_digest(head, body)), 1), body
 
 
-def _verified(data: bytes, asked: str) -> Header:
+def verified(data: bytes, asked: str) -> Header:
     """The header of a file `save` wrote, after its checksum. Raises `SecateurError` where a bit has changed."""
     header = header_of(data, asked)
     version, saved = header.metadata.get("secateur"), header.metadata.get("sha256", "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,14 @@ from torch import nn
 from secateur.core import codec
 from secateur.core.axes import Axes
 from secateur.core.plan import Plan
+from secateur.core.protocols import Hook
+from secateur.graph import trace
 from secateur.io import artefact
 from secateur.io.files import read_json, read_text, write_json, write_text
 from secateur.measure import compare, facts, peak_memory
 from secateur.recipes import folder as files
 from secateur.recipes.choose import choose
+from secateur.recipes.lowering import lowered
 from secateur.recipes.parts import Parts, first_input, limited, with_weights
 from secateur.recipes.progress import Progress
 from secateur.recipes.reconstruct import repair_by_name
@@ -25,6 +28,7 @@ from secateur.recipes.searching import searched
 from secateur.recipes.tune import Watch, tune
 
 DENSE, CUT, REPAIRED, TUNED = "dense", "after the cut", "after repair", "after fine-tuning"
+LOWERED = "after low-rank training"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +61,11 @@ def dense(job: Job) -> None:
 
 
 def prune(job: Job) -> None:
-    """Trace, score and allocate, or search, on the dense model; write plan.json and axes.json."""
+    """Trace, score and allocate, search, or choose ranks, on the dense model; write plan.json and axes.json."""
     model = dense_model(job)
-    if job.recipe.search.method == "none":
+    if job.recipe.lowrank.method != "none":
+        axes, plan = trace(model, job.parts.example), _lowered(job, model)
+    elif job.recipe.search.method == "none":
         axes, plan = _chosen(job, model)
     else:
         axes, plan, source = searched(model, job.recipe, job.parts, folder=job.folder, progress=job.progress)
@@ -67,6 +73,21 @@ def prune(job: Job) -> None:
             artefact.save(job.file("recovered.safetensors"), source)
     write_json(job.folder / "axes.json", axes_json(axes))
     write_text(job.folder / "plan.json", codec.dumps(plan))
+
+
+def _lowered(job: Job, model: nn.Module) -> Plan:
+    """The plan of products; what was trained for it is kept, and judged before it is cut."""
+
+    def train(model: nn.Module, hooks: Sequence[Hook]) -> None:
+        teacher = dense_model(job) if job.recipe.lowtrain.teacher else None
+        fit(job, model, job.recipe.lowtrain, "lowtrain", teacher=teacher, hooks=hooks)
+
+    plan, source = lowered(model, job.recipe, job.parts, train)
+    if job.recipe.lowtrain.epochs:
+        path = job.file("recovered.safetensors")
+        artefact.save(path, source)
+        record(job, LOWERED, source, path)
+    return plan
 
 
 def _chosen(job: Job, model: nn.Module) -> tuple[Axes, Plan]:
@@ -130,7 +151,7 @@ def measure(job: Job) -> None:
         times = compare(models, example, repeats=section.repeats, warmup=section.warmup)
     peaks = {name: peak_memory(model, example) for name, model in models.items()}
     for stage in known["stages"]:
-        name = DENSE if stage["stage"] == DENSE else "small"
+        name = DENSE if stage["stage"] in (DENSE, LOWERED) else "small"
         stage |= {"latency_ms": times[name]} if name in times else {}
         stage |= {"peak_memory": peaks[name]}
     write_json(job.folder / "facts.json", known)
@@ -148,7 +169,14 @@ PHASES: dict[str, Callable[[Job], None]] = {
 
 
 def fit(
-    job: Job, model: nn.Module, settings: Fit, phase: str, *, best: Path | None = None, teacher: nn.Module | None = None
+    job: Job,
+    model: nn.Module,
+    settings: Fit,
+    phase: str,
+    *,
+    best: Path | None = None,
+    teacher: nn.Module | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> None:
     """Train `model` for the epochs of `settings`, going on from the checkpoint where there is one; history.jsonl follows."""
 
@@ -156,7 +184,8 @@ def fit(
         files.write_history(job.folder, phase, records)
 
     checkpoint = job.file(f"{phase}.checkpoint")
-    tune(job.parts, model, settings, Watch(phase, job.recipe.seed, checkpoint, job.progress, on_records, best), teacher=teacher)
+    watch = Watch(phase, job.recipe.seed, checkpoint, job.progress, on_records, best)
+    tune(job.parts, model, settings, watch, teacher=teacher, hooks=hooks)
 
 
 def record(job: Job, stage: str, model: nn.Module, path: Path) -> None:

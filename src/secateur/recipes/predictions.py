@@ -32,17 +32,17 @@ def prediction(name: str, model: nn.Module, axes: Axes, batches: Batches, loss: 
     return additive(score(axes, group_fisher(model, batches, loss, default=l2(model))))
 
 
-def reconstruction(model: nn.Module, axes: Axes, batches: Batches) -> Predict:
+def reconstruction(model: nn.Module, axes: Axes, batches: Batches, *, sample: int | None = 4096) -> Predict:
     """A prediction by the share of the variance of what the readers of an axis write that the cut takes away.
 
-    With G the covariance of what each unit adds to the outputs of its readers (N, N) and D the units that go:
-    ``sum of G over D x D / sum of G``; each reader is divided by its own variance first. One pass over `batches` for all
-    axes. Units that are copies of one another count together, which sums of scores cannot tell. An axis that no linear layer
-    or convolution reads is predicted by the share of its squared weights that goes.
+    With G the covariance of what each unit adds to the outputs of its readers (N, N) and D the units that go: ``sum of G over
+    D x D / sum of G``; each reader is divided by its own variance first. One pass over `batches`, `sample` rows of each, for
+    all axes. Units that are copies of one another count together, which sums of scores cannot tell. An axis that no linear
+    layer or convolution reads is predicted by the share of its squared weights that goes.
     """
     known = {axis.name: readers(model, axis) for axis in axes.free}
     names = sorted({reader.name for found in known.values() for reader in found})
-    moments = input_moments(model, names, batches) if names else {}
+    moments = input_moments(model, names, batches, sample=sample) if names else {}
     grams: dict[str, Tensor] = {}
     for axis in axes.free:
         parts = []

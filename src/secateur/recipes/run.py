@@ -43,7 +43,7 @@ def run(
     recipe = replace(recipe, data=replace(recipe.data, folder=data))
     folder, progress = Path(folder), progress or silent
     device = files.device(recipe.device)
-    for section in (recipe.train, recipe.finetune):
+    for section in (recipe.train, recipe.lowtrain, recipe.finetune):
         settings_of(section, recipe.seed)  # an unknown optimizer is told now, not after the first phase
     files.prepare(folder)
     with files.alone(folder), threads(recipe.threads):

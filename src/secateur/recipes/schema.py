@@ -17,6 +17,7 @@ from secateur.core.errors import SecateurError, nearest
 from secateur.io.files import read_text
 from secateur.recipes import toml
 from secateur.recipes.kinds import (
+    QUANTITIES,
     Count,
     Criterion,
     Device,
@@ -33,6 +34,7 @@ from secateur.recipes.kinds import (
     Whole,
     Words,
 )  # fmt: skip
+from secateur.recipes.schema_lowrank import LowRank
 from secateur.recipes.schema_search import Search
 
 with suppress(ImportError):  # the recipe is then taken at its word
@@ -76,6 +78,8 @@ class Metric:
 class Prune:
     """[prune]: what remains and who decides. `rounds` cuts in that many equal ratios and scores anew before each.
 
+    `keep` names "macs", "params", "bytes" of the saved tensors, "memory" of activations, "latency"; the last by the file
+    `table` that `secateur measure --table` wrote, or by a table measured here and now.
     `isomorphic` ranks units only among axes of like layers; `normalise` is then of no effect.
     """
 
@@ -90,6 +94,7 @@ class Prune:
     ignore: Words = ()
     rounds: Count = 1
     batches: Count = 10
+    table: Annotated[str | None, Field(description="a path")] = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Repair:
 
 @dataclass(frozen=True)
 class Fit:
-    """[train] and [finetune]: names as in `secateur.train.FitSettings`; `teacher` above 0 adds that share of distillation."""
+    """[train], [lowtrain], [finetune]: names as in `train.FitSettings`; `teacher` above 0 adds that share of distillation."""
 
     epochs: Whole = 0
     optimizer: Text = "sgd"
@@ -148,6 +153,8 @@ class Recipe:
     train: Fit = field(default_factory=Fit)
     prune: Prune = field(default_factory=Prune)
     search: Search = field(default_factory=Search)
+    lowrank: LowRank = field(default_factory=LowRank)
+    lowtrain: Fit = field(default_factory=Fit)
     repair: Repair = field(default_factory=Repair)
     finetune: Fit = field(default_factory=Fit)
     measure: Measure = field(default_factory=Measure)
@@ -212,7 +219,14 @@ def _beside(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return f"{folder / file}{colon}{function}" if file and (folder / file).exists() else value
 
     found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in table.items()}
-    for section, key in (("model", "build"), ("model", "weights"), ("data", "name"), ("data", "folder"), ("metric", "name")):
+    for section, key in (
+        ("model", "build"),
+        ("model", "weights"),
+        ("data", "name"),
+        ("data", "folder"),
+        ("metric", "name"),
+        ("prune", "table"),
+    ):
         part = found.get(section)
         if isinstance(part, dict) and key in part:
             part[key] = absolute(part[key])
@@ -252,7 +266,7 @@ def _explain(error: Mapping[str, Any]) -> SecateurError:
     """pydantic's first complaint in our three parts; what is allowed comes from the field's description."""
     path = [str(part) for part in error["loc"] if part != "[key]"]
     if "[key]" in error["loc"]:
-        return SecateurError(".".join(path), "no such quantity", nearest(str(error["input"]), ["macs", "params"]))
+        return SecateurError(".".join(path), "no such quantity", nearest(str(error["input"]), QUANTITIES))
     kind: Any = Recipe
     do = "give a value of the right kind"
     for depth, part in enumerate(path):

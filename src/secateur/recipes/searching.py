@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Callable, Generator, Mapping
@@ -41,6 +40,7 @@ from secateur.search import (
     recorder,
     sensitivity,
 )
+from secateur.surgery import duplicate
 from secateur.train import FitSettings, fit
 
 Result = TypeVar("Result")
@@ -59,7 +59,7 @@ def searched(
     """
     section = recipe.search
     if section.recover:
-        model = copy.deepcopy(model)
+        model = duplicate(model)
     axes = trace(model, parts.example).ignore(*recipe.prune.ignore)
     batches = limited(parts.plain, recipe.prune.batches, parts.device)
 

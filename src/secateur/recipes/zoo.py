@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.core.errors import SecateurError, nearest
+from secateur.recipes.zoo_bottleneck import cifar_resnet56_bottleneck
 
 
 class Block(nn.Module):
@@ -133,6 +134,7 @@ def _initialise(module: nn.Module) -> None:
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "digits_resnet": digits_resnet,
+    "cifar_resnet56_bottleneck": cifar_resnet56_bottleneck,
     "vgg16_bn_cifar": vgg16_bn_cifar,
     **{f"cifar_resnet{d}_{o}": partial(cifar_resnet, d, o) for d in (20, 32, 44, 56, 110) for o in ("a", "b")},
 }

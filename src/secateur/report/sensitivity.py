@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import StringIO
+from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -26,7 +27,7 @@ def picture(curves: Mapping[str, Sequence[tuple[float, float]]], metric: str = "
     values = [scale * value for curve in curves.values() for _, value in curve] or [0.0]
     low, high = min(values), max(values)
     air = 0.06 * ((high - low) or 1.0)
-    settings = {"svg.hashsalt": "sensitivity", "svg.fonttype": "none", "font.size": 8, "font.family": "DejaVu Sans"}
+    settings: Any = {"svg.hashsalt": "sensitivity", "svg.fonttype": "none", "font.size": 8, "font.family": "DejaVu Sans"}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(SIDE * columns + 0.6, SIDE * rows + 0.7), layout="constrained")
         plots = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)

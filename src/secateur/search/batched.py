@@ -5,7 +5,6 @@ Shape legend: C candidates.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.plan import Keep, Plan
 from secateur.core.protocols import Batches, Judge, JudgeMany, Loss
 from secateur.core.running import call, device_of, to_device
-from secateur.surgery import gates, tensors
+from secateur.surgery import duplicate, gates, tensors
 
 
 def across(judge: Judge) -> JudgeMany:
@@ -84,7 +83,7 @@ class _Stack:
     """One model under several plans."""
 
     def __init__(self, model: nn.Module, plans: Sequence[Plan]) -> None:
-        self.model = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
+        self.model = duplicate(model, {id(p): p for p in model.parameters()}).eval()
         self.device, self.count = device_of(model), len(plans)
         named = dict(tensors(self.model))
         found = [gates(plan, model) for plan in plans]

@@ -31,7 +31,7 @@ def sensitivity(
     dense = yield axes.plan({})
     curves: dict[str, Curve] = {}
     for axis in axes.free:
-        widths = [max(1, axis.units - int(rate * axis.units + 1e-9)) for rate in rates]
+        widths = [max(min(axis.fewest, axis.units), axis.units - int(rate * axis.units + 1e-9)) for rate in rates]
         tried = sorted({width for width in widths if width < axis.units}, reverse=True)
         losses = yield tuple(axes.plan({axis.name: dearest(axis, scores, width)}) for width in tried)
         known = {axis.units: dense, **dict(zip(tried, losses, strict=True))}

@@ -71,7 +71,7 @@ class State:
     def size(self, axis: Axis) -> int:
         """How many units the next step of an axis takes; 0 where none may go."""
         left, least = len(self.kept[axis.name]), self.settings.least
-        room = min(left - 1, int(self.settings.max_rate * axis.units + SLACK) - (axis.units - left))
+        room = min(left - axis.fewest, int(self.settings.max_rate * axis.units + SLACK) - (axis.units - left))
         wanted = min(max(least, int(self.base(axis) * self.scale[axis.name] + 0.5)), room)
         return wanted if wanted >= least else 0
 

@@ -100,12 +100,24 @@ def _on_kept(mask: Tensor):  # type: ignore[no-untyped-def]
             if torch.equal(module(other, *args[1:]).index_select(dim, index), out.index_select(dim, index)):
                 return None  # each entry is on its own
             cut = {name: parameter[index] for name, parameter in module.named_parameters()}
-            small = functional_call(module, cut, (args[0].index_select(dim, index), *args[1:]))
+            twin = _told(module, len(mask), len(kept))
+            small = functional_call(twin, cut, (args[0].index_select(dim, index), *args[1:]))
         finally:
             busy = False
         return torch.zeros_like(out).index_copy(dim, index, small)
 
     return hook
+
+
+def _told(module: nn.Module, before: int, after: int) -> nn.Module:
+    """`module`, its tensors shared, with the attributes that hold the length of its vectors changed."""
+    twin = copy.copy(module)
+    for key, value in vars(module).items():
+        if type(value) is int and value == before:
+            vars(twin)[key] = after
+        elif isinstance(value, (tuple, list)) and list(value) == [before]:
+            vars(twin)[key] = type(value)([after])
+    return twin
 
 
 def _unit_dim(module: nn.Module, x: Tensor, units: int) -> int:
@@ -123,24 +135,30 @@ def _unit_dim(module: nn.Module, x: Tensor, units: int) -> int:
 
 
 def norm_masks(cuts: Sequence[Cut], model: nn.Module) -> dict[str, Tensor]:
-    """Names of tensors of inexact axes to the mask of their kept entries."""
+    """Names of tensors of inexact axes to the mask of their kept entries, in the tensor's shape.
+
+    They are vectors, and the weights of layer norms over several dims.
+    """
     inexact = [cut for cut in cuts if not cut.exact]
     if not inexact:
         return {}
     named = dict(tensors(model))
-    slots = {slot.tensor for cut in inexact for slot in cut.slots if slot.dim >= 0 and named[slot.tensor].dim() == 1}
-    lengths = {(name, 0): named[name].shape[0] for name in slots}
-    every = [_only(cut, slots) for cut in cuts]
-    masks = {}
-    for (name, _), entries in survivors(Keep(tuple(every)), lengths).items():
-        mask = torch.zeros(lengths[name, 0], dtype=torch.bool)
-        mask[torch.from_numpy(entries)] = True
-        masks[name] = mask
+    wide = {
+        f"{name}.weight".lstrip(".") for name, module in model.named_modules() if isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+    }
+    held = [slot for cut in inexact for slot in cut.slots if slot.dim >= 0]
+    slots = {slot.tensor for slot in held if named[slot.tensor].dim() == 1 or slot.tensor in wide}
+    lengths = {(name, dim): n for name in slots for dim, n in enumerate(named[name].shape)}
+    masks = {name: torch.ones(named[name].shape, dtype=torch.bool) for name in slots}
+    for (name, dim), entries in survivors(Keep(tuple(_only(cut, slots) for cut in cuts)), lengths).items():
+        kept = torch.zeros(lengths[name, dim], dtype=torch.bool)
+        kept[torch.from_numpy(entries)] = True
+        masks[name] &= kept.reshape([-1 if i == dim else 1 for i in range(masks[name].dim())])
     return masks
 
 
 def _only(cut: Cut, names: set[str]) -> Cut:
-    return replace(cut, slots=tuple(slot for slot in cut.slots if slot.tensor in names and slot.dim == 0))
+    return replace(cut, slots=tuple(slot for slot in cut.slots if slot.tensor in names and slot.dim >= 0))
 
 
 class KeptNorms(TorchFunctionMode):
@@ -194,18 +212,18 @@ def _standardised(kept, x, mean, var, weight=None, bias=None, training=False, mo
 
 
 def _layer_norm(mask, x, normalized_shape, weight=None, bias=None, eps=1e-5):  # type: ignore[no-untyped-def]
-    mask = mask.to(x.dtype)
+    mask, dims = mask.to(x.dtype), tuple(range(-mask.dim(), 0))
     n = mask.sum()
-    mean = (mask * x).sum(-1, keepdim=True) / n
-    variance = (mask * (x - mean) ** 2).sum(-1, keepdim=True) / n
+    mean = (mask * x).sum(dims, keepdim=True) / n
+    variance = (mask * (x - mean) ** 2).sum(dims, keepdim=True) / n
     out = (x - mean) * torch.rsqrt(variance + eps) * (mask if weight is None else weight)
     return out if bias is None else out + bias
 
 
 def _rms_norm(mask, x, normalized_shape, weight=None, eps=None):  # type: ignore[no-untyped-def]
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    mask = mask.to(x.dtype)
-    square = (mask * x * x).sum(-1, keepdim=True) / mask.sum()
+    mask, dims = mask.to(x.dtype), tuple(range(-mask.dim(), 0))
+    square = (mask * x * x).sum(dims, keepdim=True) / mask.sum()
     return x * torch.rsqrt(square + eps) * (mask if weight is None else weight)
 
 

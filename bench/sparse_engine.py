@@ -1,0 +1,465 @@
+"""Prints how much faster the sparse engine is than the fastest dense runtime on this machine, and writes it to a file.
+
+    python bench/sparse_engine.py [PART ...] [--again] [--rounds 15]      measure; parts done before are kept
+    python bench/sparse_engine.py --list                                  the parts
+    python bench/sparse_engine.py --table                                 docs/results/sparse_engine.md from the results
+
+A part is NETWORK-bBATCH-tTHREADS, one process and one file in bench/results/sparse_engine/, below ten minutes. Dense rivals,
+all float32: PyTorch eager (both memory formats), torch.compile with frozen weights, ONNX Runtime, and OpenVINO where it
+is importable. All candidates run in turns; each turn's time is the mean of enough runs to last 30 ms, after one run that warms
+the caches; medians of the turns count. One thread is CPU time, more are wall time. Weights are random, zeros uniform per
+layer (every convolution and linear layer alike), or of the smallest magnitudes of the whole network ("global").
+Dense bf16 (PyTorch) and int8 (ONNX Runtime) stand beside, because they are free of zeros' cost in accuracy questions of
+another kind; they are no part of the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results" / "sparse_engine"
+PAGE = ROOT / "docs" / "results" / "sparse_engine.md"
+NETWORKS = {"resnet50": 224, "vgg19": 32, "resnet20": 32}
+PARTS = [f"{net}-b{batch}-t{threads}" for net in NETWORKS for threads in (1, 2) for batch in (1, 16)]
+SPARSITIES = (0.8, 0.9, 0.95, 0.98)
+CURVE = (0.0, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
+"""Sparsities of the curve, measured for ResNet-50 at batch 1 on one thread: part "curve"."""
+SEED = 0
+LEAST_SECONDS = 0.03
+GOALS = {"resnet50": (2.0, 3.5, 5.5, 8.0), "vgg19": (3.2, 6.0, 10.0, 18.0), "resnet20": (2.5, 3.5, 5.0, 8.0)}
+RIVAL = (0.7, 1.4, 1.7, 2.5)
+"""MNN 3.6.1, ResNet-50, batch 1, one thread, as recorded by this project elsewhere (it is not run here)."""
+
+
+def build(network: str, sparsity: float, spread: str = "uniform") -> Any:
+    """The network in evaluation, random weights of a fixed seed, with that share of zeros in its layers."""
+    import torch
+    from torch import nn
+
+    from secateur.recipes import zoo
+
+    torch.manual_seed(SEED)
+    if network == "resnet50":
+        from secateur.io.vision import torchvision
+
+        torchvision()
+        from torchvision.models import resnet50
+
+        model = resnet50()
+    elif network == "vgg19":
+        model = vgg19()
+    else:
+        model = zoo.build("cifar_resnet20_a")
+    for module in model.modules():  # statistics as after some training: folding them must change the weights
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr,operator]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr,operator]
+    weights = [m.weight.data for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    if spread == "global":
+        bound = (
+            torch.cat([w.abs().flatten() for w in weights])
+            .kthvalue(max(int(sparsity * sum(map(torch.numel, weights))), 1))
+            .values
+        )
+        for weight in weights:
+            weight[weight.abs() <= bound] = 0
+    else:
+        for weight in weights:
+            weight.view(-1)[torch.randperm(weight.numel())[: round(sparsity * weight.numel())]] = 0
+    return model.eval()
+
+
+def vgg19() -> Any:
+    """VGG-19 with batch norm for CIFAR, one linear layer behind the convolutions, as pruning papers have it."""
+    from torch import nn
+
+    layers: list[Any] = []
+    inputs = 3
+    for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512, 0):
+        if width:
+            layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            inputs = width
+        else:
+            layers.append(nn.MaxPool2d(2, 2))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
+
+
+Run = Callable[[], Any]
+
+
+def dense_runs(network: str, x: Any, threads: int, folder: Path) -> tuple[dict[str, Run], dict[str, str]]:
+    """Dense rivals by name, and why the missing ones are missing."""
+    import torch
+
+    model = build(network, 0.0)
+    runs: dict[str, Run] = {}
+    absent: dict[str, str] = {}
+    last = build(network, 0.0).to(memory_format=torch.channels_last)
+    wide = x.contiguous(memory_format=torch.channels_last)
+    runs["PyTorch eager"] = lambda: model(x)
+    runs["PyTorch eager, channels_last"] = lambda: last(wide)
+
+    def compiled() -> Run:
+        import torch._inductor.config as inductor
+
+        inductor.freezing = True
+        inductor.compile_threads = 1
+        fast = torch.compile(build(network, 0.0))
+        fast(x)
+        return lambda: fast(x)
+
+    def bfloat16() -> Run:
+        half = build(network, 0.0).to(memory_format=torch.channels_last).bfloat16()
+        given = wide.bfloat16()
+        half(given)
+        return lambda: half(given)
+
+    path = folder / "model.onnx"
+
+    def onnx() -> Run:
+        session = _session(str(path), threads)
+        given = {session.get_inputs()[0].name: x.numpy()}
+        session.run(None, given)
+        return lambda: session.run(None, given)
+
+    def onnx_int8() -> Run:
+        from onnxruntime import quantization
+
+        class Reader(quantization.CalibrationDataReader):
+            def __init__(self) -> None:
+                self.left: Iterator[Any] = iter(
+                    [{name: x[:1].numpy()} for name in [_session(str(path), 1).get_inputs()[0].name]]
+                )
+
+            def get_next(self) -> Any:
+                return next(self.left, None)
+
+        thin = folder / "int8.onnx"
+        quantization.quantize_static(
+            str(path), str(thin), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True
+        )
+        session = _session(str(thin), threads)
+        given = {session.get_inputs()[0].name: x.numpy()}
+        session.run(None, given)
+        return lambda: session.run(None, given)
+
+    def openvino() -> Run:
+        import openvino as ov
+
+        core = ov.Core()
+        fast = core.compile_model(
+            core.read_model(str(path)),
+            "CPU",
+            {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1},
+        )
+        request, given = fast.create_infer_request(), x.numpy()
+        request.infer([given])
+        return lambda: request.infer([given])
+
+    def export() -> Run:
+        torch.onnx.export(model, (x,), str(path), dynamo=True, verbose=False, dynamic_shapes=None, external_data=False)
+        return lambda: None
+
+    for name, make in {
+        "export": export, "torch.compile": compiled, "ONNX Runtime": onnx, "OpenVINO": openvino, "PyTorch bf16": bfloat16,
+        "ONNX Runtime int8": onnx_int8,
+    }.items():  # fmt: skip
+        try:
+            runs[name] = make()
+        except Exception as error:
+            absent[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
+    runs.pop("export", None)
+    return runs, absent
+
+
+def _session(path: str, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+LOWER_PRECISION = ("PyTorch bf16", "ONNX Runtime int8")
+
+
+def in_turns(runs: dict[str, Run], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Milliseconds of each candidate in each round."""
+    import torch
+
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    repeats: dict[str, int] = {}
+    with torch.inference_mode():
+        for name, run in runs.items():
+            run()
+            begin = time.perf_counter()
+            run()
+            repeats[name] = max(1, round(LEAST_SECONDS / max(time.perf_counter() - begin, 1e-6)))
+        names = list(runs)
+        for turn in range(rounds):
+            for place in range(len(names)):
+                name = names[(turn + place) % len(names)]
+                runs[name]()
+                begin = clock()
+                for _ in range(repeats[name]):
+                    runs[name]()
+                times[name].append((clock() - begin) * 1000 / repeats[name])
+    return times
+
+
+def engines(network: str, x: Any, threads: int, wanted: list[tuple[float, str]]) -> tuple[dict[str, Run], dict[str, Any]]:
+    """Compiled models by name, with how far their outputs are from PyTorch's and what was chosen."""
+    import torch
+
+    from secateur import runtime
+
+    runs: dict[str, Run] = {}
+    about: dict[str, Any] = {}
+    for sparsity, spread in wanted:
+        name = f"engine {sparsity:g}" + ("" if spread == "uniform" else f" {spread}")
+        model = build(network, sparsity, spread)
+        with torch.inference_mode():
+            expected = model(x)
+            fast = runtime.compile(model, x, threads=threads)
+            error = float((fast(x) - expected).abs().max() / expected.abs().max())
+        plan = fast.plan(x)
+        about[name] = {
+            "sparsity": sparsity, "spread": spread, "relative_error": error, "parts": plan.parts, "threads_in_a_part": plan.inner,
+            "layers": layers(fast, x),
+        }  # fmt: skip
+        runs[name] = lambda fast=fast: fast(x)
+    return runs, about
+
+
+def layers(fast: Any, x: Any) -> list[dict[str, Any]]:
+    """Per layer: non-zero multiply-adds and bytes, the time both take at least on this machine, and the share reached."""
+    from secateur.runtime import roofline
+
+    return roofline.table(fast, x)
+
+
+@contextmanager
+def one_clock(threads: int) -> Iterator[Callable[[], float]]:
+    """CPU time where one thread works, wall time where several do."""
+    import torch
+
+    torch.set_num_threads(threads)
+    yield time.process_time if threads == 1 else time.perf_counter
+
+
+def measure(part: str, rounds: int, command: str) -> dict[str, Any]:
+    """The record of one part."""
+    import torch
+
+    curve = part == "curve"
+    network, batch, threads = (
+        ("resnet50", 1, 1) if curve else (part.split("-")[0], *(int(word[1:]) for word in part.split("-")[1:]))
+    )
+    wanted = [(s, "uniform") for s in (CURVE if curve else SPARSITIES)]
+    if not curve:
+        wanted += [(s, "global") for s in SPARSITIES]
+    torch.manual_seed(SEED)
+    x = torch.randn(batch, 3, NETWORKS[network], NETWORKS[network])
+    load = os.getloadavg()[0]
+    with one_clock(threads) as clock, TemporaryDirectory() as folder:
+        runs, absent = dense_runs(network, x, threads, Path(folder))
+        fast, about = engines(network, x, threads, wanted)
+        times = in_turns(runs | fast, rounds, clock)
+    rivals = {name: median(taken) for name, taken in times.items() if name in runs and name not in LOWER_PRECISION}
+    best = min(rivals, key=lambda name: rivals[name])
+    rows = {}
+    for name, known in about.items():
+        ratios = [a / b for a, b in zip(times[best], times[name], strict=True)]
+        rows[name] = known | {
+            "ms": median(times[name]),
+            "speedup": median(ratios),
+            "speedup_low": min(ratios),
+            "speedup_high": max(ratios),
+        }
+    return {
+        "part": part, "network": network, "batch": batch, "threads": threads, "size": NETWORKS[network], "rounds": rounds,
+        "clock": "CPU" if threads == 1 else "wall", "command": command, "seed": SEED, "machine": machine(),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "load": [load, os.getloadavg()[0]],
+        "best_dense": best, "dense_ms": rivals,
+        "lower_precision_ms": {name: median(times[name]) for name in LOWER_PRECISION if name in times},
+        "absent": absent, "engine": rows, "all_ms": {name: [round(t, 4) for t in taken] for name, taken in times.items()},
+    }  # fmt: skip
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    import torch
+
+    from secateur.runtime import library
+    from secateur.runtime.tune import _machine
+
+    lib = library.library()
+    found: dict[str, Any] = {
+        "cpu": _machine(), "cores": os.cpu_count(), "instruction_set": library.path(), "python": platform.python_version(),
+        "torch": torch.__version__, "gmacs_per_second": {str(n): lib.secateur_peak(n) / 1e9 for n in (1, 2)},
+        "gbytes_per_second": {str(kib): lib.secateur_bandwidth(kib << 10) / 1e9 for kib in (16, 256, 4096, 131072)},
+    }  # fmt: skip
+    for name in ("onnxruntime", "openvino"):
+        try:
+            found[name] = __import__(name).__version__.split("-")[0]
+        except ImportError:
+            found[name] = None
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    found["commit"] = commit.stdout.strip() or None
+    return found
+
+
+def page() -> str:
+    """The results as Markdown."""
+    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    parts = {record["part"]: record for record in records}
+    if not parts:
+        raise SystemExit("no results yet: run some parts first")
+    some = next(iter(parts.values()))["machine"]
+    lines = [
+        "# The sparse engine, measured", "",
+        "Written by `python bench/sparse_engine.py --table` from the files in `bench/results/sparse_engine/`; nothing here is typed by hand.",
+        f"Machine: {some['cpu']}, {some['cores']} cores, {some['instruction_set']}; torch {some['torch']}, ONNX Runtime {some['onnxruntime']}, "
+        f"OpenVINO {some['openvino']}. Random weights, seed {SEED}.", "",
+        "Speed-up over the *fastest* dense float32 runtime of PyTorch eager, `torch.compile`, ONNX Runtime and OpenVINO; all run in turns,",
+        "medians of the turns' ratios, in brackets the least and the largest. One thread: CPU time. Two threads: wall time.", "",
+        "## The same sparsity in every layer", "",
+        "| network, input | batch | threads | fastest dense | 80 % | 90 % | 95 % | 98 % |", "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    lines += [_row(parts[name], "uniform") for name in PARTS if name in parts]
+    for network, goal in GOALS.items():
+        lines.append(f"| goal: {network} | | | | " + " | ".join(f"{value:g}×" for value in goal) + " |")
+    lines.append(
+        "| recorded elsewhere: MNN 3.6.1, ResNet-50 | 1 | 1 | | " + " | ".join(f"{value:g}×" for value in RIVAL) + " |"
+    )
+    lines += ["", "## The smallest weights of the whole network zero", "",
+              "| network, input | batch | threads | fastest dense | 80 % | 90 % | 95 % | 98 % |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines += [_row(parts[name], "global") for name in PARTS if name in parts]
+    lines += ["", "## All runtimes, milliseconds", "", *_runtimes(parts)]
+    if "curve" in parts:
+        lines += ["", "## Speed against sparsity: ResNet-50, batch 1, one thread", "", *_curve(parts["curve"])]
+    for name in ("resnet50-b1-t1", "resnet50-b16-t1", "vgg19-b16-t1", "resnet20-b16-t1"):
+        if name in parts:
+            lines += ["", f"## Layers of {name} at 90 %", "", *_layers(parts[name])]
+    return "\n".join(lines) + "\n"
+
+
+def _row(record: dict[str, Any], spread: str) -> str:
+    cells = []
+    for sparsity in SPARSITIES:
+        row = next((r for r in record["engine"].values() if r["sparsity"] == sparsity and r["spread"] == spread), None)
+        cells.append(f"**{row['speedup']:.2f}×** ({row['speedup_low']:.2f}-{row['speedup_high']:.2f})" if row else "")
+    best = f"{record['best_dense']}, {record['dense_ms'][record['best_dense']]:.3g} ms"
+    name = f"{record['network']}, {record['size']}"
+    link = f"[{name}](../../bench/results/sparse_engine/{record['part']}.json)"
+    return f"| {link} | {record['batch']} | {record['threads']} | {best} | " + " | ".join(cells) + " |"
+
+
+def _runtimes(parts: dict[str, Any]) -> list[str]:
+    names = ["PyTorch eager", "PyTorch eager, channels_last", "torch.compile", "ONNX Runtime", "OpenVINO", *LOWER_PRECISION]
+    lines = ["| part | " + " | ".join(names) + " | engine, 90 % |", "|---|" + "---|" * (len(names) + 1)]
+    for name in PARTS:
+        if name in parts:
+            known = parts[name]["dense_ms"] | parts[name]["lower_precision_ms"]
+            cells = [f"{known[n]:.3g}" if n in known else "-" for n in names]
+            lines.append(f"| {name} | " + " | ".join(cells) + f" | {parts[name]['engine']['engine 0.9']['ms']:.3g} |")
+    return lines
+
+
+def _curve(record: dict[str, Any]) -> list[str]:
+    rows = list(record["engine"].values())
+    lines = ["| zeros | " + " | ".join(f"{r['sparsity']:.0%}" for r in rows) + " |", "|---|" + "---|" * len(rows)]
+    lines.append("| speed-up | " + " | ".join(f"{r['speedup']:.2f}×" for r in rows) + " |")
+    lines.append(
+        "| layers on the engine's kernels | "
+        + " | ".join(str(sum(x["runs"] == "engine" for x in r["layers"])) for r in rows)
+        + " |"
+    )
+    faster = [r["sparsity"] for r in rows if r["speedup"] >= 1]
+    best = record["dense_ms"][record["best_dense"]]
+    beside = [f"{name}: {best / ms:.2f}×" for name, ms in record["lower_precision_ms"].items()]
+    lines += [
+        "",
+        f"Faster than {record['best_dense']} from {min(faster):.0%} zeros on." if faster else "Never faster.",
+    ]
+    if beside:
+        lines.append("Dense in lower precision on the same scale: " + "; ".join(beside) + ".")
+    return lines
+
+
+def _layers(record: dict[str, Any]) -> list[str]:
+    lines = [
+        "Bound: the larger of non-zeros at the machine's multiply-add peak and bytes at its bandwidth; share: how much of it is reached.", "",
+        "| layer | weight | zeros | pixels | runs | ms | at peak, ms | by bytes, ms | share |", "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in record["engine"]["engine 0.9"]["layers"]:
+        if "ms" in row:
+            lines.append(
+                f"| {row['layer']} | {'×'.join(map(str, row['weight']))} | {row['sparsity']:.1%} | {row['pixels']} | {row['rows']} × {row['tile']} |"
+                f" {row['ms']:.3f} | {row['peak_ms']:.3f} | {row['bytes_ms']:.3f} | {row['share']:.0%} |"
+            )
+        else:
+            lines.append(
+                f"| {row['layer']} | {'×'.join(map(str, row['weight']))} | {row['sparsity']:.1%} | | {row['runs']} | | | | |"
+            )
+    return lines
+
+
+def main() -> None:
+    """Measure the parts asked for, each in a process of its own, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help="none: all")
+    parser.add_argument("--again", action="store_true", help="measure parts that have results")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--list", action="store_true", help="print the parts and which are done")
+    parser.add_argument("--table", action="store_true", help="write docs/results/sparse_engine.md")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    known = [*PARTS, "curve"]
+    if unknown := [part for part in options.parts if part not in known]:
+        parser.error(f"no part {unknown[0]}; parts: {', '.join(known)}")
+    if options.list:
+        for part in known:
+            print(part, "done" if (RESULTS / f"{part}.json").exists() else "")
+        return
+    if options.table:
+        PAGE.parent.mkdir(parents=True, exist_ok=True)
+        PAGE.write_text(page())
+        print(PAGE.relative_to(ROOT))
+        return
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for part in options.parts or known:
+        target = RESULTS / f"{part}.json"
+        if target.exists() and not options.again:
+            continue
+        if options.here:
+            record = measure(part, options.rounds, f"python bench/sparse_engine.py {part} --rounds {options.rounds}")
+            waiting = target.with_suffix(".part")
+            waiting.write_text(json.dumps(record, indent=1) + "\n")
+            waiting.replace(target)
+            speeds = {name: round(row["speedup"], 2) for name, row in record["engine"].items()}
+            print(part, record["best_dense"], round(record["dense_ms"][record["best_dense"]], 3), speeds, flush=True)
+        else:
+            again = ["--again"] if options.again else []
+            environment = os.environ | {"OMP_NUM_THREADS": part[-1] if part != "curve" else "1"}
+            words = [sys.executable, __file__, part, "--here", "--rounds", str(options.rounds), *again]
+            if code := subprocess.run(words, env=environment).returncode:
+                print(f"{part} ended with {code}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

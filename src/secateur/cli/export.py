@@ -1,0 +1,47 @@
+"""secateur export: a model for a runtime, in one file."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli import screen
+
+
+class Target(StrEnum):
+    """What can be exported to."""
+
+    sparse = "sparse"
+
+
+def export(
+    model: screen.Build,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the file goes.")],
+    to: Annotated[Target, typer.Option(help="sparse: the engine that skips zeros, on a CPU.")] = Target.sparse,
+    weights: Annotated[Path | None, typer.Option(help="Weights, of the dense or of a cut model.")] = None,
+    plan: Annotated[Path | None, typer.Option("--plan", help="Export the model after this plan.")] = None,
+    shapes: screen.Input = None,
+    as_json: screen.Json = False,
+) -> None:
+    """Write a model to one file that runs without its code: secateur measure FILE runs it."""
+    from secateur import runtime
+    from secateur.cli.inputs import dense_of, example, has_plan, plan_of
+    from secateur.io import load
+
+    given = example(shapes)
+    inputs = given if isinstance(given, tuple) else (given,)
+    cut = weights is not None and has_plan(weights)
+    network = dense_of(model, None if cut else weights)
+    if cut:
+        network = load(weights, into=network)  # type: ignore[arg-type]
+    elif plan:
+        network = plan_of(plan).apply(network)
+    runtime.save(output, runtime.prepare(network, inputs), inputs)
+    found = {"file": str(output), "bytes": output.stat().st_size}
+    if as_json:
+        screen.show_json(found)
+    else:
+        screen.say(f"{output}: {found['bytes']:,} bytes; secateur measure {output} runs it")

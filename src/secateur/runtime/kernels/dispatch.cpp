@@ -1,0 +1,66 @@
+#include "dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#ifndef SECATEUR_SOURCE
+#define SECATEUR_SOURCE "unknown"
+#endif
+
+namespace {
+
+struct Named {
+  const char* name;
+  const Path* path;
+  bool usable;
+};
+
+// Best first.
+const Named* known(int& count) {
+#ifdef SECATEUR_X86
+  static const Named table[] = {
+      {"avx512", &path_avx512, bool(__builtin_cpu_supports("avx512f")) && __builtin_cpu_supports("avx512vl") &&
+                                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")},
+      {"avx2", &path_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {"portable", &path_portable, true},
+  };
+#else
+  static const Named table[] = {{"portable", &path_portable, true}};
+#endif
+  count = int(sizeof table / sizeof table[0]);
+  return table;
+}
+
+const Named* find(const char* name) {
+  int count;
+  const Named* table = known(count);
+  for (int i = 0; i < count; ++i)
+    if (table[i].usable && (!name || !*name || !std::strcmp(name, table[i].name))) return &table[i];
+  return nullptr;
+}
+
+std::atomic<const Named*> current{nullptr};
+
+const Named* now_chosen() {
+  const Named* named = current.load(std::memory_order_acquire);
+  if (!named) current.store(named = find(nullptr), std::memory_order_release);
+  return named;
+}
+
+}  // namespace
+
+const Path& chosen_path() { return *now_chosen()->path; }
+
+extern "C" {
+const char* secateur_path(void) { return now_chosen()->name; }
+
+int secateur_force(const char* path) {
+  const Named* named = find(path);
+  if (!named) return -1;
+  current.store(named, std::memory_order_release);
+  return 0;
+}
+
+const char* secateur_source(void) { return SECATEUR_SOURCE; }
+}

@@ -1,0 +1,5 @@
+// Which instruction set runs.
+#pragma once
+#include "paths.h"
+
+const Path& chosen_path();

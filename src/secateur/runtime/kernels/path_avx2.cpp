@@ -1,0 +1,3 @@
+#define SECATEUR_BYTES 32
+#define SECATEUR_PATH path_avx2
+#include "rows.inc"

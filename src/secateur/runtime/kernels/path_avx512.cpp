@@ -1,0 +1,3 @@
+#define SECATEUR_BYTES 64
+#define SECATEUR_PATH path_avx512
+#include "rows.inc"

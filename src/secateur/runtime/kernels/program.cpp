@@ -1,0 +1,385 @@
+// Runs a list of operations, each by all threads together.
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "dispatch.h"
+#include "engine.h"
+#include "pool.h"
+
+namespace {
+
+struct Run {
+  const Op& op;
+  float* arena;
+  float* const* outside;
+  int threads;
+  const Path& path;
+
+  const float* x() const { return arena + op.x; }
+  float* y() const { return arena + op.y; }
+  const float* other() const { return op.other < 0 ? nullptr : arena + op.other; }
+};
+
+int64_t groups(const Plane& p) { return (p.images + p.lanes - 1) / p.lanes; }
+int64_t span(const Plane& p) { return ((p.height - 1) * p.row + p.width) * p.lanes; }  // floats of one image, gaps included
+int64_t at(const Plane& p, int64_t c, int64_t group) { return p.lead + c * p.channel + group * p.image; }
+int64_t lanes_of(const Plane& p, int64_t group) { return std::min(p.lanes, p.images - group * p.lanes); }
+
+// Calls task(first, last) on pieces of [0, count); a piece goes to whichever thread is free.
+template <typename Task>
+void shared(int threads, int64_t count, int64_t pieces, const Task& task) {
+  pieces = std::min(pieces, count);
+  if (threads <= 1 || pieces <= 1) {
+    if (count > 0) task(int64_t(0), count);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  together(int(std::min<int64_t>(threads, pieces)), [&](int) {
+    for (int64_t piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < pieces;)
+      task(count * piece / pieces, count * (piece + 1) / pieces);
+  });
+}
+
+void conv(const Run& run) {
+  const Op& op = run.op;
+  const int64_t vectors = (span(op.out) + 15) / 16, tiles = (vectors + op.tile - 1) / op.tile, images = groups(op.out);
+  const auto work = [&](int64_t tile, int64_t first, int64_t last) {
+    const int64_t group = tile / tiles, i = tile % tiles;
+    const int64_t from = vectors * i / tiles, to = vectors * (i + 1) / tiles;
+    RowJob job;
+    job.words = op.words;
+    job.start = op.start;
+    job.rows = op.rows;
+    job.bias = op.bias;
+    job.first = first;
+    job.last = last;
+    job.x = run.x() + at(op.in, 0, group) + from * 16;
+    job.y = run.y() + at(op.out, 0, group) + from * 16;
+    job.y_channel = op.out.channel;
+    job.other = run.other() ? run.other() + at(op.out, 0, group) + from * 16 : nullptr;
+    job.other_channel = op.other_channel;
+    job.mask = op.mask ? op.mask + from * 16 : nullptr;
+    job.activation = op.activation;
+    job.low = op.low;
+    job.high = op.high;
+    job.after = int(op.after);
+    run.path.rows(int(to - from), int(op.block), job);
+  };
+  if (run.threads > 1 && op.split) {
+    const int64_t pieces = run.threads * 3;
+    const auto cost = [&](int64_t b) { return op.start[b] + 4 * b; };
+    const auto edge = [&](int64_t piece) {  // blocks are cut where the work is even, not their number
+      const int64_t wanted = cost(op.blocks) * piece / pieces;
+      int64_t low = 0, high = op.blocks;
+      while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (cost(middle) < wanted) low = middle + 1; else high = middle;
+      }
+      return low;
+    };
+    shared(run.threads, pieces, pieces, [&](int64_t first, int64_t last) {
+      for (int64_t tile = 0; tile < tiles * images; ++tile) work(tile, edge(first), edge(last));
+    });
+    return;
+  }
+  const int64_t count = tiles * images;
+  shared(run.threads, count, std::min(count, int64_t(run.threads) * 4), [&](int64_t first, int64_t last) {
+    for (int64_t tile = first; tile < last; ++tile) work(tile, 0, op.blocks);
+  });
+}
+
+// The planes a strided convolution reads: one per residue of the row and column number, so that its steps become shifts.
+void gather(const Run& run) {
+  const Op& op = run.op;
+  const int64_t lanes = op.in.lanes, each = op.phases[0] * op.phases[1];
+  shared(run.threads, op.in.channels * each, run.threads * 4, [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c) {
+      const int64_t i = op.kernel[0] + c % each / op.phases[1], j = op.kernel[1] + c % op.phases[1];
+      const int64_t height = (op.in.height - i + op.stride[0] - 1) / op.stride[0];
+      const int64_t width = (op.in.width - j + op.stride[1] - 1) / op.stride[1];
+      float* plane = run.y() + c * op.out.channel;
+      std::memset(plane, 0, size_t(op.out.channel) * 4);
+      for (int64_t group = 0; group < groups(op.in); ++group) {
+        const float* from = run.x() + at(op.in, c / each, group) + (i * op.in.row + j) * lanes;
+        float* to = plane + op.out.lead + group * op.out.image;
+        for (int64_t h = 0; h < height; ++h, from += op.stride[0] * op.in.row * lanes, to += op.out.row * lanes) {
+          if (op.stride[1] == 1) {
+            std::memcpy(to, from, size_t(width * lanes) * 4);
+          } else if (lanes > 1) {
+            for (int64_t w = 0; w < width; ++w) std::memcpy(to + w * lanes, from + w * lanes * op.stride[1], size_t(lanes) * 4);
+          } else if (op.stride[1] == 2) {
+            for (int64_t w = 0; w < width; ++w) to[w] = from[2 * w];
+          } else {
+            for (int64_t w = 0; w < width; ++w) to[w] = from[op.stride[1] * w];
+          }
+        }
+      }
+    }
+  });
+}
+
+// Rows are joined first, then neighbours in the joined row; outside the image stands `empty`.
+template <typename Join>
+void pool(const Run& run, float empty, float scale, const Join& join) {
+  const Op& op = run.op;
+  const int64_t lanes = op.in.lanes, width = op.in.width, padded = op.out.width * op.stride[1] + op.kernel[1] + width;
+  shared(run.threads, op.in.channels, run.threads * 4, [&](int64_t first, int64_t last) {
+    std::vector<float> line(size_t((padded + op.padding[1]) * lanes), empty);
+    for (int64_t c = first; c < last; ++c)
+      for (int64_t group = 0; group < groups(op.in); ++group) {
+        const float* x = run.x() + at(op.in, c, group);
+        float* y = run.y() + at(op.out, c, group);
+        for (int64_t h = 0; h < op.out.height; ++h, y += op.out.row * lanes) {
+          float* middle = line.data() + op.padding[1] * lanes;
+          bool any = false;
+          for (int64_t k = 0; k < op.kernel[0]; ++k) {
+            const int64_t row = h * op.stride[0] + k - op.padding[0];
+            if (row < 0 || row >= op.in.height) continue;
+            const float* from = x + row * op.in.row * lanes;
+            if (any) for (int64_t w = 0; w < width * lanes; ++w) middle[w] = join(middle[w], from[w]);
+            else std::memcpy(middle, from, size_t(width * lanes) * 4);
+            any = true;
+          }
+          if (!any) std::fill(middle, middle + width * lanes, empty);
+          const float* from = line.data();
+          if (lanes == 1 && op.stride[1] == 1) {
+            for (int64_t w = 0; w < op.out.width; ++w) y[w] = from[w];
+            for (int64_t k = 1; k < op.kernel[1]; ++k) for (int64_t w = 0; w < op.out.width; ++w) y[w] = join(y[w], from[w + k]);
+          } else if (lanes == 1 && op.stride[1] == 2) {
+            for (int64_t w = 0; w < op.out.width; ++w) y[w] = from[2 * w];
+            for (int64_t k = 1; k < op.kernel[1]; ++k) for (int64_t w = 0; w < op.out.width; ++w) y[w] = join(y[w], from[2 * w + k]);
+          } else {
+            for (int64_t w = 0; w < op.out.width; ++w)
+              for (int64_t l = 0; l < lanes; ++l) {
+                const float* p = from + w * op.stride[1] * lanes + l;
+                float value = p[0];
+                for (int64_t k = 1; k < op.kernel[1]; ++k) value = join(value, p[k * lanes]);
+                y[w * lanes + l] = value;
+              }
+          }
+          if (scale != 1.0f) for (int64_t w = 0; w < op.out.width * lanes; ++w) y[w] *= scale;
+        }
+      }
+  });
+}
+
+int64_t place(const Plane& p, int64_t c, int64_t n) { return at(p, c, n / p.lanes) + n % p.lanes; }
+
+void mean(const Run& run) {
+  const Op& op = run.op;
+  const float share = 1.0f / float(op.in.height * op.in.width);
+  const int64_t lanes = op.in.lanes;
+  shared(run.threads, op.in.channels, run.threads * 2, [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c)
+      for (int64_t group = 0; group < groups(op.in); ++group) {
+        const float* x = run.x() + at(op.in, c, group);
+        float sum[16] = {};
+        if (lanes == 16) {
+          for (int64_t i = 0; i < span(op.in); i += 16) for (int l = 0; l < 16; ++l) sum[l] += x[i + l];
+        } else {
+          const int64_t count = span(op.in);
+          for (int64_t i = 0; i + 16 <= count; i += 16) for (int l = 0; l < 16; ++l) sum[l] += x[i + l];
+          for (int64_t i = count / 16 * 16; i < count; ++i) sum[i % 16] += x[i];
+          for (int l = 1; l < 16; ++l) sum[0] += sum[l];
+        }
+        for (int64_t l = 0; l < lanes_of(op.in, group); ++l) run.y()[place(op.out, c, group * lanes + l)] = sum[l] * share;
+      }
+  });
+}
+
+// y = activation(scale * x + shift + other), channel by channel.
+void pointwise(const Run& run) {
+  const Op& op = run.op;
+  const bool vector = op.out.channel == 1;  // one value per channel, side by side
+  const int64_t count = vector ? (op.out.channels + 15) / 16 * 16 : (span(op.out) + 15) / 16 * 16;
+  shared(run.threads, vector ? 1 : op.out.channels, run.threads * 4, [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c)
+      for (int64_t group = 0; group < groups(op.out); ++group) {
+        const int64_t place = at(op.out, 0, group);
+        run.path.finish(run.y() + place + c * op.out.channel, run.x() + place + c * op.in.channel,
+                        run.other() ? run.other() + place + c * op.other_channel : nullptr, op.mask, count, op.scale ? op.scale[c] : 1.0f,
+                        op.bias ? op.bias[c] : 0.0f, op.activation, op.low, op.high, int(op.after));
+      }
+  });
+}
+
+// y = x * other, where `other` has one value per image and channel.
+void scale(const Run& run) {
+  const Op& op = run.op;
+  Plane single = op.out;  // layout of `other`
+  single.height = single.width = 1;
+  shared(run.threads, op.out.channels, run.threads * 4, [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c)
+      for (int64_t group = 0; group < groups(op.out); ++group) {
+        const float* x = run.x() + at(op.in, c, group);
+        float* y = run.y() + at(op.out, c, group);
+        const float* by = run.other() + c * op.other_channel + group * op.out.lanes;
+        const int64_t count = span(op.out);
+        if (op.out.lanes == 1) for (int64_t i = 0; i < count; ++i) y[i] = x[i] * by[0];
+        else for (int64_t i = 0; i < count; i += 16) for (int l = 0; l < 16; ++l) y[i + l] = x[i + l] * by[l];
+      }
+  });
+}
+
+void copy(const Run& run) {
+  const Op& op = run.op;
+  shared(run.threads, op.in.channels, run.threads * 2, [&](int64_t first, int64_t last) {
+    std::memcpy(run.y() + first * op.out.channel, run.x() + first * op.in.channel, size_t((last - first) * op.in.channel) * 4);
+  });
+}
+
+template <bool IN>
+void border(const Run& run) {
+  const Op& op = run.op;
+  const Plane& p = IN ? op.out : op.in;
+  float* const outside = run.outside[IN ? op.x : op.y];
+  float* const inside = IN ? run.y() : const_cast<float*>(run.x());
+  const auto move = [&](float& out, float& in) { if (IN) in = out; else out = in; };
+  constexpr int64_t STRIP = 16;  // channels at a time: where they are neighbours outside, a line is read once
+  const int64_t strip = op.inner == 1 ? STRIP : 1, strips = (p.channels + strip - 1) / strip;
+  shared(run.threads, strips * groups(p), run.threads * 4, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t group = i / strips, begin = i % strips * strip, end = std::min(begin + strip, p.channels);
+      const int64_t lanes = lanes_of(p, group);
+      float* from = outside + group * p.lanes * op.outer;
+      float* base = inside + at(p, 0, group);
+      for (int64_t h = 0; h < p.height; ++h) {
+        if (p.lanes == 1 && op.step == 1) {
+          for (int64_t c = begin; c < end; ++c) {
+            float* out = from + c * op.inner + h * p.width;
+            float* in = base + c * p.channel + h * p.row;
+            std::memcpy(IN ? in : out, IN ? out : in, size_t(p.width) * 4);
+          }
+          continue;
+        }
+        for (int64_t w = 0; w < p.width; ++w)
+          for (int64_t c = begin; c < end; ++c) {
+            float* out = from + c * op.inner + (h * p.width + w) * op.step;
+            float* in = base + c * p.channel + (h * p.row + w) * p.lanes;
+            for (int64_t l = 0; l < lanes; ++l) move(out[l * op.outer], in[l]);
+          }
+      }
+    }
+  });
+}
+
+// One input vector against sparse rows: bound by reading the weights, so rows are summed in four chains and no more.
+void dot(const Run& run) {
+  const Op& op = run.op;
+  const float* x = run.x();
+  float* y = run.y();
+  shared(run.threads, (op.blocks + 15) / 16, run.threads * 4, [&](int64_t first, int64_t last) {
+    const int64_t end = std::min(last * 16, op.blocks);
+    for (int64_t row = first * 16; row < end; ++row) {
+      const int32_t* entry = op.words + 2 * int64_t(op.start[row]);
+      const int32_t* stop = op.words + 2 * int64_t(op.start[row + 1]);
+      float sum[4] = {op.bias[row], 0, 0, 0}, weight;
+      for (; stop - entry >= 8; entry += 8)
+        for (int k = 0; k < 4; ++k) {
+          std::memcpy(&weight, entry + 2 * k + 1, 4);
+          sum[k] += weight * x[entry[2 * k]];
+        }
+      for (; entry != stop; entry += 2) {
+        std::memcpy(&weight, entry + 1, 4);
+        sum[0] += weight * x[entry[0]];
+      }
+      y[row] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    }
+    if (op.activation || op.other >= 0)
+      run.path.finish(y + first * 16, y + first * 16, run.other() ? run.other() + first * 16 : nullptr, nullptr, (last - first) * 16,
+                      1.0f, 0.0f, op.activation, op.low, op.high, int(op.after));
+  });
+}
+
+bool run_one(const Run& run) {
+  const float lowest = -std::numeric_limits<float>::infinity();
+  switch (run.op.kind) {
+    case CONV: conv(run); return true;
+    case GATHER: gather(run); return true;
+    case MAXPOOL: pool(run, lowest, 1.0f, [](float a, float b) { return b < a ? a : b; }); return true;
+    case AVGPOOL:
+      pool(run, 0.0f, 1.0f / float(run.op.kernel[0] * run.op.kernel[1]), [](float a, float b) { return a + b; });
+      return true;
+    case MEAN: mean(run); return true;
+    case ADD:
+    case AFFINE: pointwise(run); return true;
+    case COPY: copy(run); return true;
+    case IMPORT: border<true>(run); return true;
+    case EXPORT: border<false>(run); return true;
+    case DOT: dot(run); return true;
+    case SCALE: scale(run); return true;
+    default: return false;
+  }
+}
+
+int64_t now() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+extern "C" {
+
+int secateur_run(const Op* ops, int64_t count, float* arena, float* const* outside, int threads) {
+  const Path& path = chosen_path();
+  for (int64_t i = 0; i < count; ++i)
+    if (!run_one(Run{ops[i], arena, outside, threads, path})) return int(i + 1);
+  return 0;
+}
+
+int secateur_chunks(const Op* ops, int64_t count, float* const* arenas, float* const* outside, const int64_t* steps, int64_t tensors,
+                    int64_t chunks, int threads, int inner) {
+  const int outer = inner == 1 ? int(std::min<int64_t>(threads, chunks)) : 1;
+  std::atomic<int64_t> next{0};
+  std::atomic<int> bad{0};
+  together(outer, [&](int index) {
+    std::vector<float*> here(size_t(tensors), nullptr);
+    for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
+      for (int64_t k = 0; k < tensors; ++k) here[size_t(k)] = outside[k] + chunk * steps[k];
+      if (const int failed = secateur_run(ops, count, arenas[index], here.data(), inner)) bad = failed;
+    }
+  });
+  return bad;
+}
+
+int64_t secateur_time(const Op* op, float* arena, float* const* outside, int threads, int64_t repeats) {
+  int64_t best = std::numeric_limits<int64_t>::max();
+  for (int64_t i = 0; i <= repeats; ++i) {
+    const int64_t begin = now();
+    if (secateur_run(op, 1, arena, outside, threads)) return -1;
+    if (i) best = std::min(best, now() - begin);  // the first run warms the caches
+  }
+  return best;
+}
+
+double secateur_peak(int threads) {
+  std::vector<double> done(size_t(std::max(threads, 1)), 0.0);
+  double best = 0;
+  for (int round = 0; round < 5; ++round) {
+    const int64_t begin = now();
+    together(int(done.size()), [&](int i) { done[size_t(i)] = chosen_path().burn(400000); });
+    double total = 0;
+    for (double each : done) total += each;
+    best = std::max(best, total / (double(now() - begin) * 1e-9));
+  }
+  return best;
+}
+
+double secateur_bandwidth(int64_t bytes) {
+  std::vector<float> values(size_t(bytes / 4), 1.0f);
+  double best = 0;
+  volatile double sink = 0;
+  const int64_t passes = std::max<int64_t>(1, (int64_t(64) << 20) / std::max<int64_t>(bytes, 1));
+  for (int round = 0; round < 4; ++round) {
+    const int64_t begin = now();
+    for (int64_t pass = 0; pass < passes; ++pass) sink = sink + chosen_path().read(values.data(), int64_t(values.size()));
+    best = std::max(best, double(bytes) * double(passes) / (double(now() - begin) * 1e-9));
+  }
+  return best;
+}
+}

@@ -1,0 +1,295 @@
+"""From a graph and the shapes of its values to programs for the kernels, and the PyTorch calls between them.
+
+Memory is planned here, once: tensors of one layout share buffers, so the zeros in their gaps are written once and stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from secateur.runtime.graph import Graph, Node, refs
+from secateur.runtime.layout import LINE, Layout, Reach, flat, round_up, sizes, spread
+from secateur.runtime.library import Activation, Kind, Op
+from secateur.runtime.pack import by_group, offsets
+from secateur.runtime.placing import KINDS, able, gaps_of, reaches
+from secateur.runtime.program import Buffer, Layer, Program, Step
+
+SLACK = 4096
+"""Floats before and behind the arena: tiles at an edge read, and never use, what lies beyond their tensor."""
+
+
+def lower(graph: Graph, values: Mapping[str, Any], *, lanes: int, dense: frozenset[str] = frozenset()) -> Program:
+    """The program for values of these shapes; layers named in `dense` are left to PyTorch."""
+    return _Lowering(graph, values, lanes, dense).program()
+
+
+class _Lowering:
+    """Walks the graph once; keeps where each value is, and which buffers are free."""
+
+    def __init__(self, graph: Graph, values: Mapping[str, Any], lanes: int, dense: frozenset[str]) -> None:
+        self.graph, self.values, self.lanes = graph, values, lanes
+        self.gaps = gaps_of(graph, values)
+        self.on_engine = self._placed(dense)
+        self.ops: list[Op] = []
+        self.patches: list[tuple[Op, str, Buffer, int]] = []
+        self.steps: list[Step] = []
+        self.held: dict[str, tuple[Buffer, Layout]] = {}
+        self.outside: set[str] = set(graph.inputs) | set(graph.constants)
+        self.buffers: list[Buffer] = []
+        self.free: list[Buffer] = []
+        self.scratch = 0
+        self.scratches: list[Op] = []
+        self.layers: dict[str, Layer] = {}
+        self.borders: list[tuple[Step, str, str, Op]] = []
+        self.keep: list[np.ndarray] = []
+        self.masks: dict[Layout, int] = {}
+        self.last: dict[str, int] = {}
+        for place, node in enumerate(graph.nodes):
+            for name in node.inputs:
+                self.last[name] = place
+        for name in refs(graph.output):
+            self.last[name] = len(graph.nodes)
+
+    def _placed(self, dense: frozenset[str]) -> set[str]:
+        """Layers go to the engine; what needs no weights goes where its input is."""
+        placed: set[str] = set()
+        for node in self.graph.nodes:
+            if node.name in dense or not able(node, self.values):
+                continue
+            follows = any(name in placed for name in node.inputs) and all(
+                name in placed or name in self.graph.inputs for name in node.inputs
+            )
+            if node.op in ("conv", "linear") or follows:
+                placed.add(node.name)
+        return placed
+
+    def layout(self, name: str) -> Layout:
+        """Where value `name` lies: maps of one size share gaps."""
+        channels, images, height, width = sizes(self.values[name].shape)
+        if (height, width) == (1, 1):
+            return flat(channels, images)
+        return spread(channels, images, height, width, lanes=self.lanes, gap=self.gaps.get((height, width), (0, 0)))
+
+    def program(self) -> Program:
+        for place, node in enumerate(self.graph.nodes):
+            if node.name in self.on_engine:
+                for name in node.inputs:
+                    self._bring_in(name)
+                self._emit(node)
+            else:
+                for name in node.inputs:
+                    self._bring_out(name)
+                self.steps.append(Step(node))
+                self.outside.add(node.name)
+            for name in {*node.inputs, node.name}:
+                if self.last.get(name, place) == place:
+                    self._release(name)
+        for name in refs(self.graph.output):
+            self._bring_out(name)
+        return self._finished()
+
+    def _release(self, name: str) -> None:
+        found = self.held.pop(name, None)
+        if found and all(buffer is not found[0] for buffer, _ in self.held.values()):
+            self.free.append(found[0])
+        if name in self.outside and name not in self.graph.constants and self.steps:
+            self.steps[-1].drops.append(name)
+
+    def _engine_step(self) -> Step:
+        if not self.steps or self.steps[-1].node is not None:
+            self.steps.append(Step(None, len(self.ops), len(self.ops)))
+        return self.steps[-1]
+
+    def _take(self, layout: Layout) -> Buffer:
+        """A free buffer of this layout, the tightest that is large enough, or else the largest, widened; or a new one."""
+        alike = [buffer for buffer in self.free if buffer.layout.of(0) == layout.of(0)]
+        if alike:
+            enough = [buffer for buffer in alike if buffer.channels >= layout.channels]
+            best = min(enough, key=lambda b: b.channels) if enough else max(alike, key=lambda b: b.channels)
+            self.free = [buffer for buffer in self.free if buffer is not best]
+            best.channels = max(best.channels, layout.channels)
+            return best
+        self.buffers.append(Buffer(layout, layout.channels))
+        return self.buffers[-1]
+
+    def _op(self, kind: Kind, x: str | None, y: str | None, node: Node | None = None, **given: Any) -> Op:
+        """Append an operation from value `x` to value `y`, both by name."""
+        op = Op(kind=kind, other=-1)
+        for name, what in ((x, "x"), (y, "y")):
+            if name is not None:
+                buffer, layout = self.held[name]
+                setattr(op, {"x": "input", "y": "output"}[what], layout.plane())
+                self.patches.append((op, what, buffer, 0))
+        if node is not None:
+            kind_of = node.settings.get("activation")
+            op.activation = KINDS[kind_of] if kind_of else Activation.NONE
+            op.low, op.high = (
+                (0.0, float("inf")) if kind_of == "relu" else (node.settings.get("low", 0), node.settings.get("high", 0))
+            )
+            op.after = int(node.settings.get("after", 0))
+        for key, value in given.items():
+            setattr(op, key, value)
+        step = self._engine_step()
+        self.ops.append(op)
+        step.last = len(self.ops)
+        return op
+
+    def _bring_in(self, name: str) -> None:
+        """Have the engine read value `name` from PyTorch, unless it has it."""
+        if name not in self.held:
+            layout = self.layout(name)
+            self.held[name] = (self._take(layout), layout)
+            self._border(self._op(Kind.IMPORT, None, name), name, "x", self._engine_step().reads)
+
+    def _bring_out(self, name: str) -> None:
+        """Have the engine hand value `name` to PyTorch, unless PyTorch has it."""
+        if name not in self.outside and name in self.held:
+            self._border(self._op(Kind.EXPORT, name, None), name, "y", self._engine_step().writes)
+            self.outside.add(name)
+
+    def _border(self, op: Op, name: str, what: str, passed: list[str]) -> None:
+        passed.append(name)
+        self.borders.append((self._engine_step(), name, what, op))
+        shape = self.values[name].shape
+        if len(shape) == 4:
+            op.outer, op.inner, op.step = shape[1] * shape[2] * shape[3], shape[2] * shape[3], 1
+        else:
+            op.outer, op.inner, op.step = shape[-1], 1, 0
+
+    def _emit(self, node: Node) -> None:
+        if node.op in ("conv", "linear"):
+            return self._layer(node)
+        source = node.inputs[0]
+        same = node.op == "flatten" or (
+            node.op == "adaptive" and self.values[source].shape[2:] == self.values[node.name].shape[2:]
+        )
+        if same:  # the same memory under another name
+            self.held[node.name] = self.held[source]
+            return None
+        layout = self.layout(node.name)
+        self.held[node.name] = (self._take(layout), layout)
+        if node.op == "cat":
+            before = 0
+            for name in node.inputs:
+                op = self._op(Kind.COPY, name, node.name)
+                self.patches[-1] = (op, "y", self.held[node.name][0], before * layout.channel)
+                before += self.held[name][1].channels
+        elif node.op in ("maxpool", "avgpool"):
+            kind = Kind.MAXPOOL if node.op == "maxpool" else Kind.AVGPOOL
+            op = self._op(kind, source, node.name)
+            op.kernel[:], op.stride[:], op.padding[:] = (node.settings[key] for key in ("kernel", "stride", "padding"))
+        elif node.op == "adaptive":
+            self._op(Kind.MEAN, source, node.name)
+        elif node.op == "mul":
+            op = self._op(Kind.SCALE, source, node.name)
+            self._other(op, node.inputs[1])
+        else:
+            op = self._op(Kind.AFFINE, source, node.name, node)
+            op.mask = self._mask(layout)
+            if node.op == "add":
+                op.kind = Kind.ADD
+                self._other(op, node.inputs[1])
+            elif node.op == "affine":
+                op.scale, op.bias = (self._array(node.tensors[key].float().numpy()) for key in ("scale", "shift"))
+        return None
+
+    def _other(self, op: Op, name: str) -> None:
+        buffer, layout = self.held[name]
+        op.other_channel = layout.channel
+        self.patches.append((op, "other", buffer, 0))
+
+    def _array(self, array: np.ndarray) -> int:
+        array = np.ascontiguousarray(array)
+        self.keep.append(array)
+        return array.ctypes.data
+
+    def _mask(self, layout: Layout) -> int | None:
+        key = layout.of(0)
+        if key not in self.masks:
+            mask = layout.mask()
+            self.masks[key] = 0 if mask is None else self._array(mask)
+        return self.masks[key] or None
+
+    def _layer(self, node: Node) -> None:
+        source, layout = node.inputs[0], self.layout(node.name)
+        weight = node.tensors["weight"].detach().float()
+        bias = node.tensors["bias"].detach().float().numpy() if "bias" in node.tensors else None
+        read = self.held[source][1]
+        gathered = False
+        if layout.single:
+            places = np.arange(read.channels) * (1 if layout.images == 1 else read.channel * 4)
+            places = by_group(places[:, None], weight, node.settings.get("groups", 1))
+        else:
+            rows, columns = reaches(node)
+            gathered = not self._direct(node, rows, columns, read, layout)
+            if gathered:
+                read = self._gather(node, rows, columns, layout)
+            places = by_group(offsets(rows, columns, read, gathered), weight, node.settings["groups"])
+        self.held[node.name] = (self._take(layout), layout)
+        op = self._op(Kind.DOT if layout.images == 1 and layout.single else Kind.CONV, source, node.name, node)
+        if gathered:
+            op.input = read.plane()
+            self.patches = [patch for patch in self.patches if not (patch[0] is op and patch[1] == "x")]
+            self.scratches.append(op)
+        op.mask = self._mask(layout)
+        if len(node.inputs) > 1:
+            self._other(op, node.inputs[1])
+        place = len(self.ops) - 1
+        vectors = round_up(layout.span) // LINE
+        dot = op.kind == Kind.DOT
+        self.layers[node.name] = Layer(node, place, vectors, dot, weight.reshape(len(weight), -1).numpy(), places, bias)
+
+    def _direct(self, node: Node, rows: Reach, columns: Reach, read: Layout, made: Layout) -> bool:
+        """Can the taps be shifts in the input as it lies?"""
+        if node.settings["stride"] != (1, 1) or read.row != made.row or read.single:
+            return False
+        gap = read.row - read.width
+        below = read.image // (read.row * read.lanes) - read.height
+        fits = max(-columns.low, made.width + columns.high - read.width) <= gap
+        ahead = (-rows.low * read.row - columns.low) * read.lanes <= read.lead
+        return fits and ahead and max(-rows.low, made.height + rows.high - read.height) <= below
+
+    def _gather(self, node: Node, rows: Reach, columns: Reach, made: Layout) -> Layout:
+        """Copy the input into scratch memory, by phases, with rows as long as the output's."""
+        source = node.inputs[0]
+        channels, images, height, width = sizes(self.values[source].shape)
+        stride = node.settings["stride"]
+        tall = rows.width(height, stride[0])
+        wide = columns.width(width, stride[1])
+        below = max(-rows.low, made.height + rows.high - tall, 0)
+        ahead = (-rows.low * made.row - columns.low) * made.lanes
+        read = spread(
+            channels * rows.phases * columns.phases,
+            images,
+            tall,
+            wide,
+            lanes=made.lanes,
+            gap=(below, made.row - wide),
+            ahead=ahead,
+        )
+        op = self._op(Kind.GATHER, source, None)
+        op.output = read.plane()
+        op.kernel[:], op.phases[:], op.stride[:] = (rows.first, columns.first), (rows.phases, columns.phases), stride
+        self.scratches.append(op)
+        self.scratch = max(self.scratch, read.size)
+        return read
+
+    def _finished(self) -> Program:
+        offset = SLACK
+        for buffer in self.buffers:
+            buffer.offset = offset
+            offset += round_up(buffer.channels * buffer.layout.channel) + 3 * LINE
+        for op in self.scratches:
+            setattr(op, "y" if op.kind == Kind.GATHER else "x", offset)
+        for op, what, buffer, more in self.patches:
+            setattr(op, what, buffer.offset + more)
+        for step, name, what, op in self.borders:
+            setattr(op, what, [*step.reads, *step.writes].index(name))
+        ops = (Op * max(len(self.ops), 1))(*self.ops)
+        shapes = {name: tuple(value.shape) for name, value in self.values.items() if isinstance(value, Tensor)}
+        layouts = {name: self.layout(name) for name in self.on_engine}
+        return Program(ops, len(self.ops), self.steps, self.layers, offset + self.scratch + SLACK, self.keep, shapes, layouts)

@@ -1,0 +1,89 @@
+"""What lowering makes: operations for the kernels, and the PyTorch calls between them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from secateur.runtime.graph import Node
+from secateur.runtime.layout import Layout
+from secateur.runtime.library import Op
+from secateur.runtime.pack import Packed, pack
+
+
+@dataclass
+class Step:
+    """Some operations of the engine in a row, or one node of PyTorch's."""
+
+    node: Node | None = None
+    first: int = 0
+    last: int = 0
+    reads: list[str] = field(default_factory=list)
+    """Outside tensors the operations read."""
+    writes: list[str] = field(default_factory=list)
+    """Outside tensors they make."""
+    drops: list[str] = field(default_factory=list)
+    """Outside values nobody reads afterwards."""
+
+
+@dataclass
+class Buffer:
+    """A piece of the arena for tensors of one layout."""
+
+    layout: Layout
+    channels: int
+    offset: int = -1
+
+
+@dataclass
+class Layer:
+    """A convolution or linear layer on the engine: which operation it is, and what may be chosen for it."""
+
+    node: Node
+    place: int
+    vectors: int
+    dot: bool
+    weight: np.ndarray
+    places: np.ndarray
+    bias: np.ndarray | None
+    packed: dict[int, Packed] = field(default_factory=dict)
+
+    def pack(self, block: int) -> Packed:
+        """Weights in blocks of `block` rows, packed when first asked for."""
+        if block not in self.packed:
+            self.packed[block] = pack(self.weight, self.places, self.bias, block, ordered=self.dot)
+        return self.packed[block]
+
+
+@dataclass
+class Program:
+    """Everything a run needs. `slots`: numbers of outside tensors in each engine step."""
+
+    ops: Any
+    count: int
+    steps: list[Step]
+    layers: dict[str, Layer]
+    floats: int
+    keep: list[Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    layouts: Mapping[str, Layout]
+
+
+def choose(program: Program, name: str, block: int, tile: int, split: int) -> None:
+    """Set how layer `name` runs: rows in a block, vectors in a tile, and whether threads share rows or tiles."""
+    layer = program.layers[name]
+    packed = layer.pack(block)
+    op = program.ops[layer.place]
+    op.words, op.start, op.rows, op.bias = (
+        array.ctypes.data for array in (packed.words, packed.start, packed.rows, packed.bias)
+    )
+    op.blocks, op.block, op.tile, op.split = len(packed.rows), block, tile, split
+
+
+def address(program: Program, index: int) -> int:
+    """Of operation `index`, for the kernels."""
+    return ctypes.addressof(program.ops) + index * ctypes.sizeof(Op)

@@ -1,0 +1,178 @@
+"""Which kernel each layer gets: tried on the machine, in the memory the layer will use, and remembered.
+
+The choices stay in a JSON file in the cache folder, under the instruction set, the number of threads and the layer's sizes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+import platform
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from secateur.runtime.build import cache_folder
+from secateur.runtime.graph import Node, compute
+from secateur.runtime.library import Kind, library, path
+from secateur.runtime.program import Layer, Program, address, choose
+
+TILES = {"avx512": (2, 3, 4, 5, 6, 7, 8, 10, 12, 14), "avx2": (1, 2, 3, 4, 5, 6, 7), "portable": (1, 2, 3, 4)}
+"""Vectors of 16 floats whose sums fit in the registers of each instruction set."""
+WIDE = {"avx512": (4, 5, 6, 7), "avx2": (1, 2, 3), "portable": (1, 2)}
+"""The same for two and four rows at once."""
+FROM = {2: 0.12, 4: 0.25}
+"""Density from which two and four rows are tried: below, columns that rows share are too rare."""
+FORGET = 20_000
+"""Entries of the file of choices; beyond, it starts anew."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a layer runs, and how long that took: rows in a block, vectors in a tile, 1 where threads share rows."""
+
+    block: int
+    tile: int
+    split: int
+    nanoseconds: int
+
+
+@functools.cache
+def peak(isa: str, threads: int) -> float:
+    """Multiply-adds per second this machine does at most."""
+    return float(library().secateur_peak(threads))
+
+
+def tune(program: Program, arena: int, threads: int) -> dict[str, Choice]:
+    """Try the kernels on every layer, keep the fastest, and set it. `arena`: address of the memory the program uses."""
+    lib, isa = library(), path()
+    known = _Remembered.read()
+    found: dict[str, Choice] = {}
+    for name, layer in program.layers.items():
+        key = _key(program, layer, isa, threads)
+        choice = known.get(key)
+        if choice is None:
+
+            def timed(block: int, tile: int, split: int, name: str = name, place: int = layer.place) -> int:
+                choose(program, name, block, tile, split)
+                return int(lib.secateur_time(address(program, place), arena, None, threads, 3))
+
+            choice = _fastest(layer, isa, threads, timed)
+            known[key] = choice
+        choose(program, name, choice.block, choice.tile, choice.split)
+        layer.packed = {choice.block: layer.packed[choice.block]}
+        found[name] = choice
+    _Remembered.write()
+    return found
+
+
+def _fastest(layer: Layer, isa: str, threads: int, timed: Callable[[int, int, int], int]) -> Choice:
+    if layer.dot:
+        return Choice(1, 1, 0, timed(1, 1, 0))
+    density = float((layer.weight != 0).mean())
+    splits = (0, 1) if threads > 1 else (0,)
+    tried = []
+    if density < 0.75:
+        tiles = sorted({min(tile, layer.vectors) for tile in TILES[isa]})
+        tried = [(timed(1, tile, split), 1, tile, split) for tile in tiles for split in splits]
+    for block, least in FROM.items():
+        if density >= least:
+            tiles = sorted({min(tile, layer.vectors) for tile in WIDE[isa]})
+            tried += [(timed(block, tile, split), block, tile, split) for tile in tiles for split in splits]
+    nanoseconds, block, tile, split = min(tried)
+    return Choice(block, tile, split, nanoseconds)
+
+
+def _key(program: Program, layer: Layer, isa: str, threads: int) -> str:
+    op = program.ops[layer.place]
+    filled = int((layer.weight != 0).sum())
+    sizes = (*layer.weight.shape, filled, layer.vectors, op.output.images, op.output.lanes, op.input.row, op.input.channel)
+    return f"{_machine()} {isa} {threads} " + " ".join(map(str, sizes))
+
+
+@functools.cache
+def _machine() -> str:
+    with suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
+
+
+class _Remembered:
+    """The file of choices, read once per process."""
+
+    known: dict[str, Choice] | None = None
+    saved = 0
+
+    @classmethod
+    def read(cls) -> dict[str, Choice]:
+        """Choices by key; none where the file is missing, damaged or overfull."""
+        if cls.known is None:
+            cls.known = {}
+            with suppress(OSError, ValueError, TypeError, AttributeError):
+                table = json.loads((cache_folder() / "engine_choices.json").read_text())
+                if len(table) < FORGET:
+                    cls.known = {key: _checked(value) for key, value in table.items()}
+            cls.saved = len(cls.known)
+        return cls.known
+
+    @classmethod
+    def write(cls) -> None:
+        """Keep what is new, for the next process; a folder that cannot be written costs only time then."""
+        known = cls.known or {}
+        if len(known) == cls.saved or os.environ.get("SECATEUR_ENGINE_REMEMBER") == "off":
+            return
+        with suppress(OSError):
+            folder = cache_folder()
+            folder.mkdir(parents=True, exist_ok=True)
+            waiting = folder / f"engine_choices.{os.getpid()}"
+            waiting.write_text(json.dumps({key: [c.block, c.tile, c.split, c.nanoseconds] for key, c in known.items()}))
+            waiting.replace(folder / "engine_choices.json")
+            cls.saved = len(known)
+
+
+def _checked(value: Any) -> Choice:
+    choice = Choice(*(int(number) for number in value))
+    if choice.block not in (1, 2, 4) or not 1 <= choice.tile <= (14 if choice.block == 1 else 7) or choice.split not in (0, 1):
+        raise ValueError
+    return choice
+
+
+def dense_nanoseconds(node: Node, shapes: dict[str, tuple[int, ...]], threads: int, repeats: int = 3) -> int:
+    """The fastest of some runs of this layer by PyTorch, on random input."""
+    import time
+
+    inputs = [torch.randn(shapes[name]) for name in node.inputs]
+    before, best = torch.get_num_threads(), 1 << 62
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            for turn in range(repeats + 1):
+                begin = time.perf_counter_ns()
+                compute(node, inputs)
+                if turn:
+                    best = min(best, time.perf_counter_ns() - begin)
+    finally:
+        torch.set_num_threads(before)
+    return best
+
+
+def time_steps(program: Program, arena: int, threads: int, repeats: int = 5) -> list[int]:
+    """Nanoseconds of every operation, alone; borders count as 0, because they need a caller's tensors."""
+    lib = library()
+    return [
+        0 if program.ops[i].kind in (Kind.IMPORT, Kind.EXPORT)
+        else int(lib.secateur_time(address(program, i), arena, None, threads, repeats))
+        for i in range(program.count)
+    ]  # fmt: skip
+
+
+def pointers(addresses: list[int]) -> Any:
+    """A C array of addresses."""
+    return (ctypes.c_void_p * max(len(addresses), 1))(*addresses)

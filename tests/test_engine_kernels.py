@@ -1,0 +1,264 @@
+"""The kernels against PyTorch in float64: every instruction set, block, tile and layout, on random layers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from secateur.runtime import library
+from secateur.runtime.compiled import Plan
+from secateur.runtime.graph import Graph, Node, Ref
+from secateur.runtime.lower import lower
+from secateur.runtime.placing import shapes_of
+from secateur.runtime.program import choose
+
+MISSING = library.missing()
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING or "the engine is there")
+PATHS = library.usable() if not MISSING else ()
+FEW, MANY = 60, 600
+"""Random cases of the quick run and of the long one, for each kind of layer."""
+
+
+@pytest.fixture(params=PATHS, autouse=True)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each instruction set this CPU has, forced as a user would force it."""
+    monkeypatch.setenv("SECATEUR_ENGINE_ISA", request.param)
+    assert library.path() == request.param
+    yield request.param
+    monkeypatch.delenv("SECATEUR_ENGINE_ISA")
+    library.library()
+
+
+def plan_of(node: Node, inputs: dict[str, Tensor], *, block: int, tile: int, split: int, lanes: int, threads: int) -> Plan:
+    """A plan that runs one node with the kernel named."""
+    graph = Graph(tuple(inputs), (node,), {}, Ref(node.name))
+    values = shapes_of(graph, inputs.values())
+    program = lower(graph, values, lanes=lanes)
+    assert [step.node for step in program.steps] == [None], "the engine runs it"
+    for name, layer in program.layers.items():
+        choose(program, name, 1 if layer.dot else block, min(tile if block == 1 else min(tile, 7), layer.vectors), split)
+    arena = torch.full((program.floats,), 0.0)
+    return Plan(graph, program, {}, threads, 1, threads, [arena], {node.name: tuple(values[node.name].shape)})
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    assert found.shape == wanted.shape
+    scale = max(float(wanted.abs().max()), 1e-3)
+    worst = float((found.double() - wanted).abs().max()) / scale
+    assert worst < 1e-5, worst
+
+
+def sparse(shape: tuple[int, ...], zeros: float, generator: torch.Generator) -> Tensor:
+    weight = torch.randn(shape, generator=generator)
+    return weight * (torch.rand(shape, generator=generator) >= zeros)
+
+
+kernels = {
+    "block": st.sampled_from([1, 1, 2, 4]), "tile": st.integers(1, 14), "split": st.integers(0, 1),
+    "threads": st.integers(1, 3), "zeros": st.sampled_from([0.0, 0.5, 0.8, 0.95, 1.0]), "seed": st.integers(0, 2**20),
+}  # fmt: skip
+ENDS: list[dict[str, Any]] = [
+    {}, {"activation": "clamp", "low": 0.0, "high": float("inf")}, {"activation": "clamp", "low": -0.5, "high": 0.5},
+    {"activation": "hardswish"}, {"activation": "silu"}, {"activation": "sigmoid"}, {"activation": "hardsigmoid"},
+    {"activation": "gelu"}, {"activation": "relu"},
+]  # fmt: skip
+convolutions = st.fixed_dictionaries(
+    kernels
+    | {
+        "images": st.sampled_from([1, 1, 2, 3, 16, 17]), "lanes": st.sampled_from([1, 1, 16]),
+        "groups": st.sampled_from([1, 1, 1, 2, 3]), "inner": st.integers(1, 5), "outer": st.integers(1, 6),
+        "size": st.tuples(st.integers(2, 19), st.integers(2, 19)),
+        "kernel": st.tuples(st.integers(1, 5), st.integers(1, 5)), "stride": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        "padding": st.tuples(st.integers(0, 3), st.integers(0, 3)), "dilation": st.tuples(st.integers(1, 2), st.integers(1, 2)),
+        "bias": st.booleans(), "residual": st.booleans(), "after": st.integers(0, 1), "end": st.sampled_from(ENDS),
+    }
+)  # fmt: skip
+linears = st.fixed_dictionaries(
+    kernels
+    | {
+        "rows": st.integers(1, 70), "inputs": st.integers(1, 90), "outputs": st.integers(1, 70), "deep": st.booleans(),
+        "bias": st.booleans(), "residual": st.booleans(), "end": st.sampled_from(ENDS),
+    }
+)  # fmt: skip
+
+
+def ended(y: Tensor, end: dict[str, Any], other: Tensor | None, after: int) -> Tensor:
+    y = y if other is None or after else y + other
+    kind = end.get("activation")
+    if kind == "clamp":
+        y = y.clamp(end["low"], end["high"])
+    elif kind:
+        y = getattr(F, kind)(y)
+    return y + other if other is not None and after else y
+
+
+def check_convolution(c: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(c["seed"])
+    taps = [c["dilation"][d] * (c["kernel"][d] - 1) + 1 for d in (0, 1)]
+    made = [(c["size"][d] + 2 * c["padding"][d] - taps[d]) // c["stride"][d] + 1 for d in (0, 1)]
+    if min(made) < 1 or made == [1, 1]:  # one pixel: PyTorch's
+        return
+    groups = c["groups"]
+    weight = sparse((c["outer"] * groups, c["inner"], *c["kernel"]), c["zeros"], generator)
+    bias = torch.randn(len(weight), generator=generator) if c["bias"] else None
+    x = torch.randn(c["images"], c["inner"] * groups, *c["size"], generator=generator)
+    other = torch.randn(c["images"], len(weight), *made, generator=generator) if c["residual"] else None
+    places = {key: c[key] for key in ("stride", "padding", "dilation")} | {"groups": groups}
+    inputs = {"x": x} | ({} if other is None else {"other": other})
+    tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
+    node = Node("y", "conv", tuple(inputs), tensors, places | c["end"] | {"after": c["after"]})
+    plan = plan_of(node, inputs, **{key: c[key] for key in ("block", "tile", "split", "lanes", "threads")})
+    wanted = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), **places)
+    found = plan.run(list(inputs.values()))
+    close(found, ended(wanted, c["end"], None if other is None else other.double(), c["after"]))
+    assert torch.equal(plan.run(list(inputs.values())), found), "a second run differs"
+
+
+def check_linear(c: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(c["seed"])
+    weight = sparse((c["outputs"], c["inputs"]), c["zeros"], generator)
+    bias = torch.randn(len(weight), generator=generator) if c["bias"] else None
+    ahead = (1, c["rows"]) if c["deep"] else (c["rows"],)
+    x = torch.randn(*ahead, c["inputs"], generator=generator)
+    other = torch.randn(*ahead, c["outputs"], generator=generator) if c["residual"] else None
+    inputs = {"x": x} | ({} if other is None else {"other": other})
+    node = Node("y", "linear", tuple(inputs), {"weight": weight} | ({} if bias is None else {"bias": bias}), c["end"])
+    plan = plan_of(node, inputs, lanes=1, **{key: c[key] for key in ("block", "tile", "split", "threads")})
+    wanted = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    found = plan.run(list(inputs.values()))
+    close(found, ended(wanted, c["end"], None if other is None else other.double(), 0))
+    assert torch.equal(plan.run(list(inputs.values())), found), "a second run differs"
+
+
+quick = settings(max_examples=FEW, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+long = settings(max_examples=MANY, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+PLAIN: dict[str, Any] = {
+    "block": 1, "tile": 7, "split": 0, "threads": 2, "zeros": 0.9, "seed": 1, "images": 1, "lanes": 1, "groups": 1, "inner": 3,
+    "outer": 5, "size": (13, 11), "kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "bias": True,
+    "residual": True, "after": 0, "end": ENDS[1],
+}  # fmt: skip
+
+
+@quick
+@example(PLAIN | {"zeros": 1.0})
+@example(PLAIN | {"inner": 1, "outer": 1})
+@example(PLAIN | {"kernel": (7, 7), "stride": (2, 2), "padding": (3, 3), "size": (30, 30)})
+@example(PLAIN | {"kernel": (1, 1), "padding": (0, 0), "stride": (2, 2), "images": 16, "lanes": 16})
+@example(PLAIN | {"groups": 3, "inner": 1, "outer": 1, "kernel": (5, 5), "padding": (2, 2), "images": 3})
+@given(convolutions)
+def test_convolutions_equal_the_dense_reference(case: dict[str, Any]) -> None:
+    check_convolution(case)
+
+
+@quick
+@given(linears)
+def test_linear_layers_equal_the_dense_reference(case: dict[str, Any]) -> None:
+    check_linear(case)
+
+
+@pytest.mark.slow
+@long
+@given(convolutions)
+def test_many_convolutions_equal_the_dense_reference(case: dict[str, Any]) -> None:
+    check_convolution(case)
+
+
+@pytest.mark.slow
+@long
+@given(linears)
+def test_many_linear_layers_equal_the_dense_reference(case: dict[str, Any]) -> None:
+    check_linear(case)
+
+
+def pooling(kernel: Any, stride: Any, padding: int) -> dict[str, Any]:
+    def pair(value: Any) -> tuple[int, int]:
+        return value if isinstance(value, tuple) else (value, value)
+
+    return {"kernel": pair(kernel), "stride": pair(stride), "padding": pair(padding)}
+
+
+@pytest.mark.parametrize("lanes", [1, 16])
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize(
+    ("op", "given", "wanted"),
+    [
+        ("maxpool", pooling(3, 2, 1) | {"ceil": False}, lambda x: F.max_pool2d(x, 3, 2, 1)),
+        ("maxpool", pooling(2, 2, 0) | {"ceil": True}, lambda x: F.max_pool2d(x, 2, 2, 0, 1, True)),
+        ("maxpool", pooling((3, 2), (1, 3), 1) | {"ceil": False}, lambda x: F.max_pool2d(x, (3, 2), (1, 3), 1)),
+        ("avgpool", pooling(2, 2, 0), lambda x: F.avg_pool2d(x, 2)),
+        ("avgpool", pooling(3, 1, 1), lambda x: F.avg_pool2d(x, 3, 1, 1)),
+        ("adaptive", {"size": (1, 1)}, lambda x: F.adaptive_avg_pool2d(x, 1)),
+        ("adaptive", {"size": (1, 1), "flat": True}, lambda x: x.mean((2, 3))),
+        ("act", {"activation": "silu"}, F.silu),
+        ("affine", {"activation": "clamp", "low": 0.0, "high": 6.0}, lambda x: F.relu6(x * 2 - 0.25)),
+        ("cat", {}, lambda x: torch.cat([x, x], 1)),
+        ("add", {}, lambda x: x + x),
+    ],
+)  # fmt: skip
+def test_layers_without_weights(op: str, given: dict[str, Any], wanted: Any, batch: int, lanes: int) -> None:
+    """Behind a convolution that passes its input on, because they stay where their input is."""
+    x = torch.randn(batch, 3, 9, 13, generator=torch.Generator().manual_seed(0))
+    eye = torch.eye(3).reshape(3, 3, 1, 1)
+    same = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    tensors = {"scale": torch.full((3,), 2.0), "shift": torch.full((3,), -0.25)} if op == "affine" else {}
+    names = ("c", "c") if op in ("cat", "add") else ("c",)
+    graph = Graph(
+        ("x",), (Node("c", "conv", ("x",), {"weight": eye}, same), Node("y", op, names, tensors, given)), {}, Ref("y")
+    )
+    values = shapes_of(graph, [x])
+    program = lower(graph, values, lanes=lanes)
+    assert [step.node for step in program.steps] == [None]
+    choose(program, "c", 1, 2, 0)
+    plan = Plan(graph, program, {}, 2, 1, 2, [torch.zeros(program.floats)], {"y": tuple(values["y"].shape)})
+    close(plan.run([x]), wanted(x.double()))
+
+
+def test_not_a_number_stays_one() -> None:
+    x = torch.randn(1, 2, 6, 6)
+    x[0, 0, 2, 3] = float("nan")
+    node = Node("y", "conv", ("x",), {"weight": torch.ones(1, 2, 1, 1)}, {
+        "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "activation": "relu",
+    })  # fmt: skip
+    found = plan_of(node, {"x": x}, block=1, tile=3, split=0, lanes=1, threads=1).run([x])
+    assert torch.equal(found.isnan(), F.relu(x.sum(1, keepdim=True)).isnan())
+
+
+def test_gaps_hold_zeros_after_every_run() -> None:
+    """A bias or an activation must not leak into the zeros a later convolution reads as its padding."""
+    x = torch.randn(2, 3, 7, 7)
+    settings_ = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, "activation": "sigmoid"}
+    node = Node("y", "conv", ("x",), {"weight": torch.randn(4, 3, 3, 3), "bias": torch.ones(4)}, settings_)
+    plan = plan_of(node, {"x": x}, block=1, tile=2, split=0, lanes=1, threads=1)
+    assert plan.program is not None
+    layout = plan.program.layouts["y"]
+    plan.run([x])
+    mask = np.zeros(layout.image, bool)
+    mask[(np.arange(7)[:, None] * layout.row + np.arange(7)).ravel()] = True
+    offset = plan.program.ops[plan.program.layers["y"].place].y
+    for channel in range(4):
+        for image in range(2):
+            start = offset + layout.lead + channel * layout.channel + image * layout.image
+            values = plan.arenas[0][start : start + layout.image].numpy()
+            assert (values[~mask] == 0).all()
+            assert (values[mask] != 0).all()
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEUR_ENGINE_ISA", "avx511")
+    with pytest.raises(Exception, match="SECATEUR_ENGINE_ISA=avx511"):
+        library.library()
+
+
+def test_the_library_knows_its_sources() -> None:
+    from secateur.runtime import build
+
+    assert library.library().secateur_source().decode() == build.digest() or os.environ.get("SECATEUR_ENGINE_LIBRARY")

@@ -25,6 +25,7 @@ from secateur.recipes.progress import Progress
 from secateur.recipes.reconstruct import repair_by_name
 from secateur.recipes.schema import Fit, Recipe
 from secateur.recipes.searching import searched
+from secateur.recipes.staged import tune_in_stages
 from secateur.recipes.tune import Watch, tune
 
 DENSE, CUT, REPAIRED, TUNED = "dense", "after the cut", "after repair", "after fine-tuning"
@@ -129,12 +130,14 @@ def finetune(job: Job) -> None:
     """Train the repaired model; write small.safetensors, of the last epoch, and the facts of the best one."""
     model = small_model(job, "repaired.safetensors")
     settings = job.recipe.finetune
-    if settings.epochs:
+    if job.recipe.stage:
+        _stages(job, model)
+    elif settings.epochs:
         teacher = dense_model(job) if settings.teacher else None
         fit(job, model, settings, "finetune", best=job.file("best.safetensors"), teacher=teacher)
     path = job.folder / "small.safetensors"
     artefact.save(path, model, plan_of(job))
-    if settings.epochs:
+    if settings.epochs or job.recipe.stage:
         record(job, TUNED, model, path)
         _record_best(job)
 
@@ -186,6 +189,21 @@ def fit(
     checkpoint = job.file(f"{phase}.checkpoint")
     watch = Watch(phase, job.recipe.seed, checkpoint, job.progress, on_records, best)
     tune(job.parts, model, settings, watch, teacher=teacher, hooks=hooks)
+
+
+def _stages(job: Job, model: nn.Module) -> None:
+    """Train `model` in the recipe's stages; each is a phase of history.jsonl under its name."""
+    tune_in_stages(
+        job.parts,
+        model,
+        job.recipe.stage,
+        teacher=dense_model(job),
+        seed=job.recipe.seed,
+        checkpoint=job.file("stage.checkpoint"),
+        best=job.file("best.safetensors"),
+        progress=job.progress,
+        write=lambda name, records: files.write_history(job.folder, name, records),
+    )
 
 
 def record(job: Job, stage: str, model: nn.Module, path: Path) -> None:

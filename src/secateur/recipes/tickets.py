@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur import allocate, criteria, score, trace
+from secateur import allocate, criteria
 from secateur.core.errors import SecateurError, nearest
 from secateur.core.plan import Plan, mask
 from secateur.core.protocols import Batches
+from secateur.criteria.score import score
+from secateur.graph import trace
 from secateur.recipes.progress import Progress, silent
 from secateur.surgery import fingerprint
 from secateur.train import FitSettings, evaluate, fit

@@ -148,7 +148,6 @@ def compare(seed: int) -> dict[str, Any]:
         for name, net in (
             ("scoring net", {}),
             ("scoring net, gradients", {"gradients": True}),
-            ("scoring net, raw", {"encoder": "raw"}),
         ):
             scorer, cost = bench.trained(share, **net)
             rows.setdefault(name, {})[str(share)] = bench.row(ranked(bench.axes, bench.scores(scorer), share))

@@ -212,10 +212,7 @@ def _parts(step: Step) -> dict[tuple[str, str], Part]:
 def _said(part: Part | None) -> str:
     if isinstance(part, Cut):
         return f"{ranges.to_text(part.kept)} of {part.units}"
-    if part is None or isinstance(part, Support | Blocks):
-        return "-" if part is None else str(part)
-    groups = f", {part.groups} groups" if part.groups > 1 else ""
-    return f"{part.format} of rank {', '.join(map(str, part.ranks))}{groups}"
+    return "-" if part is None else str(part)
 
 
 def _joined(steps: list[Step], step: Step) -> list[Step]:

@@ -1,4 +1,4 @@
-"""Sparse training of pretrained CIFAR-10 networks, method against method on one short schedule; one JSON file per run.
+"""Sparse training of pretrained networks, method against method on one short schedule; one JSON file per run.
 
     SECATEUR_DATA=FOLDER python bench/sparse_training.py --model resnet20 --methods gmp,rpg_b --keep 0.02 --seeds 0,1
     SECATEUR_DATA=FOLDER python bench/sparse_training.py --list bench/sparse_runs.txt
@@ -12,11 +12,13 @@ options of one call. `docs/sparse_table.py` turns the files into docs/results/sp
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -91,8 +93,19 @@ class Steps:
         return islice(whole, self.steps)
 
 
+@lru_cache(maxsize=1)
+def digits_network() -> nn.Module:
+    """The residual network for digits, trained for ten epochs; there are no published weights."""
+    torch.manual_seed(0)
+    model = zoo.digits_resnet()
+    fit(model, data.loaders(data.digits(), data.BatchSettings(64, holdout=0)).train, FitSettings(epochs=10, lr=0.1))
+    return model
+
+
 def pretrained(name: str, folder: Path) -> nn.Module:
     """The network with its published weights."""
+    if name == "digits":
+        return copy.deepcopy(digits_network())
     return load_weights(folder / "weights" / f"{WEIGHTS[name]}.safetensors", zoo.build(f"cifar_{name}_a"))
 
 
@@ -117,7 +130,7 @@ def run(options: argparse.Namespace, method: str, seed: int, folder: Path) -> di
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     fast = options.precision == "bf16"
-    source = data.cifar10(folder).normalised("imagenet")
+    source = data.digits() if options.model == "digits" else data.cifar10(folder).normalised("imagenet")
     cut = data.BatchSettings(options.batch, holdout=0, channels_last=fast, seed=seed)
     loaders = data.loaders(source, cut)
     model = pretrained(options.model, folder)
@@ -154,7 +167,7 @@ def run(options: argparse.Namespace, method: str, seed: int, folder: Path) -> di
 def call(words: list[str] | None) -> None:
     """Carry out what one call asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="resnet20", choices=list(WEIGHTS))
+    parser.add_argument("--model", default="resnet20", choices=["digits", *WEIGHTS])
     parser.add_argument("--methods", default="gmp", help=f"of {', '.join(METHODS)}, dense")
     parser.add_argument("--keep", type=float, default=0.05)
     parser.add_argument("--seeds", default="0")
@@ -170,7 +183,7 @@ def call(words: list[str] | None) -> None:
             if line.strip() and not line.startswith("#"):
                 call([*shlex.split(line), "--out", str(options.out)])
         return
-    folder = Path(os.environ["SECATEUR_DATA"])
+    folder = Path(os.environ.get("SECATEUR_DATA", "."))
     options.out.mkdir(parents=True, exist_ok=True)
     for method in options.methods.split(","):
         for seed in map(int, options.seeds.split(",")):

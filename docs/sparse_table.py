@@ -20,14 +20,20 @@ from sparse_training import METHODS  # noqa: E402
 RUNS = ROOT / "bench" / "results" / "sparse"
 OVERHEAD = ROOT / "bench" / "results" / "rank_overhead.json"
 PAGE = ROOT / "docs" / "results" / "sparse.md"
-NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "cifar_resnet20_a": "ResNet-20", "cifar_resnet56_a": "ResNet-56"}
-HEAD = """# Sparse training on CIFAR-10
+NAMES = {
+    "digits": "Handwritten digits, a residual network of 78 thousand weights",
+    "resnet20": "ResNet-20",
+    "resnet56": "ResNet-56",
+    "cifar_resnet20_a": "ResNet-20",
+    "cifar_resnet56_a": "ResNet-56",
+}
+HEAD = """# Sparse training, method against method
 
 Written by `python docs/sparse_table.py` from [run files](../../bench/results/sparse); by hand nothing.
 
 Pretrained networks, one short schedule for all methods of a table: {schedule}. Gradual methods share one cubic ramp to half of
 training. So short a schedule tells methods apart and says nothing of what they reach in the end: the entries for full schedules
-are in `bench/device_queue.toml`. Accuracy is of all 10,000 test images, once, after the last step. Rank: mean numerical rank of
+are in `bench/device_queue.toml`. Accuracy is of all test images (10,000 of CIFAR-10, 359 digits), once, after the last step. Rank: mean numerical rank of
 the weight matrices (outputs by inputs times kernel); energy rank: mean number of singular values that hold 80 % of the energy.
 Empty: outputs and input channels of a weight without any entry, summed over all weights. Numbers are means over seeds.
 """

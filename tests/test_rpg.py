@@ -336,6 +336,20 @@ def test_masked_weights_gradients_and_momentum_are_exact_zeros_after_every_step(
     assert all(not small.get_parameter(name).detach()[~mask].any() for name, mask in hook.masks.items())
 
 
+def test_gradients_outside_the_masks_are_zeros_before_the_step():
+    """Else they would count in the norm that gradients are clipped to."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), **SGD)
+    hook = gmp(model, 0.1, 30, every=3, optimizer=optimizer)
+    for x, y in batches(30):
+        functional.cross_entropy(model(x), y).backward()
+        hook.after_backward()
+        assert not any(model.get_parameter(name).grad[~mask].any() for name, mask in hook.masks.items())
+        optimizer.step()
+        hook.after_step()
+        optimizer.zero_grad()
+
+
 def test_the_term_raises_the_rank_of_what_is_left():
     """One network, one schedule, few entries: with the term in every step matrices end at higher energy rank."""
     ranks = {}

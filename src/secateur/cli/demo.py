@@ -18,22 +18,25 @@ def demo(
     as_json: screen.Json = False,
     quiet: screen.Quiet = False,
 ) -> None:
-    """Train a small network on handwritten digits, cut it to a third, repair, fine-tune, measure, report; and once by low rank.
+    """Train a small network on handwritten digits, cut it to a third, repair, fine-tune, measure, report; and two other ways.
 
-    The last row of the table is the same network trained to low rank (TRP) and taken apart, without fine-tuning.
+    The last rows of the table are the same network trained to low rank (TRP) and taken apart, without fine-tuning, and
+    trained sparse at high rank (RPG): a twentieth of the weights is left.
     """
-    from secateur.recipes.demo import low_rank, recipe
+    from secateur.recipes.demo import low_rank, recipe, sparse
 
     facts = carried_out(recipe(seed=seed, threads=threads), folder, quiet=quiet or as_json)
     other = carried_out(low_rank(folder, seed=seed, threads=threads), folder / "low_rank", quiet=quiet or as_json)
-    rows = [*facts["stages"], other["stages"][-1] | {"stage": "low rank (TRP)"}]
+    zeros = carried_out(sparse(folder, seed=seed, threads=threads), folder / "sparse", quiet=quiet or as_json)
+    last = [(other, "low rank (TRP)"), (zeros, "sparse (RPG)")]
+    rows = [*facts["stages"], *(found["stages"][-1] | {"stage": name} for found, name in last)]
     screen.show_facts(facts | {"stages": rows}, as_json)
     channel = channel_rows(folder, seed, threads)
     if not as_json:
         screen.say("\nchannel pruning of the same network to half of its MACs, without retraining but where it says so")
         screen.show_facts(channel, as_json)
         screen.say(f"report: {folder / 'report.html'}")
-        screen.say(f"report of the last row: {folder / 'low_rank' / 'report.html'}")
+        screen.say(f"reports of the last rows: {folder / 'low_rank' / 'report.html'}, {folder / 'sparse' / 'report.html'}")
 
 
 def channel_rows(folder: Path, seed: int, threads: int) -> dict[str, Any]:

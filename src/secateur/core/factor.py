@@ -52,6 +52,10 @@ class Product:
             found = f"format {self.format!r} with {self.groups} groups"
             raise SecateurError(asked, found, 'use "channel" or "spatial" for a grouped convolution, or leave it whole')
 
+    def __str__(self) -> str:
+        groups = f", {self.groups} groups" if self.groups > 1 else ""
+        return f"{self.format} of rank {', '.join(map(str, self.ranks))}{groups}"
+
 
 @dataclass(frozen=True)
 class Factor:

@@ -1,4 +1,4 @@
-"""The units that stay of every axis."""
+"""The step that drops units."""
 
 from __future__ import annotations
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.core import ranges
 from secateur.core.errors import SecateurError
 from secateur.core.factor import Factor, Product, full_ranks, settle
-from secateur.core.keep import Cut as Cut
-from secateur.core.keep import Keep as Keep
+from secateur.core.keep import Cut, Keep
 from secateur.core.mask import Mask, Support, both, require_fit, supports_of
 from secateur.core.split import Blocks, Split, together
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from secateur.core.facts import Facts
 
 Shapes = Mapping[str, tuple[int, ...]]
+__all__ = ["Cut", "Keep", "Plan", "Shapes", "Step", "factor", "keep", "mask", "split"]
 
 
 Step = Keep | Factor | Mask | Split
@@ -212,10 +212,7 @@ def _parts(step: Step) -> dict[tuple[str, str], Part]:
 def _said(part: Part | None) -> str:
     if isinstance(part, Cut):
         return f"{ranges.to_text(part.kept)} of {part.units}"
-    if part is None or isinstance(part, Support | Blocks):
-        return "-" if part is None else str(part)
-    groups = f", {part.groups} groups" if part.groups > 1 else ""
-    return f"{part.format} of rank {', '.join(map(str, part.ranks))}{groups}"
+    return "-" if part is None else str(part)
 
 
 def _joined(steps: list[Step], step: Step) -> list[Step]:

@@ -25,10 +25,13 @@ from secateur.recipes.progress import Progress
 from secateur.recipes.reconstruct import repair_by_name
 from secateur.recipes.schema import Fit, Recipe
 from secateur.recipes.searching import searched
+from secateur.recipes.sparsing import sparse_hook
+from secateur.recipes.staged import tune_in_stages
 from secateur.recipes.tune import Watch, tune
 
 DENSE, CUT, REPAIRED, TUNED = "dense", "after the cut", "after repair", "after fine-tuning"
 LOWERED = "after low-rank training"
+SPARSE = "after sparsification"
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,16 +129,26 @@ def repair(job: Job) -> None:
 
 
 def finetune(job: Job) -> None:
-    """Train the repaired model; write small.safetensors, of the last epoch, and the facts of the best one."""
+    """Train the repaired model, sparse where the recipe says so; write small.safetensors and the facts of the best epoch.
+
+    Sparse training ends in another plan: the cut and the masks. Its best epoch would be one of fewer zeros, and is not kept.
+    """
     model = small_model(job, "repaired.safetensors")
-    settings = job.recipe.finetune
-    if settings.epochs:
+    plan, settings = artefact.read_plan(job.file("repaired.safetensors")), job.recipe.finetune
+    hook = sparse_hook(model, job.recipe, job.parts)
+    if job.recipe.stage:
+        _stages(job, model)
+    elif settings.epochs:
         teacher = dense_model(job) if settings.teacher else None
-        fit(job, model, settings, "finetune", best=job.file("best.safetensors"), teacher=teacher)
+        best = None if hook else job.file("best.safetensors")
+        fit(job, model, settings, "finetune", best=best, teacher=teacher, hooks=[hook] if hook else [])
+    if hook:
+        plan = plan.then(hook.plan())
+        write_text(job.folder / "plan.json", codec.dumps(plan))
     path = job.folder / "small.safetensors"
-    artefact.save(path, model, plan_of(job))
-    if settings.epochs:
-        record(job, TUNED, model, path)
+    artefact.save(path, model, plan)
+    if settings.epochs or hook or job.recipe.stage:
+        record(job, TUNED if settings.epochs or job.recipe.stage else SPARSE, model, path)
         _record_best(job)
 
 
@@ -186,6 +199,21 @@ def fit(
     checkpoint = job.file(f"{phase}.checkpoint")
     watch = Watch(phase, job.recipe.seed, checkpoint, job.progress, on_records, best)
     tune(job.parts, model, settings, watch, teacher=teacher, hooks=hooks)
+
+
+def _stages(job: Job, model: nn.Module) -> None:
+    """Train `model` in the recipe's stages; each is a phase of history.jsonl under its name."""
+    tune_in_stages(
+        job.parts,
+        model,
+        job.recipe.stage,
+        teacher=dense_model(job),
+        seed=job.recipe.seed,
+        checkpoint=job.file("stage.checkpoint"),
+        best=job.file("best.safetensors"),
+        progress=job.progress,
+        write=lambda name, records: files.write_history(job.folder, name, records),
+    )
 
 
 def record(job: Job, stage: str, model: nn.Module, path: Path) -> None:

@@ -17,6 +17,7 @@ from secateur.train.sparse.hook import Growth, Sparse
 from secateur.train.sparse.ramp import Ramp
 from secateur.train.sparse.rank import Rank
 from secateur.train.sparse.select import Layout
+from secateur.train.sparse.weights import weights_of
 
 RPG_PUBLISHED: Mapping[float, tuple[float, float]] = {0.2: (0.5, 0.2), 0.1: (0.5, 0.1), 0.05: (3.0, 0.2), 0.02: (4.0, 0.2)}
 """Share kept to (lambda, delta), of the released scripts for ResNet-50 on ImageNet."""
@@ -30,6 +31,7 @@ def rpg(
     reading: Literal["released", "abstract", "st3", "acdc"] = "released",
     rank: Rank | None = None,
     every: int = 100,
+    end: float = 0.9,
     dense: Sequence[str] = (),
     **more: Any,
 ) -> Sparse:
@@ -44,7 +46,8 @@ def rpg(
 
     `rank` replaces lambda and delta, which are else those published for the nearest `keep` (in ratio); on "st3" and "acdc",
     which have no published ones, the term has a tenth of the task's gradient in every layer. Masks change every `every`
-    steps. As released: an exponential ramp over 0.9 of training, a drop of 0.3, masks frozen from 0.901 on, no optimizer
+    steps; the last density is reached at the share `end` of training, which short trainings want earlier than the 0.9 of the
+    code. As released: an exponential ramp, a drop of 0.3, masks frozen from 0.901 on, no optimizer
     step where masks change, all convolutions and linear layers sparse, the rank term on convolutions. Departures: exact
     numbers of entries where the code keeps one more; growth scores |mean of gradients| where the code takes the mean of |.|.
 
@@ -57,19 +60,19 @@ def rpg(
     if not 0 < keep <= 1:
         raise SecateurError(f"RPG with keep={keep!r}", "no share that can be kept", "give one above 0 and at most 1")
     strength, tail = RPG_PUBLISHED[min(RPG_PUBLISHED, key=lambda known: abs(math.log(known / keep)))]
-    convolutions = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
+    convolutions = any(weight.convolution for weight in weights_of(model, dense))
     if reading == "st3":
         return st3(model, keep, steps, rank=rank or Rank(0.1, 0.2, "step", 20, not convolutions, True), dense=dense, **more)
     if reading == "acdc":
         return acdc(model, keep, steps, rank=rank or Rank(0.1, 0.2, "step", 20, not convolutions, True), dense=dense, **more)
     acts: Literal["growth", "step"] = "growth" if reading == "released" else "step"
     term = rank or Rank(strength, tail, acts, linear=not convolutions)
-    return Sparse(model, Ramp(keep, steps, "exponential", every), growth=Growth(), rank=term, dense=dense, **more)
+    return Sparse(model, Ramp(keep, steps, "exponential", every, end=end), growth=Growth(), rank=term, dense=dense, **more)
 
 
-def gmp(model: nn.Module, keep: float, steps: int, *, every: int = 100, **more: Any) -> Sparse:
+def gmp(model: nn.Module, keep: float, steps: int, *, every: int = 100, end: float = 0.9, **more: Any) -> Sparse:
     """Gradual magnitude pruning (Zhu and Gupta, 2017): a cubic ramp, the largest weights of all layers."""
-    return Sparse(model, Ramp(keep, steps, "cubic", every), **more)
+    return Sparse(model, Ramp(keep, steps, "cubic", every, end=end), **more)
 
 
 def granet(model: nn.Module, keep: float, steps: int, *, every: int = 100, **more: Any) -> Sparse:

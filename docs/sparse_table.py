@@ -31,12 +31,12 @@ HEAD = """# Sparse training, method against method
 
 Written by `python docs/sparse_table.py` from [run files](../../bench/results/sparse); by hand nothing.
 
-Pretrained networks, one short schedule for all methods of a table: {schedule}. Gradual methods share one cubic ramp to half of
-training. So short a schedule tells methods apart and says nothing of what they reach in the end: entries for full schedules are
-in `bench/device_queue.toml`. Accuracy is of all test images (10,000 of CIFAR-10, 359 digits), once, after the last step. Rank:
-mean numerical rank of the weight matrices (outputs by inputs times kernel); energy rank: mean number of singular values that
-hold 80 % of the energy. Empty: outputs and input channels of a weight without any entry, summed over all weights. Numbers are means
-over seeds.
+Pretrained networks, one short schedule for all methods of a table: {schedule}. Gradual methods share one cubic ramp to
+half of training. So short a schedule tells methods apart and says nothing of what they reach in the end: entries for
+full schedules are in `bench/device_queue.toml`. Accuracy is of all test images (10,000 of CIFAR-10, 359 digits), once,
+after the last step. Rank: mean numerical rank of the weight matrices (outputs by inputs times kernel); energy rank:
+mean number of singular values that hold 80 % of the energy. Empty: outputs and input channels of a weight without any
+entry, summed over all weights. Numbers are means over seeds.
 """
 
 

@@ -15,6 +15,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -31,7 +32,7 @@ from secateur.measure import compare, facts
 from secateur.measure.machine import hardware, versions
 from secateur.recipes import schema, zoo
 from secateur.recipes.parts import limited, load_data, with_weights
-from secateur.train import FitSettings, evaluate, fit
+from secateur.train import FitSettings, distillation, evaluate, fit, taught
 
 RESULTS = Path(__file__).parent / "results" / "low_rank"
 STATISTICS = 20
@@ -68,32 +69,39 @@ class Work:
     steps: int
     options: argparse.Namespace
 
-    def tune(self, model: nn.Module, steps: int, lr: float, hooks: tuple[Any, ...] = (), seed: int = 0) -> None:
-        """SGD over `steps` batches, the rate falling along a cosine."""
+    def tune(
+        self, model: nn.Module, steps: int, lr: float, *, hooks: tuple[Any, ...] = (), seed: int = 0, teacher: Any = None
+    ) -> None:
+        """SGD over `steps` batches, the rate falling along a cosine; a teacher's answers count half."""
         options = self.options
         how = {"precision": options.precision, "channels_last": True, "weight_decay": options.weight_decay}
         settings = FitSettings(epochs=1, lr=lr, seed=options.seed + seed, **how)
-        fit(model, Part(self.train, steps), settings, hooks=hooks)
+        batches: Any = Part(self.train, steps)
+        if teacher is None:
+            fit(model, batches, settings, hooks=hooks)
+        else:
+            fit(model, taught(batches, teacher, precision=options.precision), settings, loss=distillation(0.5), hooks=hooks)
 
 
 def trp(work: Work, **changes: Any) -> tuple[Plan, nn.Module, int]:
     """The paper's rule: energy 0.98 every 20 steps, lambda 3e-4; the budget decides the ranks at the end."""
     steps = trained_steps(work)
     hook = TRP(work.model, format="spatial", **changes)
-    work.tune(work.model, steps, work.options.lr, (hook,))
+    work.tune(work.model, steps, work.options.lr, hooks=(hook,))
     plan = hook.plan({"macs": work.keep}, example=work.example)
     return plan, plan.apply(work.model), steps
 
 
-def trp_ranks(work: Work, **changes: Any) -> tuple[Plan, nn.Module, int]:
+def trp_ranks(work: Work, teacher: bool = False, **changes: Any) -> tuple[Plan, nn.Module, int]:
     """Ranks first, by the energy of responses under the budget; truncations lead the network down to them while it trains."""
     steps = trained_steps(work)
     target = data_plan(work, formats=("spatial",))
     ranks = {product.module: product.ranks[0] for product in target.steps[0].products}  # type: ignore[union-attr]
     settings = {"energy": 1.0, "every": 5, "nuclear": 0.0, "project_momentum": True, "descent": steps * 3 // 5 // 5 * 5}
     whole = [name for name, module in work.model.named_modules() if isinstance(module, nn.Conv2d) and name not in ranks]
+    parent = deepcopy(work.model) if teacher else None
     hook = TRP(work.model, format="spatial", ignore=whole, ranks=ranks, **settings | changes)
-    work.tune(work.model, steps, work.options.lr, (hook,))
+    work.tune(work.model, steps, work.options.lr, hooks=(hook,), teacher=parent)
     return target, target.apply(work.model), steps
 
 
@@ -132,6 +140,7 @@ METHODS: dict[str, Callable[[Work], tuple[Plan, nn.Module, int]]] = {
     "trp_ranks": trp_ranks,
     # the parts of trp_ranks, one changed at a time
     "trp_ranks_no_projection": partial(trp_ranks, project_momentum=False),
+    "trp_ranks_taught": partial(trp_ranks, teacher=True),
     "trp_ranks_at_once": partial(trp_ranks, descent=0),
     # ways of the nuclear norm, in the paper's rule
     "trp_no_nuclear": partial(trp, nuclear=0.0),

@@ -2,7 +2,7 @@
 
     python bench/zoo.py                      all rows that have no result yet, then docs/zoo.md
     python bench/zoo.py --deploy             the same rows again for export and compile, as far as that has no result
-    python bench/zoo.py --source timm --again --match "swin*"
+    python bench/zoo.py --again --match "timm/swin*" "torchvision/swin*"
     python bench/zoo.py --minutes 8          stop after eight minutes; the next call goes on
 
 A row ends "ok", "refused" (a `SecateurError` says why) or "broken".
@@ -188,7 +188,7 @@ def cells(entry: Any, row: dict[str, Any]) -> str:
 
 def wanted(entry: Any, done: dict[str, Any] | None, options: argparse.Namespace) -> bool:
     """Is this row to be run now?"""
-    if options.source not in (None, entry.source) or not fnmatchcase(entry.name, options.match):
+    if not any(fnmatchcase(f"{entry.source}/{entry.name}", pattern) for pattern in options.match):
         return False
     if options.deploy:
         stands = entry.source in ("timm", "transformers") or entry.name in EXPORTS
@@ -200,8 +200,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--deploy", action="store_true", help="export and compile")
-    parser.add_argument("--source", choices=SOURCES)
-    parser.add_argument("--match", default="*")
+    parser.add_argument("--match", nargs="+", default=["*"], help="shell patterns of source/name, in the order to run them")
     parser.add_argument("--again", action="store_true", help="also rows that have a result")
     parser.add_argument("--failed", action="store_true", help="also rows whose result is not what was expected")
     parser.add_argument("--limit", type=int, default=600, help="seconds for one row")
@@ -220,7 +219,12 @@ def main() -> None:
     entries = list(zoo.entries())
     results = json.loads(options.results.read_text()) if options.results.exists() else {}
     results = {"command": "python bench/zoo.py", **results, "setting": setting()}
-    for entry in entries:
+
+    def turn(entry: Any) -> int:
+        name = f"{entry.source}/{entry.name}"
+        return next((i for i, pattern in enumerate(options.match) if fnmatchcase(name, pattern)), 0)
+
+    for entry in sorted(entries, key=turn):
         key = f"{entry.source}/{entry.name}"
         if not wanted(entry, results.get(key), options):
             continue

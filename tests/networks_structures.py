@@ -231,6 +231,26 @@ class Scattered(nn.Module):
         return self.head(y.tanh())
 
 
+class Resampled(nn.Module):
+    """Channels that pass while positions are sampled, transformed, turned and written."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mid = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 1)
+        self.head = nn.Linear(6, 3)
+        self.register_buffer("grid", torch.rand(1, 4, 4, 2) * 2 - 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)
+        x = torch.fft.irfft2(torch.fft.rfft2(x) * 0.5).rot90(1, (2, 3))
+        x = self.mid(F.grid_sample(x, self.grid.expand(len(x), -1, -1, -1), align_corners=False)).relu()
+        x = torch.slice_scatter(x, 2 * x[:, :, :2], 2, 1, 3)
+        x = x.index_add(3, torch.tensor([0, 0, 3, 1]), x).flatten(2).transpose(1, 2)
+        x = torch.take_along_dim(x, torch.tensor([5, 1, 7])[None, :, None], 1)
+        return self.head(torch.logaddexp(x, x.diagonal(dim1=0, dim2=1).transpose(0, 1)[:, None]))
+
+
 def image(*shape):
     return lambda: torch.randn(shape, generator=torch.Generator().manual_seed(3))
 
@@ -246,6 +266,7 @@ STRUCTURES = {
     "rearranged": (Rearranged, image(2, 4, 6)),
     "rotary": (Rotary, image(2, 5, 6)),
     "told norms": (Told, image(2, 5, 6)),
+    "resampled": (Resampled, image(2, 3, 6, 6)),
     "scattered": (Scattered, image(2, 4, 6)),
 }
 """Name to (constructor, example)."""

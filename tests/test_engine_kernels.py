@@ -38,14 +38,17 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     library.library()
 
 
-def plan_of(node: Node, inputs: dict[str, Tensor], *, block: int, tile: int, split: int, lanes: int, threads: int) -> Plan:
+def plan_of(node: Node, inputs: dict[str, Tensor], *, block: int, tile: int, split: int, parts: int, lanes: int, threads: int) -> Plan:
     """A plan that runs one node with the kernel named."""
     graph = Graph(tuple(inputs), (node,), {}, Ref(node.name))
     values = shapes_of(graph, inputs.values())
     program = lower(graph, values, lanes=lanes)
     assert [step.node for step in program.steps] == [None], "the engine runs it"
     for name, layer in program.layers.items():
-        choose(program, name, 1 if layer.dot else block, min(tile if block == 1 else min(tile, 7), layer.vectors), split)
+        if layer.dot:
+            choose(program, name, 1, 1, 0)
+        else:
+            choose(program, name, block, min(tile if block == 1 else min(tile, 7), layer.vectors), split, parts)
     arena = torch.full((program.floats,), 0.0)
     return Plan(graph, program, {}, threads, 1, threads, [arena], {node.name: tuple(values[node.name].shape)})
 
@@ -63,7 +66,7 @@ def sparse(shape: tuple[int, ...], zeros: float, generator: torch.Generator) -> 
 
 
 kernels = {
-    "block": st.sampled_from([1, 1, 2, 4]), "tile": st.integers(1, 14), "split": st.integers(0, 1),
+    "block": st.sampled_from([1, 1, 2, 4]), "tile": st.integers(1, 14), "split": st.integers(0, 1), "parts": st.sampled_from([1, 1, 2, 5]),
     "threads": st.integers(1, 3), "zeros": st.sampled_from([0.0, 0.5, 0.8, 0.95, 1.0]), "seed": st.integers(0, 2**20),
 }  # fmt: skip
 ENDS: list[dict[str, Any]] = [
@@ -116,7 +119,7 @@ def check_convolution(c: dict[str, Any]) -> None:
     inputs = {"x": x} | ({} if other is None else {"other": other})
     tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
     node = Node("y", "conv", tuple(inputs), tensors, places | c["end"] | {"after": c["after"]})
-    plan = plan_of(node, inputs, **{key: c[key] for key in ("block", "tile", "split", "lanes", "threads")})
+    plan = plan_of(node, inputs, **{key: c[key] for key in ("block", "tile", "split", "parts", "lanes", "threads")})
     wanted = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), **places)
     found = plan.run(list(inputs.values()))
     close(found, ended(wanted, c["end"], None if other is None else other.double(), c["after"]))
@@ -132,7 +135,7 @@ def check_linear(c: dict[str, Any]) -> None:
     other = torch.randn(*ahead, c["outputs"], generator=generator) if c["residual"] else None
     inputs = {"x": x} | ({} if other is None else {"other": other})
     node = Node("y", "linear", tuple(inputs), {"weight": weight} | ({} if bias is None else {"bias": bias}), c["end"])
-    plan = plan_of(node, inputs, lanes=1, **{key: c[key] for key in ("block", "tile", "split", "threads")})
+    plan = plan_of(node, inputs, lanes=1, **{key: c[key] for key in ("block", "tile", "split", "parts", "threads")})
     wanted = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     found = plan.run(list(inputs.values()))
     close(found, ended(wanted, c["end"], None if other is None else other.double(), 0))
@@ -142,7 +145,7 @@ def check_linear(c: dict[str, Any]) -> None:
 quick = settings(max_examples=FEW, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
 long = settings(max_examples=MANY, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 PLAIN: dict[str, Any] = {
-    "block": 1, "tile": 7, "split": 0, "threads": 2, "zeros": 0.9, "seed": 1, "images": 1, "lanes": 1, "groups": 1, "inner": 3,
+    "block": 1, "tile": 7, "split": 0, "parts": 1, "threads": 2, "zeros": 0.9, "seed": 1, "images": 1, "lanes": 1, "groups": 1, "inner": 3,
     "outer": 5, "size": (13, 11), "kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "bias": True,
     "residual": True, "after": 0, "end": ENDS[1],
 }  # fmt: skip
@@ -228,7 +231,7 @@ def test_not_a_number_stays_one() -> None:
     node = Node("y", "conv", ("x",), {"weight": torch.ones(1, 2, 1, 1)}, {
         "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "activation": "relu",
     })  # fmt: skip
-    found = plan_of(node, {"x": x}, block=1, tile=3, split=0, lanes=1, threads=1).run([x])
+    found = plan_of(node, {"x": x}, block=1, tile=3, split=0, parts=1, lanes=1, threads=1).run([x])
     assert torch.equal(found.isnan(), F.relu(x.sum(1, keepdim=True)).isnan())
 
 
@@ -237,7 +240,7 @@ def test_gaps_hold_zeros_after_every_run() -> None:
     x = torch.randn(2, 3, 7, 7)
     settings_ = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, "activation": "sigmoid"}
     node = Node("y", "conv", ("x",), {"weight": torch.randn(4, 3, 3, 3), "bias": torch.ones(4)}, settings_)
-    plan = plan_of(node, {"x": x}, block=1, tile=2, split=0, lanes=1, threads=1)
+    plan = plan_of(node, {"x": x}, block=1, tile=2, split=0, parts=1, lanes=1, threads=1)
     assert plan.program is not None
     layout = plan.program.layouts["y"]
     plan.run([x])

@@ -144,6 +144,18 @@ def test_following_is_refused_where_it_would_be_wrong():
     assert (truncate(other, 0.02, basis=basis).kept - truncate(other, 0.02).kept).abs().max() < 1e-5
 
 
+def test_following_sees_energy_outside_and_directions_that_are_off():
+    """Each of the two alone: an exact basis with much energy outside, and a basis that is off with little outside."""
+    axes = torch.eye(96)
+    outside = torch.diag(torch.tensor([1.0] * 4 + [0.2] * 92))[None]
+    assert follow(outside, axes[None, :, :4], 0.02) is None
+    assert follow(outside, axes[None, :, :4], 0.6) is not None
+    off = torch.diag(torch.tensor([1.0] * 4 + [0.9] + [0.0] * 91))[None]
+    turned = torch.stack([axes[0], axes[1], axes[2], (axes[3] + axes[4]) / 2**0.5], 1)[None]
+    assert follow(off, turned, 0.3) is None
+    assert follow(off, axes[None, :, :4], 0.3) is not None
+
+
 def test_highest_ranks_and_shrinkage_of_each_matrix():
     matrices = decaying(2, 8, 20, fall=1.0)
     kept = truncate(matrices, 0.0, most=torch.tensor([3, 8])).kept

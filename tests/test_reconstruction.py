@@ -20,7 +20,7 @@ from secateur.core.split import blocks_of
 from secateur.measure.layers import is_matrix, matrix, outputs, rows
 from secateur.measure.moments import input_moments, paired_moments
 from secateur.recipes import zoo
-from secateur.surgery import fingerprint
+from secateur.surgery import fingerprint, shapes_after
 from secateur.testing import awake
 
 REPAIRS = {
@@ -340,7 +340,7 @@ def test_products_are_repaired_like_cuts(name: str, form: str, ranks: tuple[int,
             np.testing.assert_allclose(matrix(piece).numpy(), solved[:-1].T, atol=1e-5)
 
 
-def test_ranks_that_were_cut_and_other_steps() -> None:
+def test_ranks_that_were_cut() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).double()
     x = torch.randn(50, 6, dtype=torch.float64)
@@ -353,9 +353,6 @@ def test_ranks_that_were_cut_and_other_steps() -> None:
     wrong = float((model(x) - small(x)).detach().square().mean())
     repair.least_squares(model, small, [(x, None)], plan=plan)
     assert float((model(x) - small(x)).detach().square().mean()) < wrong
-    plan = split(fingerprint(model), [blocks_of("2", [0, 1] * 4, [0, 1, 0, 1], 2)])
-    with pytest.raises(SecateurError, match="a plan with a split step"):
-        repair.least_squares(model, plan.apply(model), [(x, None)], plan=plan)
 
 
 @pytest.mark.parametrize("name", ["least_squares", "compensation"])
@@ -397,3 +394,39 @@ def test_a_sample_of_rows_is_nearly_as_good_and_a_large_one_is_all(name: str) ->
     assert not torch.equal(whole.two.weight, part.two.weight)
     wrong = distance(model, plan.apply(model))
     assert max(distance(model, whole), distance(model, part)) < wrong
+
+
+@pytest.mark.parametrize("name", ["least_squares", "compensation", "mean_bias"])
+@pytest.mark.parametrize("cut_too", [False, True])
+def test_blocks_are_repaired_and_stay_blocks(name: str, cut_too: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Flatten(), nn.Linear(96, 4),
+    ).double().eval()  # fmt: skip
+    x = torch.cat([x for x, _ in data()])
+    plan = trace(model, x).plan({})
+    if cut_too:
+        plan = trace(model, x).plan({trace(model, x).free[0].name: [0, 1, 2, 4, 5, 7]})
+    middle = plan.apply(model)
+    width = middle[2].weight.shape[1]
+    step = blocks_of("2", np.arange(width) % 2, [0, 1, 1, 0, 0, 1], 2)
+    plan = plan.then(split(fingerprint(middle), [step]))
+    small = plan.apply(model)
+    wrong = float((model(x) - small(x)).detach().square().mean())
+    held = small[2].weight
+    REPAIRS[name](model, small, data(), plan=plan)
+    assert small[2].weight is held
+    assert fingerprint(small) == shapes_after(plan)
+    with torch.no_grad():
+        assert float((model(x) - small(x)).square().mean()) < wrong
+        if name == "mean_bias":
+            return
+        inputs = (middle if name == "compensation" else small)[:2](x)
+        target = model[2](model[:2](x)).movedim(1, -1).flatten(0, -2).numpy()
+        for number, (reads, writes) in enumerate(zip(step.inputs, step.outputs, strict=True)):
+            piece = nn.Conv2d(len(reads), len(writes), 3, padding=1)
+            design = rows(piece, inputs[:, list(reads)]).numpy()
+            solved = np.linalg.lstsq(np.c_[design, np.ones(len(design))], target[:, list(writes)], rcond=None)[0]
+            found = small[2].weight[3 * number : 3 * number + 3].flatten(1).numpy()
+            np.testing.assert_allclose(found, solved[:-1].T, atol=1e-5)

@@ -314,3 +314,23 @@ def test_a_recipe_searches_recovers_and_resumes(tmp_path: Path, monkeypatch) -> 
     drop = [{k: v for k, v in stage.items() if k != "latency_ms"} for stage in whole["stages"]]
     assert drop == [{k: v for k, v in stage.items() if k != "latency_ms"} for stage in again["stages"]]
     assert sys.modules
+
+
+@pytest.mark.parametrize("cliff", [0.5, 0.8, 0.9])
+def test_a_cliff_that_no_prediction_sees_is_not_fallen_from(cliff: float) -> None:
+    """The loss rises by a little until some share of the parameters is gone, and then by much."""
+    model, batches = digits()
+    axes = trace(model, batches[0][0])
+
+    def judge(plan: Plan) -> float:
+        share = axes.count("params", {name: after for name, (_, after) in plan.widths().items()}) / axes.count("params")
+        return 0.001 * (1 - share) + (share < cliff)
+
+    predict = reconstruction(model, axes, batches)
+    trials: list[Trial] = []
+    settings = AdaptiveSettings(step=0.3, running=0.1)
+    plan = drive(predicted(axes, score(axes, criteria.l1(model)), predict, settings), judge, record=trials.append)
+    assert judge(plan) < 0.1
+    assert any(trial.loss > 0.1 for trial in trials)
+    left = axes.count("params", {name: after for name, (_, after) in plan.widths().items()}) / axes.count("params")
+    assert left < (1 + cliff) / 2

@@ -1,17 +1,23 @@
 """What each reinitialisation preserves, on structured and unstructured tickets."""
 
+import json
 from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import handmade
 from secateur import allocate, criteria, score
+from secateur.cli.main import application
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan, mask
 from secateur.recipes import zoo
+from secateur.recipes.tickets import GridSettings, grid
+from secateur.recipes.tickets import unstructured as largest
+from secateur.report.tickets import picture
 from secateur.testing import awake
 from secateur.train import FitSettings, fit
 from secateur.train.tickets import VARIANTS, ZerosStay, kept_entries, ticket
@@ -127,3 +133,62 @@ def test_unknown_words_and_other_networks_are_refused():
         ticket(model, handmade.small(a=4), structured(model))
     with pytest.raises(SecateurError, match="a plan applied to this model"):
         ticket(nn.Linear(2, 2), model, structured(model))
+
+
+def test_the_grid_trains_every_ticket_and_draws_it(tmp_path):
+    words = [
+        "tickets",
+        "-o",
+        str(tmp_path / "out"),
+        "--seeds",
+        "2",
+        "--epochs",
+        "1",
+        "--variant",
+        "rewind",
+        "--variant",
+        "late rewind",
+    ]
+    (tmp_path / "net.py").write_text(
+        "from secateur.recipes import zoo\n"
+        "def build():\n    return zoo.digits_resnet(widths=(4, 4, 4))\n"
+        "def data():\n    import torch\n    draw = torch.Generator().manual_seed(0)\n"
+        "    made = [(torch.randn(16, 1, 8, 8, generator=draw), torch.randint(10, (16,), generator=draw)) for _ in range(2)]\n"
+        "    return made, made[:1]\n"
+    )
+    place = str(tmp_path / "net.py")
+    run = CliRunner().invoke(application(), [*words, f"{place}:build", "--data", f"{place}:data", "--keep", "0.5"])
+    assert run.exit_code == 0, run.output
+    table = json.loads((tmp_path / "out" / "tickets.json").read_text())
+    assert table["settings"]["keep"] == 0.5
+    for kind in ("structured", "unstructured"):
+        assert {name: len(values) for name, values in table["found"][kind].items()} == {"rewind": 2, "late rewind": 2}
+        assert "±" in run.output
+    drawn = (tmp_path / "out" / "tickets.svg").read_text()
+    assert drawn == picture(table["found"])
+    for text in ("structured", "initial weights", "weights of a later epoch"):
+        assert text in drawn
+
+
+def test_the_grid_repeats_and_refuses_what_it_cannot_run():
+    draw = torch.Generator().manual_seed(0)
+    made = [(torch.randn(16, 1, 8, 8, generator=draw), torch.randint(10, (16,), generator=draw)) for _ in range(2)]
+    settings = GridSettings(variants=("sign",), seeds=(3,), keep=0.5, fit=FitSettings(epochs=1))
+    build = lambda: zoo.digits_resnet(widths=(4, 4, 4))  # noqa: E731
+    one, two = (grid(build, lambda seed: (made, made), made[0][0][:1], settings) for _ in range(2))
+    assert one == two
+    wrong = ({"variants": ("sing",)}, {"kinds": ("flat",)}, {"keep": 1.0}, {"seeds": ()}, {"late": 9})
+    for words in wrong:
+        with pytest.raises(SecateurError):
+            GridSettings(**words)
+
+
+def test_unstructured_plans_keep_the_largest_weights_of_every_tensor():
+    model = handmade.small()
+    plan = largest(model, 0.25)
+    for one in plan.steps[0].supports:
+        weight = model.get_parameter(one.tensor).detach().abs()
+        kept = torch.from_numpy(one.mask())
+        assert one.count == round(0.25 * weight.numel())
+        assert weight[kept].min() >= weight[~kept].max()
+    assert {one.tensor for one in plan.steps[0].supports} == set(WEIGHTS)

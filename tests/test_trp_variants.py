@@ -11,7 +11,8 @@ from torch import nn
 
 from secateur import TRP, SecateurError
 from secateur.surgery import unfold
-from secateur.train import FitSettings, fit
+from secateur.train import FitSettings, TRPSettings, fit
+from secateur.train.trp_period import Periods
 
 LR, STRENGTH = 0.1, 3.0
 
@@ -114,6 +115,19 @@ def test_adaptive_periods_follow_theorem_2():
     assert method.periods.steps["4"] == 1
     with pytest.raises(SecateurError, match="bounds nothing"):
         TRP(net(), energy=1.0, adaptive=True)
+
+
+@pytest.mark.parametrize(("moved", "period"), [(0.05, 16), (0.3, 2), (0.0, 256), (5.0, 1)])
+def test_the_next_period_is_the_longest_that_stays_below_the_bound(moved, period):
+    """e = 0.04, so sqrt(e) = 0.2 of a weight of norm 1: at 0.05 in 4 steps there are 16 to go, at 0.3 there are 2."""
+    periods = Periods(TRPSettings(energy=0.96, every=4, adaptive=True), ["a"])
+    now = torch.zeros(5)
+    now[0] = 1.0
+    then = now.clone()
+    then[1] = moved
+    periods.adapt({"a": (now, then)}, 4, {"a": 0})
+    assert periods.steps["a"] == period
+    assert periods.due("a", 256)
 
 
 @pytest.mark.parametrize(

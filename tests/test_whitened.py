@@ -72,6 +72,19 @@ def test_channel_products_are_the_principal_components_of_the_responses():
     assert np.abs((y - mean) @ u @ u.T + mean - z).max() < 1e-3
 
 
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_a_spatial_product_of_a_column_kernel_is_the_optimum(rank):
+    """With one column both formats are the same set of maps, and response PCA has the least error among them."""
+    net, data = model(kernel_size=(3, 1), padding=(1, 0)), correlated()
+    errors = []
+    for form in ("channel", "spatial"):
+        plan = products(net, form, (rank,))
+        small = plan.apply(net)
+        repair.whitened(net, small, data, plan=plan)
+        errors.append(error(net, small, data))
+    assert errors[1] == pytest.approx(errors[0], rel=1e-3)
+
+
 def test_without_a_bias_the_mean_goes_into_the_batch_norm_behind():
     torch.manual_seed(1)
     net = nn.Sequential(nn.Conv2d(5, 7, 3, bias=False), nn.BatchNorm2d(7)).eval()

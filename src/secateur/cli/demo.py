@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,6 +31,22 @@ def demo(
     last = [(other, "low rank (TRP)"), (zeros, "sparse (RPG)")]
     rows = [*facts["stages"], *(found["stages"][-1] | {"stage": name} for found, name in last)]
     screen.show_facts(facts | {"stages": rows}, as_json)
+    channel = channel_rows(folder, seed, threads)
     if not as_json:
+        screen.say("\nchannel pruning of the same network to half of its MACs, without retraining but where it says so")
+        screen.show_facts(channel, as_json)
         screen.say(f"report: {folder / 'report.html'}")
         screen.say(f"reports of the last rows: {folder / 'low_rank' / 'report.html'}, {folder / 'sparse' / 'report.html'}")
+
+
+def channel_rows(folder: Path, seed: int, threads: int) -> dict[str, Any]:
+    """What the published systems of channel pruning make of the dense network; channel.json, once it is there."""
+    from secateur.io.files import read_json, write_json
+    from secateur.recipes.demo_channel import rows
+    from secateur.recipes.run import threads as on_threads
+
+    path = folder / "channel.json"
+    if not path.exists():
+        with on_threads(threads):
+            write_json(path, {"stages": rows(folder, seed=seed, threads=threads)})
+    return read_json(path)

@@ -26,12 +26,13 @@ from secateur.cli import (
     search,
     sensitivity,
     show,
+    tickets,
 )
 from secateur.core.errors import SecateurError
 
 COMMANDS = (
     demo.demo, inspect.inspect, plan.plan, ranks.ranks, diff.diff, apply.apply, run.run, score.score, search.search,
-    sensitivity.sensitivity, measure.measure, export.export, report.report, show.show,
+    sensitivity.sensitivity, measure.measure, export.export, report.report, show.show, tickets.tickets,
 )  # fmt: skip
 
 

@@ -67,7 +67,8 @@ def search(
 
 def prepared(model: dict[str, Any], data: dict[str, Any], rest: dict[str, Any], settings: list[str] | None) -> Any:
     """(network, recipe, parts) of what a command was told; `settings` are words like "search.images=500"."""
-    from secateur.cli.inputs import dense_of
+    import torch
+
     from secateur.recipes import parts, schema
 
     table = {"model": model, "data": data} | rest
@@ -75,5 +76,9 @@ def prepared(model: dict[str, Any], data: dict[str, Any], rest: dict[str, Any], 
     for section in ("model", "data"):
         table[section] = {key: value for key, value in table[section].items() if value is not None}
     recipe = schema.from_dict(table)
-    weights = Path(recipe.model.weights) if recipe.model.weights else None
-    return dense_of(recipe.model.build, weights, recipe.seed).eval(), recipe, parts.parts(recipe, parts.cpu())
+    known = parts.parts(recipe, parts.cpu())
+    torch.manual_seed(recipe.seed)
+    network = known.model()
+    if recipe.model.weights:
+        network = parts.with_weights(network, recipe.model.weights, recipe.data.folder)
+    return network.eval(), recipe, known

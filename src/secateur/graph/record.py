@@ -55,6 +55,8 @@ ACTIVATIONS = set("relu hardtanh hardswish hardsigmoid silu gelu elu leaky_relu 
 """The same for these, below the functions: a clamp alone takes four milliseconds through PyTorch's reference code."""
 SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.__len__, Tensor.numel}  # type: ignore[attr-defined]
 """How a forward looks at sizes."""
+PICKS = {torch.take_along_dim, Tensor.take_along_dim}
+"""These look at the devices of their tensors themselves."""
 TORCH = os.path.dirname(torch.__file__) + os.sep
 HERE = os.path.dirname(__file__) + os.sep
 
@@ -121,6 +123,10 @@ class Recorder(TorchFunctionMode):
                 self.looks = True
                 self.looked.append(args[0])
             return func(*args, **(kwargs or {}))
+        if func in PICKS and all(devices(args)):
+            self.moving = True
+            args, kwargs = all_meta(args, kwargs or {})
+            self.moving = False
         name = WHOLE.get(func)
         if not self.inside:
             self.attempt = (args, kwargs or {})

@@ -26,6 +26,7 @@ from secateur.recipes.reconstruct import repair_by_name
 from secateur.recipes.schema import Fit, Recipe
 from secateur.recipes.searching import searched
 from secateur.recipes.sparsing import sparse_hook
+from secateur.recipes.staged import tune_in_stages
 from secateur.recipes.tune import Watch, tune
 
 DENSE, CUT, REPAIRED, TUNED = "dense", "after the cut", "after repair", "after fine-tuning"
@@ -135,7 +136,9 @@ def finetune(job: Job) -> None:
     model = small_model(job, "repaired.safetensors")
     plan, settings = artefact.read_plan(job.file("repaired.safetensors")), job.recipe.finetune
     hook = sparse_hook(model, job.recipe, job.parts)
-    if settings.epochs:
+    if job.recipe.stage:
+        _stages(job, model)
+    elif settings.epochs:
         teacher = dense_model(job) if settings.teacher else None
         best = None if hook else job.file("best.safetensors")
         fit(job, model, settings, "finetune", best=best, teacher=teacher, hooks=[hook] if hook else [])
@@ -144,8 +147,8 @@ def finetune(job: Job) -> None:
         write_text(job.folder / "plan.json", codec.dumps(plan))
     path = job.folder / "small.safetensors"
     artefact.save(path, model, plan)
-    if settings.epochs or hook:
-        record(job, TUNED if settings.epochs else SPARSE, model, path)
+    if settings.epochs or hook or job.recipe.stage:
+        record(job, TUNED if settings.epochs or job.recipe.stage else SPARSE, model, path)
         _record_best(job)
 
 
@@ -196,6 +199,21 @@ def fit(
     checkpoint = job.file(f"{phase}.checkpoint")
     watch = Watch(phase, job.recipe.seed, checkpoint, job.progress, on_records, best)
     tune(job.parts, model, settings, watch, teacher=teacher, hooks=hooks)
+
+
+def _stages(job: Job, model: nn.Module) -> None:
+    """Train `model` in the recipe's stages; each is a phase of history.jsonl under its name."""
+    tune_in_stages(
+        job.parts,
+        model,
+        job.recipe.stage,
+        teacher=dense_model(job),
+        seed=job.recipe.seed,
+        checkpoint=job.file("stage.checkpoint"),
+        best=job.file("best.safetensors"),
+        progress=job.progress,
+        write=lambda name, records: files.write_history(job.folder, name, records),
+    )
 
 
 def record(job: Job, stage: str, model: nn.Module, path: Path) -> None:

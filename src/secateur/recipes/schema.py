@@ -37,6 +37,7 @@ from secateur.recipes.kinds import (
 from secateur.recipes.schema_lowrank import LowRank
 from secateur.recipes.schema_search import Search
 from secateur.recipes.schema_sparse import Sparsity
+from secateur.recipes.schema_stage import Stage
 
 with suppress(ImportError):  # the recipe is then taken at its word
     from pydantic import TypeAdapter, ValidationError
@@ -159,6 +160,7 @@ class Recipe:
     sparse: Sparsity = field(default_factory=Sparsity)
     repair: Repair = field(default_factory=Repair)
     finetune: Fit = field(default_factory=Fit)
+    stage: Annotated[tuple[Stage, ...], Field(description="tables [[stage]]")] = ()
     measure: Measure = field(default_factory=Measure)
 
 
@@ -247,6 +249,8 @@ def _known(kind: type, table: Any, where: tuple[str, ...]) -> None:
             raise SecateurError(f"key {key!r} in {section}", "no such key", nearest(str(key), names))
         if is_dataclass(hints.get(key)):
             _known(hints[key], value, (*where, key))
+        for row in value if key == "stage" and where == () and isinstance(value, list) else ():
+            _known(Stage, row, (key,))
     missing = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING and f.name not in table]
     if missing:
         do = 'add [model] with build = "file.py:function"' if not where else f"add {missing[0]} = ..."
@@ -260,7 +264,7 @@ def _trusted(kind: type, table: Mapping[str, Any]) -> Any:
     for key, value in table.items():
         values[key] = _trusted(hints[key], value) if is_dataclass(hints[key]) else value
         if isinstance(value, list):
-            values[key] = tuple(value)
+            values[key] = tuple(_trusted(Stage, row) if key == "stage" else row for row in value)
     return kind(**values)
 
 
@@ -272,7 +276,9 @@ def _explain(error: Mapping[str, Any]) -> SecateurError:
     kind: Any = Recipe
     do = "give a value of the right kind"
     for depth, part in enumerate(path):
-        if is_dataclass(kind):
+        if part.isdecimal() and get_origin(kind) is tuple:
+            hint = kind = get_args(kind)[0]
+        elif is_dataclass(kind):
             hint, kind = get_type_hints(kind, include_extras=True)[part], get_type_hints(kind)[part]
         elif get_origin(kind) is dict:
             hint = kind = get_args(get_args(hint)[0])[1]

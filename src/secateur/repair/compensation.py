@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches
+from secateur.repair.blocks import unrolled
 from secateur.repair.linked import known_before, linked
 from secateur.repair.solve import least_error
 
@@ -33,14 +34,17 @@ def compensation(
     Source: Xie et al., 2021 (CaP), and the authors' code, which adds a bias where there is none; here no tensor is added, so
     that a plan still fits.
     """
-    layers = linked(before, after, batches, plan)
-    for each, (known, variance) in known_before(layers, before, batches, limit, sample=sample):
-        weight, constant = least_error(known, each.weight(), intercept=each.has_intercept, ridge=ridge, support=each.support)
-        if rescale:
-            weight = weight * deviation_ratio(variance, weight, known.centred().xx)[:, None]
-            constant = known.y - weight @ known.x if constant is not None else None
-        if torch.isfinite(weight).all():
-            each.write_(weight, constant)
+    with unrolled(after) as whole:
+        layers = linked(before, whole, batches, plan)
+        for each, (known, variance) in known_before(layers, before, batches, limit, sample=sample):
+            weight, constant = least_error(
+                known, each.weight(), intercept=each.has_intercept, ridge=ridge, support=each.support
+            )
+            if rescale:
+                weight = weight * deviation_ratio(variance, weight, known.centred().xx)[:, None]
+                constant = known.y - weight @ known.x if constant is not None else None
+            if torch.isfinite(weight).all():
+                each.write_(weight, constant)
 
 
 def deviation_ratio(variance: Tensor, weight: Tensor, covariance: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from torch import nn
 
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches
-from secateur.measure.moments import paired_moments
+from secateur.measure.moments import Moments, paired_moments
 from secateur.measure.shortcuts import residual_moments
-from secateur.repair.linked import linked
+from secateur.repair.blocks import unrolled
+from secateur.repair.linked import Linked, linked
 from secateur.repair.solve import least_error, restricted
 
 
@@ -42,18 +43,32 @@ def least_squares(
     Source: He et al., 2017 (Channel Pruning), eq. 2, step (ii) and section 3.3. Weights are fitted on all rows by their
     second moments in double precision, where the authors' code samples ten points per image.
     """
-    for each in linked(before, after, batches, plan):
-        if layers is not None and each.name not in layers:
-            continue
-        known = None
-        if residual and each.head is None:
-            pair = (after, before)
-            known = residual_moments(pair, each.name, each.outlet, batches, kept=each.rows, limit=limit, sample=sample)
-        if known is None:
-            sources = {each.name: each.source_name}
-            known = paired_moments(after, before, [each.name], batches, limit=limit, sources=sources, sample=sample)[each.name]
-            known = restricted(known, torch.arange(len(known.x)), each.rows)
-        known = restricted(known, each.own, torch.arange(len(known.y)))
-        weight, constant = least_error(known, each.weight(), intercept=each.has_intercept, ridge=ridge, support=each.support)
-        if torch.isfinite(weight).all():
-            each.write_(weight, constant)
+    with unrolled(after) as whole:
+        for each in linked(before, whole, batches, plan):
+            if layers is not None and each.name not in layers:
+                continue
+            known = _known(each, (whole, before), batches, limit=limit, sample=sample, residual=residual)
+            constant = each.has_intercept
+            weight, added = least_error(known, each.weight(), intercept=constant, ridge=ridge, support=each.support)
+            if torch.isfinite(weight).all():
+                each.write_(weight, added)
+
+
+def _known(
+    each: Linked,
+    pair: tuple[nn.Module, nn.Module],
+    batches: Batches,
+    *,
+    limit: int | None,
+    sample: int | None,
+    residual: bool,
+) -> Moments:
+    """Moments of the inputs the layer has, in the first network, and of its targets, from the second."""
+    known = None
+    if residual and each.head is None:
+        known = residual_moments(pair, each.name, each.outlet, batches, kept=each.rows, limit=limit, sample=sample)
+    if known is None:
+        sources = {each.name: each.source_name}
+        known = paired_moments(*pair, [each.name], batches, limit=limit, sources=sources, sample=sample)[each.name]
+        known = restricted(known, torch.arange(len(known.x)), each.rows)
+    return restricted(known, each.own, torch.arange(len(known.y)))

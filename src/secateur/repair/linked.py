@@ -19,6 +19,7 @@ from secateur.core.factor import Factor, Product, piece_shapes
 from secateur.core.mask import Mask
 from secateur.core.plan import Keep, Plan
 from secateur.core.protocols import Batches
+from secateur.core.split import Split
 from secateur.measure.layers import columns, is_matrix, matrix, outputs, rows
 from secateur.measure.moments import Moments, drawn, input_moments
 from secateur.measure.observe import call_order, observe
@@ -84,7 +85,9 @@ def linked(before: nn.Module, after: nn.Module, batches: Batches, plan: Plan | N
     found, and the last layer of every product; one batch is run. Raises `SecateurError` where shapes do not agree.
     """
     kept, products = kept_entries(plan, before) if plan is not None else ({}, {})
-    masked = {s.tensor for step in (plan.steps if plan else ()) if isinstance(step, Mask) for s in step.supports}
+    steps = plan.steps if plan is not None else ()
+    masked = {support.tensor for step in steps if isinstance(step, Mask) for support in step.supports}
+    masked |= {f"{blocks.module}.weight" for step in steps if isinstance(step, Split) for blocks in step.layers}
     known = {}
     for name, module in after.named_modules():
         source = _module(before, products.get(name, name))
@@ -190,7 +193,8 @@ Entries = dict[tuple[str, int], np.ndarray]
 def kept_entries(plan: Plan, before: nn.Module) -> tuple[Entries, dict[str, str]]:
     """What is left after every step of `plan`, and for the last layer of every product the name of what it stands for.
 
-    Inner widths of products count in the coordinates of their full rank. Raises `SecateurError` for steps of other kinds.
+    Inner widths of products count in the coordinates of their full rank. Masks and blocks leave all shapes (blocks are
+    repaired as plain layers, see `unrolled`).
     """
     plan.check(before)
     kept = {(name, dim): np.arange(n) for name, shape in plan.fingerprint.items() for dim, n in enumerate(shape)}
@@ -200,11 +204,8 @@ def kept_entries(plan: Plan, before: nn.Module) -> tuple[Entries, dict[str, str]
             for product in step.products:
                 _factored(product, kept, products)
             continue
-        if isinstance(step, Mask):
+        if not isinstance(step, Keep):  # zeros, which the weights show
             continue
-        if not isinstance(step, Keep):
-            do = "repair what the steps before it leave, then take it"
-            raise SecateurError("a repair from what layers read", f"a plan with a {type(step).__name__.lower()} step", do)
         for place, entries in survivors(real_slots(step), {place: len(entries) for place, entries in kept.items()}).items():
             kept[place] = kept[place][entries]
     return kept, products

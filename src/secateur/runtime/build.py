@@ -18,8 +18,8 @@ from pathlib import Path
 SOURCES = Path(__file__).parent / "kernels"
 COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden")
 X86 = {
-    "path_avx512": ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx512cd", "-mavx2", "-mfma"),
-    "path_avx2": ("-mavx2", "-mfma"),
+    "path_avx512": ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx512cd", "-mavx2", "-mfma", "-mprfchw"),
+    "path_avx2": ("-mavx2", "-mfma", "-mprfchw"),
 }
 """Flags of the files that serve one instruction set; CMakeLists.txt has the same."""
 PLAIN = ("path_portable", "pool", "dispatch", "program")

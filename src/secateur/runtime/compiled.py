@@ -89,7 +89,7 @@ def _row(node: Node, runs: str, choice: Choice | None) -> dict[str, Any]:
     }
     row |= {"sparsity": round(sparsity(node.tensors["weight"]), 4), "runs": runs}
     if choice:
-        row |= {"rows": choice.block, "tile": 16 * choice.tile, "ms": choice.nanoseconds / 1e6}
+        row |= {"rows": choice.block, "tile": 16 * choice.tile, "parts": choice.parts, "ms": choice.nanoseconds / 1e6}
     return row
 
 

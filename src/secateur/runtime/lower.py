@@ -5,7 +5,7 @@ Memory is planned here, once: tensors of one layout share buffers, so the zeros 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,9 +48,9 @@ class _Lowering:
         self.keep: list[np.ndarray] = []
         self.masks: dict[Layout, int] = {}
         self.last: dict[str, int] = {}
-        for place, node in enumerate(graph.nodes):
-            for name in node.inputs:
-                self.last[name] = place
+        self.places = {node.name: place for place, node in enumerate(graph.nodes)}
+        for node in graph.nodes:
+            self.last |= dict.fromkeys(node.inputs, self.places[node.name])
         for name in refs(graph.output):
             self.last[name] = len(graph.nodes)
 
@@ -103,6 +103,17 @@ class _Lowering:
         if not self.steps or self.steps[-1].node is not None:
             self.steps.append(Step(None, len(self.ops), len(self.ops)))
         return self.steps[-1]
+
+    def _room(self, node: Node, layout: Layout, in_place: Sequence[str]) -> Buffer:
+        """A buffer for what `node` computes: that of an operand it replaces element by element and nobody reads again, or a
+        free one. The operand's lines of cache are at hand, where a free buffer's would have to be fetched.
+        """
+        for name in in_place:
+            buffer, lies = self.held[name]
+            others = [other for other, (held, _) in self.held.items() if held is buffer and other != name]
+            if lies == layout and not others and self.last[name] == self.places[node.name] and node.inputs.count(name) == 1:
+                return buffer
+        return self._take(layout)
 
     def _take(self, layout: Layout) -> Buffer:
         """A free buffer of this layout, the tightest that is large enough, or else the largest, widened; or a new one."""
@@ -171,7 +182,8 @@ class _Lowering:
             self.held[node.name] = self.held[source]
             return None
         layout = self.layout(node.name)
-        self.held[node.name] = (self._take(layout), layout)
+        in_place = node.inputs if node.op in ("add", "affine", "act", "mul") else ()
+        self.held[node.name] = (self._room(node, layout, in_place), layout)
         if node.op == "cat":
             before = 0
             for name in node.inputs:
@@ -229,8 +241,11 @@ class _Lowering:
             if gathered:
                 read = self._gather(node, rows, columns, layout)
             places = by_group(offsets(rows, columns, read, gathered), weight, node.settings["groups"])
-        self.held[node.name] = (self._take(layout), layout)
-        op = self._op(Kind.DOT if layout.images == 1 and layout.single else Kind.CONV, source, node.name, node)
+        dot = layout.images == 1 and layout.single
+        smooth = node.settings.get("activation") not in (None, "clamp", "relu")
+        in_place = () if dot or (smooth and node.settings.get("after")) else node.inputs[1:]
+        self.held[node.name] = (self._room(node, layout, in_place), layout)
+        op = self._op(Kind.DOT if dot else Kind.CONV, source, node.name, node)
         if gathered:
             op.input = read.plane()
             self.patches = [patch for patch in self.patches if not (patch[0] is op and patch[1] == "x")]
@@ -240,7 +255,6 @@ class _Lowering:
             self._other(op, node.inputs[1])
         place = len(self.ops) - 1
         vectors = round_up(layout.span) // LINE
-        dot = op.kind == Kind.DOT
         self.layers[node.name] = Layer(node, place, vectors, dot, weight.reshape(len(weight), -1).numpy(), places, bias)
 
     def _direct(self, node: Node, rows: Reach, columns: Reach, read: Layout, made: Layout) -> bool:

@@ -15,7 +15,7 @@ from secateur.runtime.layout import Layout, Reach
 
 @dataclass(frozen=True)
 class Packed:
-    """`words` int32 (entries, 1 + R): byte offset, R values as bits; `start` int32 (B + 1,); `rows` int32 (B, R), -1 for none.
+    """`words` int32 (entries, 1 + R): byte offset, R values as bits; `start` int32 (parts * B + 1,); `rows` int32 (B, R), -1 for none.
 
     `bias` float32 (B, R).
     """
@@ -31,11 +31,12 @@ class Packed:
         return self.rows.shape[1]
 
 
-def pack(weight: np.ndarray, places: np.ndarray, bias: np.ndarray | None, block: int, *, ordered: bool = False) -> Packed:
+def pack(weight: np.ndarray, places: np.ndarray, bias: np.ndarray | None, block: int, parts: int = 1, *, ordered: bool = False) -> Packed:
     """Pack `weight` (O, columns) with `places` (O, columns) or (columns,), the byte offset each weight reads at.
 
     Rows come in order of their non-zeros, so that neighbours take equally long and a loop's end is foreseen; `ordered` keeps
-    their own. In blocks of several rows a column is stored where any of them has a value.
+    their own. In blocks of several rows a column is stored where any of them has a value. Columns are cut into `parts`; all
+    rows of a part come before the next part.
     """
     count = len(weight)
     filled = weight != 0
@@ -47,11 +48,15 @@ def pack(weight: np.ndarray, places: np.ndarray, bias: np.ndarray | None, block:
     values[:count] = weight[order]
     grouped = values.reshape(blocks, block, -1)
     where, column = np.nonzero((grouped != 0).any(1))
+    part = column * parts // max(weight.shape[1], 1)
+    if parts > 1:
+        sorted_ = np.lexsort((column, where, part))
+        where, column, part = where[sorted_], column[sorted_], part[sorted_]
     words = np.empty((len(where), 1 + block), np.int32)
     words[:, 0] = places[column] if places.ndim == 1 else places[rows.reshape(blocks, block)[where, 0], column]
     words[:, 1:] = grouped[where, :, column].view(np.int32)
-    start = np.zeros(blocks + 1, np.int32)
-    np.cumsum(np.bincount(where, minlength=blocks), out=start[1:])
+    start = np.zeros(parts * blocks + 1, np.int32)
+    np.cumsum(np.bincount(part * blocks + where, minlength=parts * blocks), out=start[1:])
     offset = np.zeros(blocks * block, np.float32)
     if bias is not None:
         offset[:count] = bias[order]

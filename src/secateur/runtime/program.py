@@ -50,13 +50,18 @@ class Layer:
     weight: np.ndarray
     places: np.ndarray
     bias: np.ndarray | None
-    packed: dict[int, Packed] = field(default_factory=dict)
+    packed: dict[tuple[int, int], Packed] = field(default_factory=dict)
 
-    def pack(self, block: int) -> Packed:
-        """Weights in blocks of `block` rows, packed when first asked for."""
-        if block not in self.packed:
-            self.packed[block] = pack(self.weight, self.places, self.bias, block, ordered=self.dot)
-        return self.packed[block]
+    @property
+    def alike(self) -> bool:
+        """Do all rows read the same channels? Those of different groups cannot share columns in a block."""
+        return self.places.ndim == 1
+
+    def pack(self, block: int, parts: int = 1) -> Packed:
+        """Weights in blocks of `block` rows and `parts` of the columns, packed when first asked for."""
+        if (block, parts) not in self.packed:
+            self.packed[block, parts] = pack(self.weight, self.places, self.bias, block, parts, ordered=self.dot)
+        return self.packed[block, parts]
 
 
 @dataclass
@@ -73,15 +78,16 @@ class Program:
     layouts: Mapping[str, Layout]
 
 
-def choose(program: Program, name: str, block: int, tile: int, split: int) -> None:
-    """Set how layer `name` runs: rows in a block, vectors in a tile, and whether threads share rows or tiles."""
+def choose(program: Program, name: str, block: int, tile: int, split: int, parts: int = 1) -> None:
+    """Set how layer `name` runs: rows in a block, vectors in a tile, whether threads share rows or tiles, parts of columns."""
     layer = program.layers[name]
-    packed = layer.pack(block)
+    block = block if layer.alike else 1
+    packed = layer.pack(block, parts)
     op = program.ops[layer.place]
     op.words, op.start, op.rows, op.bias = (
         array.ctypes.data for array in (packed.words, packed.start, packed.rows, packed.bias)
     )
-    op.blocks, op.block, op.tile, op.split = len(packed.rows), block, tile, split
+    op.blocks, op.block, op.tile, op.split, op.parts = len(packed.rows), block, tile, split, parts
 
 
 def address(program: Program, index: int) -> int:

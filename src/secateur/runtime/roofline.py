@@ -36,7 +36,7 @@ def table(model: CompiledModel, *inputs: Tensor) -> list[dict[str, Any]]:
         source, made = plan.program.layouts.get(node.inputs[0]), plan.program.layouts[node.name]
         pixels = made.images * made.height * made.width
         macs = int((layer.weight != 0).sum()) * pixels
-        packed = layer.pack(row["rows"])
+        packed = layer.pack(row["rows"], row["parts"])
         moved = 4 * (made.channels * pixels + packed.words.size)
         if source is not None:
             moved += 4 * source.channels * source.images * source.height * source.width

@@ -28,17 +28,22 @@ WIDE = {"avx512": (4, 5, 6, 7), "avx2": (1, 2, 3), "portable": (1, 2)}
 """The same for two and four rows at once."""
 FROM = {2: 0.12, 4: 0.25}
 """Density from which two and four rows are tried: below, columns that rows share are too rare."""
+LEAST_PARTED = 0.04
+"""Density above which columns are tried in parts: below, fetching and storing sums costs more than it saves."""
+L1 = 24 << 10
+"""Bytes of inputs meant to stay in the first cache, beside weights and sums."""
 FORGET = 20_000
 """Entries of the file of choices; beyond, it starts anew."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How a layer runs, and how long that took: rows in a block, vectors in a tile, 1 where threads share rows."""
+    """How a layer runs, and how long that took: rows in a block, vectors in a tile, 1 where threads share rows, parts of columns."""
 
     block: int
     tile: int
     split: int
+    parts: int
     nanoseconds: int
 
 
@@ -58,34 +63,54 @@ def tune(program: Program, arena: int, threads: int) -> dict[str, Choice]:
         choice = known.get(key)
         if choice is None:
 
-            def timed(block: int, tile: int, split: int, name: str = name, place: int = layer.place) -> int:
-                choose(program, name, block, tile, split)
+            def timed(block: int, tile: int, split: int, parts: int = 1, name: str = name, place: int = layer.place) -> int:
+                choose(program, name, block, tile, split, parts)
                 return int(lib.secateur_time(address(program, place), arena, None, threads, 3))
 
-            choice = _fastest(layer, isa, threads, timed)
+            choice = _fastest(layer, isa, threads, timed, _columns_bytes(program, layer))
             known[key] = choice
-        choose(program, name, choice.block, choice.tile, choice.split)
-        layer.packed = {choice.block: layer.packed[choice.block]}
+        choose(program, name, choice.block, choice.tile, choice.split, choice.parts)
+        layer.packed = {(choice.block, choice.parts): layer.packed[choice.block, choice.parts]}
         found[name] = choice
     _Remembered.write()
     return found
 
 
-def _fastest(layer: Layer, isa: str, threads: int, timed: Callable[[int, int, int], int]) -> Choice:
+def _fastest(layer: Layer, isa: str, threads: int, timed: Callable[..., int], column: Callable[[int], int]) -> Choice:
+    """The fastest kernel for a layer whose inputs take `column(tile)` bytes for one tile."""
     if layer.dot:
-        return Choice(1, 1, 0, timed(1, 1, 0))
+        return Choice(1, 1, 0, 1, timed(1, 1, 0))
     density = float((layer.weight != 0).mean())
     splits = (0, 1) if threads > 1 else (0,)
     tried = []
-    if density < 0.75:
+    if density < 0.75 or not layer.alike:
         tiles = sorted({min(tile, layer.vectors) for tile in TILES[isa]})
-        tried = [(timed(1, tile, split), 1, tile, split) for tile in tiles for split in splits]
+        tried = [(timed(1, tile, split), 1, tile, split, 1) for tile in tiles for split in splits]
+        if density > LEAST_PARTED:
+            for tile in [tile for tile in tiles if 3 <= tile <= 8]:
+                parts = -(-column(tile) // L1)
+                if 1 < parts <= layer.weight.shape[1] // 8:
+                    tried += [(timed(1, tile, split, parts), 1, tile, split, parts) for split in splits]
     for block, least in FROM.items():
-        if density >= least:
+        if density >= least and layer.alike:
             tiles = sorted({min(tile, layer.vectors) for tile in WIDE[isa]})
-            tried += [(timed(block, tile, split), block, tile, split) for tile in tiles for split in splits]
-    nanoseconds, block, tile, split = min(tried)
-    return Choice(block, tile, split, nanoseconds)
+            tried += [(timed(block, tile, split), block, tile, split, 1) for tile in tiles for split in splits]
+    nanoseconds, block, tile, split, parts = min(tried)
+    return Choice(block, tile, split, parts, nanoseconds)
+
+
+def _columns_bytes(program: Program, layer: Layer) -> Callable[[int], int]:
+    """Bytes of input a tile of so many vectors reads: one run of lines per channel and row of the kernel."""
+    op, weight = program.ops[layer.place], layer.node.tensors["weight"]
+    tall = weight.shape[2] if weight.dim() == 4 else 1
+    wide = weight.shape[3] if weight.dim() == 4 else 1
+    channels = layer.weight.shape[1] // (tall * wide)
+
+    def column(tile: int) -> int:
+        flat = min(tall * (tile + (wide > 1)), tile + (wide > 1) + (tall - 1) * (1 + op.input.row * op.input.lanes // 16))
+        return 64 * channels * flat
+
+    return column
 
 
 def _key(program: Program, layer: Layer, isa: str, threads: int) -> str:
@@ -132,14 +157,14 @@ class _Remembered:
             folder = cache_folder()
             folder.mkdir(parents=True, exist_ok=True)
             waiting = folder / f"engine_choices.{os.getpid()}"
-            waiting.write_text(json.dumps({key: [c.block, c.tile, c.split, c.nanoseconds] for key, c in known.items()}))
+            waiting.write_text(json.dumps({key: [c.block, c.tile, c.split, c.parts, c.nanoseconds] for key, c in known.items()}))
             waiting.replace(folder / "engine_choices.json")
             cls.saved = len(known)
 
 
 def _checked(value: Any) -> Choice:
     choice = Choice(*(int(number) for number in value))
-    if choice.block not in (1, 2, 4) or not 1 <= choice.tile <= (14 if choice.block == 1 else 7) or choice.split not in (0, 1):
+    if choice.block not in (1, 2, 4) or not 1 <= choice.tile <= (14 if choice.block == 1 else 7) or choice.split not in (0, 1) or choice.parts < 1:
         raise ValueError
     return choice
 

@@ -6,6 +6,7 @@ A search depends on nothing but what it is sent, so its history is all that a st
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -83,7 +84,9 @@ def digest(plan: Plan) -> str:
 def recorder(path: Path) -> Callable[[Trial], None]:
     """A function that adds a trial as one line to the file at `path`; a line that was cut off before is dropped."""
     whole = [json.dumps(asdict(trial)) for trial in read_history(path)]
-    path.write_text("".join(f"{line}\n" for line in whole))
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(f"{line}\n" for line in whole))
+    os.replace(part, path)
 
     def record(trial: Trial) -> None:
         with path.open("a") as file:

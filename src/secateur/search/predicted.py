@@ -87,13 +87,14 @@ class _Step:
 
 def _descend(state: State, predict: Predict, how: PredictedSettings) -> Generator[tuple[Plan, ...], Any, None]:
     """Candidates of many steps until every axis is settled or the target is met."""
-    scale: float | None = None
+    scale: float | None = None  # measured over predicted rise; `seen` of the last candidate that was accepted
+    seen: float | None = None
     most = len(state.kept)
     while not state.done():
         state.sweep += 1
         left = state.limit(state.dense, state.settings.running) - state.loss
-        if scale is not None and how.doubt:
-            _skip(state, predict, how.doubt * left / scale)
+        if seen and how.doubt:
+            _skip(state, predict, how.doubt * left / seen)
         steps = _bundle(state, predict, how, None if scale is None else how.room * left / scale, most=most)
         if not steps:
             return
@@ -102,7 +103,7 @@ def _descend(state: State, predict: Predict, how: PredictedSettings) -> Generato
         expected = sum(step.rise for step in steps)
         ratio = max(loss - state.loss, 0.0) / expected if expected > 0 and isfinite(loss) else scale or 0.0
         if not state.above(loss, state.dense, state.settings.running):
-            scale = max(ratio, (scale or ratio) / 4)
+            scale = seen = max(ratio, (scale or ratio) / 4)
             state.kept |= change
             state.loss, most = loss, 2 * most
         elif len(steps) > 1:

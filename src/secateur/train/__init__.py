@@ -8,11 +8,14 @@ from secateur.train.force import Force
 from secateur.train.growing import GrowingPenalty, GrowingSettings
 from secateur.train.loop import fit
 from secateur.train.losses import cross_entropy, distillation, taught
+from secateur.train.objectives import FeatureMatching, objective
 from secateur.train.settings import FitSettings
 from secateur.train.slimming import Slimming
 from secateur.train.soft import SoftPruning
 from secateur.train.sparse import Sparse
 from secateur.train.sparse import rpg as RPG
+from secateur.train.stages import Stage, fit_stages
+from secateur.train.tickets import ticket
 from secateur.train.trp import TRP
 from secateur.train.trp_settings import TRPSettings
 
@@ -21,6 +24,7 @@ __all__ = [
     "TRP",
     "CompactorSettings",
     "Compactors",
+    "FeatureMatching",
     "FitSettings",
     "Force",
     "GrowingPenalty",
@@ -28,13 +32,17 @@ __all__ = [
     "Slimming",
     "SoftPruning",
     "Sparse",
+    "Stage",
     "TRPSettings",
     "cross_entropy",
     "distillation",
     "evaluate",
     "fit",
+    "fit_stages",
     "lightning_callback",
+    "objective",
     "sparse",
     "taught",
+    "ticket",
     "trainer_callback",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from secateur.graph.record import Node
-from secateur.graph.rules import contraction, index, join, named, norm, pointwise, recurrent, reduce, shape
+from secateur.graph.rules import contraction, index, join, named, norm, pointwise, recurrent, reduce, resample, shape
 from secateur.graph.state import State
 
 Rule = Callable[[State, Node], None]
@@ -23,4 +23,5 @@ RULES: dict[str, Rule] = {
     **index.RULES,
     **recurrent.RULES,
     **named.RULES,
+    **resample.RULES,
 }

@@ -14,6 +14,7 @@ clone contiguous alias detach detach_ _to_copy dropout dropout_ native_dropout s
 expm1 log1p atan sign round round_ floor floor_ ceil ceil_ trunc nan_to_num lift_fresh rrelu rrelu_with_noise
 alpha_dropout feature_dropout feature_alpha_dropout positive asin tan zero_ zeros_like real
 fake_quantize_per_tensor_affine lift lift_fresh_copy copysign bernoulli_ asinh atanh erfinv frac sgn
+_conj conj_physical resolve_conj resolve_neg _neg_view imag angle
 """.split()
 OTHER_UNARY = """
 sigmoid sigmoid_ exp exp_ log log_ log2 log10 cos cos_ cosh rsqrt rsqrt_ reciprocal reciprocal_ softplus hardsigmoid
@@ -34,6 +35,7 @@ div div_ true_divide floor_divide floor_divide_ fmod fmod_ remainder remainder_ 
 OTHER_BINARY = """
 eq ne lt le gt ge eq_ ne_ lt_ le_ gt_ ge_ where masked_fill masked_fill_ atan2 logical_or logical_or_ logical_xor
 bitwise_or bitwise_or_ bitwise_xor lerp lerp_ addcmul addcdiv xlogy float_power __and__ __or__ __xor__
+logaddexp logaddexp2 polar complex
 """.split()
 
 

@@ -101,6 +101,8 @@ def sort(state: State, node: Node) -> None:
     """Order along a dim: positions lose their identity."""
     x = state.of(node.args[0])
     numbers = [a for a in node.args[1:] if isinstance(a, int) and not isinstance(a, bool)]
+    if node.op == "topk":
+        numbers = numbers[1:]
     dim = node.kwargs.get("dim", numbers[-1] if numbers else -1)
     if x.dims:
         state.freeze([x.dims[dim]], f"{node.op} runs over it")

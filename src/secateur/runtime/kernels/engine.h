@@ -27,12 +27,13 @@ struct Op {
   int64_t x, y, other;    // offsets in the arena, or numbers of outside tensors; other < 0: none
   int64_t other_channel;  // floats between channels of `other`
   const int32_t* words;   // CONV, DOT: entries of (byte offset or column, values of `block` rows)
-  const int32_t* start;   // CONV, DOT: first entry of each block of rows, one more at the end
+  const int32_t* start;   // CONV, DOT: first entry of each block of rows, part after part; one more at the end
   const int32_t* rows;    // CONV, DOT: output channels of each block, `block` numbers each, -1 where there is none
   const float* bias;      // one per output channel, in the order of `rows`; AFFINE: shift, one per channel
   const float* scale;     // AFFINE
   const int32_t* mask;    // -1 where a position of one image holds data, 0 in gaps; null where there are no gaps
   int64_t blocks, block, tile;         // CONV: blocks of rows, rows in a block (1, 2, 4), vectors of 16 floats in a tile
+  int64_t parts;                       // CONV: parts of the columns, summed one after the other so that their inputs stay in L1
   int64_t split;                       // CONV: 1 gives threads rows, 0 gives them tiles
   int64_t kernel[2], stride[2], padding[2], phases[2];
   int64_t outer, inner, step;          // IMPORT, EXPORT: floats between images, channels and positions outside

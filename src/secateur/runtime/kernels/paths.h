@@ -8,6 +8,8 @@ struct RowJob {
   const int32_t* rows;
   const float* bias;
   int64_t first, last;     // blocks of rows to do
+  const float* from;       // sums so far of block `first`, tile by tile, in place of the bias; or null
+  float* to;               // where unfinished sums go, laid out alike; or null, and sums end in `y`
   const float* x;          // input, at the tile's first position
   float* y;                // output of channel 0, at the tile's first position
   int64_t y_channel;

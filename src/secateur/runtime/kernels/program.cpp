@@ -58,6 +58,8 @@ void conv(const Run& run) {
     job.bias = op.bias;
     job.first = first;
     job.last = last;
+    job.from = nullptr;
+    job.to = nullptr;
     job.x = run.x() + at(op.in, 0, group) + from * 16;
     job.y = run.y() + at(op.out, 0, group) + from * 16;
     job.y_channel = op.out.channel;
@@ -68,7 +70,18 @@ void conv(const Run& run) {
     job.low = op.low;
     job.high = op.high;
     job.after = int(op.after);
-    run.path.rows(int(to - from), int(op.block), job);
+    if (op.parts <= 1) {
+      run.path.rows(int(to - from), int(op.block), job);
+      return;
+    }
+    static thread_local std::vector<float> sums;
+    sums.resize(size_t((last - first) * op.block * (to - from) * 16));
+    for (int64_t part = 0; part < op.parts; ++part) {
+      job.start = op.start + part * op.blocks;
+      job.from = part ? sums.data() : nullptr;
+      job.to = part + 1 < op.parts ? sums.data() : nullptr;
+      run.path.rows(int(to - from), int(op.block), job);
+    }
   };
   if (run.threads > 1 && op.split) {
     const int64_t pieces = run.threads * 3;

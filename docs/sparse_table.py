@@ -124,15 +124,19 @@ def machines(found: list[dict[str, Any]]) -> str:
     return f"\nRan on: {'; '.join(kinds)}; {sum(row['seconds'] for row in found) / 3600:.1f} hours in all.\n"
 
 
-def main() -> None:
-    """Write the page."""
-    found = runs()
+def page(found: list[dict[str, Any]]) -> str:
+    """The page of these runs."""
     parts = [HEAD.format(schedule=schedule(found)), controls(found)]
     for model in sorted({row["model"] for row in found}):
         shares = sorted({row["keep"] for row in found if row["model"] == model and row["method"] != "dense"}, reverse=True)
         parts += [section(model, keep, found) for keep in shares]
+    return "\n".join(part for part in [*parts, overhead()] if part) + machines(found)
+
+
+def main() -> None:
+    """Write the page."""
     PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text("\n".join(part for part in [*parts, overhead()] if part) + machines(found))
+    PAGE.write_text(page(runs()))
 
 
 if __name__ == "__main__":

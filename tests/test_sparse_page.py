@@ -31,8 +31,8 @@ def module(path: str) -> ModuleType:
 def row(method: str, seed: int, accuracy: float, keep: float = 0.02) -> dict:
     return {
         "model": "resnet20", "method": method, "keep": keep, "seed": seed, "accuracy": accuracy, "mean_rank": 20.0 + seed,
-        "mean_energy_rank": 9.5, "empty_rows": 7, "empty_columns": 5, "steps": 400, "batch": 64, "lr": 0.05, "precision": "bf16",
-        "seconds": 70.0, "hardware": {"cpu": "a CPU", "threads": 1}, "versions": {"torch": "2.13.0"},
+        "mean_energy_rank": 9.5, "empty_rows": 7, "empty_columns": 5, "steps": 400, "batch": 64, "lr": 0.05,
+        "precision": "bf16", "seconds": 70.0, "hardware": {"cpu": "a CPU", "threads": 1}, "versions": {"torch": "2.13.0"},
     }  # fmt: skip
 
 

@@ -91,6 +91,7 @@ FACTORIES = {
     "taylor": lambda model: criteria.taylor(model, data(), LOSS),
     "taylor of all data": lambda model: criteria.taylor(model, data(), LOSS, reduce="data"),
     "lamp": criteria.lamp,
+    "nisp": lambda model: criteria.nisp(model, handmade.axes(model)),
     "isomorphic": lambda model: criteria.isomorphic(model, handmade.axes(model), criteria.l2(model)),
     "thinet": lambda model: criteria.thinet(model, data()),
     "rfp": lambda model: criteria.rfp(model, group=True),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Criterion, Loss
@@ -36,7 +37,7 @@ def grasp(
     """
     weights = list(dict.fromkeys(parameters(model).values()))
     device = device_of(model)
-    with on_batches(model), differentiable(weights):
+    with on_batches(model), differentiable(weights), sdpa_kernel(SDPBackend.MATH):  # the fused ones differentiate once
         values = [
             loss(_cooled(call(model, to_device(x, device)), temperature), to_device(y, device))
             for x, y in islice(batches, limit)

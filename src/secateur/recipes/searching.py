@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,9 +75,12 @@ def searched(
             recovery(plan)
             held[0] = scores()
 
-    judge, told = _counted(judge_of(model, recipe, parts)), _told(progress, section.metric)
+    told, bisecting = _told(progress, section.metric), section.method == "bisect"
+    tries = section.args.get("tries", 7)
+    most = 1 + len(axes.free) * tries if bisecting and isinstance(tries, int) else len(axes.free)
+    judge = _Counted(judge_of(model, recipe, parts), progress if bisecting else None, most)
     search: Searcher
-    if section.method == "bisect":
+    if bisecting:
         search = _made(bisect, section.args, axes, held[0])
     elif section.method == "predicted":
         settings, how = _split(section.args)
@@ -87,7 +90,7 @@ def searched(
         settings = _made(AdaptiveSettings, section.args)
         search = adaptive(axes, lambda plan: held[0], settings, recover=recover if section.recover else None, report=told)
     plan = _driven(search, judge, folder)
-    progress("search", len(axes.free), len(axes.free), f"{judge.asked} trials")  # type: ignore[attr-defined]
+    progress("search", most, most, f"{judge.asked} trials")
     return axes, plan, model
 
 
@@ -187,16 +190,21 @@ def _made(make: Callable[..., Any], args: Mapping[str, Any], *given: Any) -> Any
         raise SecateurError(f"search.args = {dict(args)!r}", str(error), "set args to what the search takes") from None
 
 
-def _counted(judge: Judge) -> Any:
-    """`judge`, with the number of its calls at `asked`."""
+@dataclass(eq=False)
+class _Counted:
+    """A judge that counts its calls, and tells them where nothing else tells how far a search is."""
 
-    def counting(plan: Plan) -> float:
-        counting.asked += 1  # type: ignore[attr-defined]
-        loss = judge(plan)
+    judge: Judge
+    progress: Progress | None
+    most: int
+    asked: int = 0
+
+    def __call__(self, plan: Plan) -> float:
+        self.asked += 1
+        loss = self.judge(plan)
+        if self.progress is not None:
+            self.progress("search", min(self.asked, self.most), self.most, f"loss {loss:.4g}")
         return loss if math.isfinite(loss) else math.inf
-
-    counting.asked = 0  # type: ignore[attr-defined]
-    return counting
 
 
 def _told(progress: Progress, metric: str) -> Callable[[Status], None]:

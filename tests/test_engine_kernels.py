@@ -38,7 +38,9 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     library.library()
 
 
-def plan_of(node: Node, inputs: dict[str, Tensor], *, block: int, tile: int, split: int, parts: int, lanes: int, threads: int) -> Plan:
+def plan_of(
+    node: Node, inputs: dict[str, Tensor], *, block: int, tile: int, split: int, parts: int, lanes: int, threads: int
+) -> Plan:
     """A plan that runs one node with the kernel named."""
     graph = Graph(tuple(inputs), (node,), {}, Ref(node.name))
     values = shapes_of(graph, inputs.values())

@@ -31,7 +31,9 @@ class Packed:
         return self.rows.shape[1]
 
 
-def pack(weight: np.ndarray, places: np.ndarray, bias: np.ndarray | None, block: int, parts: int = 1, *, ordered: bool = False) -> Packed:
+def pack(
+    weight: np.ndarray, places: np.ndarray, bias: np.ndarray | None, block: int, parts: int = 1, *, ordered: bool = False
+) -> Packed:
     """Pack `weight` (O, columns) with `places` (O, columns) or (columns,), the byte offset each weight reads at.
 
     Rows come in order of their non-zeros, so that neighbours take equally long and a loop's end is foreseen; `ordered` keeps

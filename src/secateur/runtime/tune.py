@@ -157,14 +157,21 @@ class _Remembered:
             folder = cache_folder()
             folder.mkdir(parents=True, exist_ok=True)
             waiting = folder / f"engine_choices.{os.getpid()}"
-            waiting.write_text(json.dumps({key: [c.block, c.tile, c.split, c.parts, c.nanoseconds] for key, c in known.items()}))
+            waiting.write_text(
+                json.dumps({key: [c.block, c.tile, c.split, c.parts, c.nanoseconds] for key, c in known.items()})
+            )
             waiting.replace(folder / "engine_choices.json")
             cls.saved = len(known)
 
 
 def _checked(value: Any) -> Choice:
     choice = Choice(*(int(number) for number in value))
-    if choice.block not in (1, 2, 4) or not 1 <= choice.tile <= (14 if choice.block == 1 else 7) or choice.split not in (0, 1) or choice.parts < 1:
+    if (
+        choice.block not in (1, 2, 4)
+        or not 1 <= choice.tile <= (14 if choice.block == 1 else 7)
+        or choice.split not in (0, 1)
+        or choice.parts < 1
+    ):
         raise ValueError
     return choice
 

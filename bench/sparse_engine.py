@@ -40,9 +40,6 @@ CURVE = (0.0, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 """Sparsities of the curve, measured for ResNet-50 at batch 1 on one thread: part "curve"."""
 SEED = 0
 LEAST_SECONDS = 0.03
-GOALS = {"resnet50": (2.0, 3.5, 5.5, 8.0), "vgg19": (3.2, 6.0, 10.0, 18.0), "resnet20": (2.5, 3.5, 5.0, 8.0)}
-RIVAL = (0.7, 1.4, 1.7, 2.5)
-"""MNN 3.6.1, ResNet-50, batch 1, one thread, as recorded by this project elsewhere (it is not run here)."""
 
 
 def build(network: str, sparsity: float, spread: str = "uniform") -> Any:
@@ -238,8 +235,8 @@ def engines(network: str, x: Any, threads: int, wanted: list[tuple[float, str]])
             error = float((fast(x) - expected).abs().max() / expected.abs().max())
         plan = fast.plan(x)
         about[name] = {
-            "sparsity": sparsity, "spread": spread, "relative_error": error, "parts": plan.parts, "threads_in_a_part": plan.inner,
-            "layers": layers(fast, x),
+            "sparsity": sparsity, "spread": spread, "relative_error": error, "parts": plan.parts,
+            "threads_in_a_part": plan.inner, "layers": layers(fast, x),
         }  # fmt: skip
         runs[name] = lambda fast=fast: fast(x)
     return runs, about
@@ -323,102 +320,6 @@ def machine() -> dict[str, Any]:
     return found
 
 
-def page() -> str:
-    """The results as Markdown."""
-    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    parts = {record["part"]: record for record in records}
-    if not parts:
-        raise SystemExit("no results yet: run some parts first")
-    some = next(iter(parts.values()))["machine"]
-    lines = [
-        "# The sparse engine, measured", "",
-        "Written by `python bench/sparse_engine.py --table` from the files in `bench/results/sparse_engine/`; nothing here is typed by hand.",
-        f"Machine: {some['cpu']}, {some['cores']} cores, {some['instruction_set']}; torch {some['torch']}, ONNX Runtime {some['onnxruntime']}, "
-        f"OpenVINO {some['openvino']}. Random weights, seed {SEED}.", "",
-        "Speed-up over the *fastest* dense float32 runtime of PyTorch eager, `torch.compile`, ONNX Runtime and OpenVINO; all run in turns,",
-        "medians of the turns' ratios, in brackets the least and the largest. One thread: CPU time. Two threads: wall time.", "",
-        "## The same sparsity in every layer", "",
-        "| network, input | batch | threads | fastest dense | 80 % | 90 % | 95 % | 98 % |", "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    lines += [_row(parts[name], "uniform") for name in PARTS if name in parts]
-    for network, goal in GOALS.items():
-        lines.append(f"| goal: {network} | | | | " + " | ".join(f"{value:g}×" for value in goal) + " |")
-    lines.append(
-        "| recorded elsewhere: MNN 3.6.1, ResNet-50 | 1 | 1 | | " + " | ".join(f"{value:g}×" for value in RIVAL) + " |"
-    )
-    lines += ["", "## The smallest weights of the whole network zero", "",
-              "| network, input | batch | threads | fastest dense | 80 % | 90 % | 95 % | 98 % |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    lines += [_row(parts[name], "global") for name in PARTS if name in parts]
-    lines += ["", "## All runtimes, milliseconds", "", *_runtimes(parts)]
-    if "curve" in parts:
-        lines += ["", "## Speed against sparsity: ResNet-50, batch 1, one thread", "", *_curve(parts["curve"])]
-    for name in ("resnet50-b1-t1", "resnet50-b16-t1", "vgg19-b16-t1", "resnet20-b16-t1"):
-        if name in parts:
-            lines += ["", f"## Layers of {name} at 90 %", "", *_layers(parts[name])]
-    return "\n".join(lines) + "\n"
-
-
-def _row(record: dict[str, Any], spread: str) -> str:
-    cells = []
-    for sparsity in SPARSITIES:
-        row = next((r for r in record["engine"].values() if r["sparsity"] == sparsity and r["spread"] == spread), None)
-        cells.append(f"**{row['speedup']:.2f}×** ({row['speedup_low']:.2f}-{row['speedup_high']:.2f})" if row else "")
-    best = f"{record['best_dense']}, {record['dense_ms'][record['best_dense']]:.3g} ms"
-    name = f"{record['network']}, {record['size']}"
-    link = f"[{name}](../../bench/results/sparse_engine/{record['part']}.json)"
-    return f"| {link} | {record['batch']} | {record['threads']} | {best} | " + " | ".join(cells) + " |"
-
-
-def _runtimes(parts: dict[str, Any]) -> list[str]:
-    names = ["PyTorch eager", "PyTorch eager, channels_last", "torch.compile", "ONNX Runtime", "OpenVINO", *LOWER_PRECISION]
-    lines = ["| part | " + " | ".join(names) + " | engine, 90 % |", "|---|" + "---|" * (len(names) + 1)]
-    for name in PARTS:
-        if name in parts:
-            known = parts[name]["dense_ms"] | parts[name]["lower_precision_ms"]
-            cells = [f"{known[n]:.3g}" if n in known else "-" for n in names]
-            lines.append(f"| {name} | " + " | ".join(cells) + f" | {parts[name]['engine']['engine 0.9']['ms']:.3g} |")
-    return lines
-
-
-def _curve(record: dict[str, Any]) -> list[str]:
-    rows = list(record["engine"].values())
-    lines = ["| zeros | " + " | ".join(f"{r['sparsity']:.0%}" for r in rows) + " |", "|---|" + "---|" * len(rows)]
-    lines.append("| speed-up | " + " | ".join(f"{r['speedup']:.2f}×" for r in rows) + " |")
-    lines.append(
-        "| layers on the engine's kernels | "
-        + " | ".join(str(sum(x["runs"] == "engine" for x in r["layers"])) for r in rows)
-        + " |"
-    )
-    faster = [r["sparsity"] for r in rows if r["speedup"] >= 1]
-    best = record["dense_ms"][record["best_dense"]]
-    beside = [f"{name}: {best / ms:.2f}×" for name, ms in record["lower_precision_ms"].items()]
-    lines += [
-        "",
-        f"Faster than {record['best_dense']} from {min(faster):.0%} zeros on." if faster else "Never faster.",
-    ]
-    if beside:
-        lines.append("Dense in lower precision on the same scale: " + "; ".join(beside) + ".")
-    return lines
-
-
-def _layers(record: dict[str, Any]) -> list[str]:
-    lines = [
-        "Bound: the larger of non-zeros at the machine's multiply-add peak and bytes at its bandwidth; share: how much of it is reached.", "",
-        "| layer | weight | zeros | pixels | runs | ms | at peak, ms | by bytes, ms | share |", "|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for row in record["engine"]["engine 0.9"]["layers"]:
-        if "ms" in row:
-            lines.append(
-                f"| {row['layer']} | {'×'.join(map(str, row['weight']))} | {row['sparsity']:.1%} | {row['pixels']} | {row['rows']} × {row['tile']} |"
-                f" {row['ms']:.3f} | {row['peak_ms']:.3f} | {row['bytes_ms']:.3f} | {row['share']:.0%} |"
-            )
-        else:
-            lines.append(
-                f"| {row['layer']} | {'×'.join(map(str, row['weight']))} | {row['sparsity']:.1%} | | {row['runs']} | | | | |"
-            )
-    return lines
-
-
 def main() -> None:
     """Measure the parts asked for, each in a process of its own, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -438,7 +339,10 @@ def main() -> None:
         return
     if options.table:
         PAGE.parent.mkdir(parents=True, exist_ok=True)
-        PAGE.write_text(page())
+        from sparse_engine_page import page
+
+        records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+        PAGE.write_text(page({record["part"]: record for record in records}, PARTS))
         print(PAGE.relative_to(ROOT))
         return
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -31,11 +31,12 @@ HEAD = """# Sparse training, method against method
 
 Written by `python docs/sparse_table.py` from [run files](../../bench/results/sparse); by hand nothing.
 
-Pretrained networks, one short schedule for all methods of a table: {schedule}. Gradual methods share one cubic ramp to half of
-training. So short a schedule tells methods apart and says nothing of what they reach in the end: the entries for full schedules
-are in `bench/device_queue.toml`. Accuracy is of all test images (10,000 of CIFAR-10, 359 digits), once, after the last step. Rank: mean numerical rank of
-the weight matrices (outputs by inputs times kernel); energy rank: mean number of singular values that hold 80 % of the energy.
-Empty: outputs and input channels of a weight without any entry, summed over all weights. Numbers are means over seeds.
+Pretrained networks, one short schedule for all methods of a table: {schedule}. Gradual methods share one cubic ramp to
+half of training. So short a schedule tells methods apart and says nothing of what they reach in the end: entries for
+full schedules are in `bench/device_queue.toml`. Accuracy is of all test images (10,000 of CIFAR-10, 359 digits), once,
+after the last step. Rank: mean numerical rank of the weight matrices (outputs by inputs times kernel); energy rank:
+mean number of singular values that hold 80 % of the energy. Empty: outputs and input channels of a weight without any
+entry, summed over all weights. Numbers are means over seeds.
 """
 
 
@@ -123,15 +124,19 @@ def machines(found: list[dict[str, Any]]) -> str:
     return f"\nRan on: {'; '.join(kinds)}; {sum(row['seconds'] for row in found) / 3600:.1f} hours in all.\n"
 
 
-def main() -> None:
-    """Write the page."""
-    found = runs()
+def page(found: list[dict[str, Any]]) -> str:
+    """The page of these runs."""
     parts = [HEAD.format(schedule=schedule(found)), controls(found)]
     for model in sorted({row["model"] for row in found}):
         shares = sorted({row["keep"] for row in found if row["model"] == model and row["method"] != "dense"}, reverse=True)
         parts += [section(model, keep, found) for keep in shares]
+    return "\n".join(part for part in [*parts, overhead()] if part) + machines(found)
+
+
+def main() -> None:
+    """Write the page."""
     PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text("\n".join(part for part in [*parts, overhead()] if part) + machines(found))
+    PAGE.write_text(page(runs()))
 
 
 if __name__ == "__main__":

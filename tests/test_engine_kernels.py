@@ -68,7 +68,8 @@ def sparse(shape: tuple[int, ...], zeros: float, generator: torch.Generator) -> 
 
 
 kernels = {
-    "block": st.sampled_from([1, 1, 2, 4]), "tile": st.integers(1, 14), "split": st.integers(0, 1), "parts": st.sampled_from([1, 1, 2, 5]),
+    "block": st.sampled_from([1, 1, 2, 4]), "tile": st.integers(1, 14), "split": st.integers(0, 1),
+    "parts": st.sampled_from([1, 1, 2, 5]),
     "threads": st.integers(1, 3), "zeros": st.sampled_from([0.0, 0.5, 0.8, 0.95, 1.0]), "seed": st.integers(0, 2**20),
 }  # fmt: skip
 ENDS: list[dict[str, Any]] = [
@@ -147,7 +148,8 @@ def check_linear(c: dict[str, Any]) -> None:
 quick = settings(max_examples=FEW, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
 long = settings(max_examples=MANY, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 PLAIN: dict[str, Any] = {
-    "block": 1, "tile": 7, "split": 0, "parts": 1, "threads": 2, "zeros": 0.9, "seed": 1, "images": 1, "lanes": 1, "groups": 1, "inner": 3,
+    "block": 1, "tile": 7, "split": 0, "parts": 1, "threads": 2, "zeros": 0.9, "seed": 1, "images": 1, "lanes": 1,
+    "groups": 1, "inner": 3,
     "outer": 5, "size": (13, 11), "kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "bias": True,
     "residual": True, "after": 0, "end": ENDS[1],
 }  # fmt: skip

@@ -350,6 +350,30 @@ def test_gradients_outside_the_masks_are_zeros_before_the_step():
         optimizer.zero_grad()
 
 
+def test_between_decompositions_the_distance_is_to_the_last_subspace(monkeypatch):
+    from secateur.train.sparse import rank as module
+
+    calls = []
+    monkeypatch.setattr(module, "tail_basis", lambda unit, tail: calls.append(1) or tail_basis(unit, tail))
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    hook = Sparse(model, Ramp(0.5, 100, every=10), rank=Rank(0.1, 0.2, "step", every=4), optimizer=optimizer)
+    train(model, hook, batches(9), optimizer)
+    assert len(calls) == 3 * 3, "three shapes of convolutions, in steps 1, 5 and 9"
+    term = hook._term
+    before = {name: value.clone() for name, value in term.gradients(fresh=True).items()}
+    with torch.no_grad():
+        model.wide.weight.add_(0.3 * torch.randn_like(model.wide.weight))
+    unit, norms = normalised(model.wide.weight.detach().flatten(1)[None])
+    u = term._bases[1] if term._bases[1].shape[1] == 10 and term._bases[1].shape[2] == 10 else term._bases[2]
+    stale = term.gradients(fresh=False)["wide.weight"]
+    rest = unit - u[:1] @ (u[:1].mT @ unit)
+    expected = 0.1 / 4 * -2 / norms * (rest - rest.square().sum() * unit)
+    assert (stale - expected.view_as(stale)).abs().max() < 1e-12
+    assert (stale - term.gradients(fresh=True)["wide.weight"]).abs().max() > 1e-6
+    assert torch.equal(before["stem.weight"], term.gradients()["stem.weight"])
+
+
 def test_the_term_raises_the_rank_of_what_is_left():
     """One network, one schedule, few entries: with the term in every step matrices end at higher energy rank."""
     ranks = {}

@@ -114,8 +114,7 @@ def _balanced(parts: list[Tensor]) -> list[Tensor]:
 
 def _lost(flat: Tensor, pieces: list[Tensor], product: Product, known: Moments) -> Tensor:
     """What the responses have lost on average (O,): (W - W') times the mean input."""
-    kernel = (1, 1) if flat.shape[1] == pieces[0].shape[1] and product.format == "linear" else _kernel(pieces, product)
-    features = _features(pieces[:-1], product, kernel)
+    features = _features(pieces[:-1], product, _kernel(pieces, product))
     return (flat - pieces[-1].flatten(1) @ features) @ known.x
 
 

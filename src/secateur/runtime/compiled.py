@@ -23,6 +23,8 @@ from secateur.runtime.tune import Choice, dense_nanoseconds, peak, pointers, tun
 
 TRIES = 5
 """Runs of each way to cut a batch; the fastest counts."""
+LONGEST = 4_000_000_000
+"""Nanoseconds after which one run has to do."""
 MOST_PLANS = 16
 """Input sizes remembered; the oldest goes first."""
 COPY_RATE = 6e9
@@ -284,6 +286,8 @@ def _time(plan: Plan, inputs: Sequence[Tensor], tries: int = TRIES) -> int:
             begin = time.perf_counter_ns()
             plan.run(inputs)
             best = min(best, time.perf_counter_ns() - begin)
+            if best * tries > LONGEST:
+                break
     finally:
         torch.set_num_threads(before)
     return best

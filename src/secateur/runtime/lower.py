@@ -15,7 +15,7 @@ from secateur.runtime.graph import Graph, Node, refs
 from secateur.runtime.layout import LINE, Layout, Reach, flat, round_up, sizes, spread
 from secateur.runtime.library import Activation, Kind, Op
 from secateur.runtime.pack import by_group, offsets
-from secateur.runtime.placing import KINDS, able, gaps_of, reaches
+from secateur.runtime.placing import KINDS, able, direct, gaps_of, reaches
 from secateur.runtime.program import Buffer, Layer, Program, Step
 
 SLACK = 4096
@@ -237,7 +237,7 @@ class _Lowering:
             places = by_group(places[:, None], weight, node.settings.get("groups", 1))
         else:
             rows, columns = reaches(node)
-            gathered = not self._direct(node, rows, columns, read, layout)
+            gathered = not direct(node, rows, columns, read, layout)
             if gathered:
                 read = self._gather(node, rows, columns, layout)
             places = by_group(offsets(rows, columns, read, gathered), weight, node.settings["groups"])
@@ -256,16 +256,6 @@ class _Lowering:
         place = len(self.ops) - 1
         vectors = round_up(layout.span) // LINE
         self.layers[node.name] = Layer(node, place, vectors, dot, weight.reshape(len(weight), -1).numpy(), places, bias)
-
-    def _direct(self, node: Node, rows: Reach, columns: Reach, read: Layout, made: Layout) -> bool:
-        """Can the taps be shifts in the input as it lies?"""
-        if node.settings["stride"] != (1, 1) or read.row != made.row or read.single:
-            return False
-        gap = read.row - read.width
-        below = read.image // (read.row * read.lanes) - read.height
-        fits = max(-columns.low, made.width + columns.high - read.width) <= gap
-        ahead = (-rows.low * read.row - columns.low) * read.lanes <= read.lead
-        return fits and ahead and max(-rows.low, made.height + rows.high - read.height) <= below
 
     def _gather(self, node: Node, rows: Reach, columns: Reach, made: Layout) -> Layout:
         """Copy the input into scratch memory, by phases, with rows as long as the output's."""

@@ -15,9 +15,9 @@ from secateur.runtime.layout import Layout, Reach
 
 @dataclass(frozen=True)
 class Packed:
-    """`words` int32 (entries, 1 + R): byte offset, R values as bits; `start` int32 (parts * B + 1,); `rows` int32 (B, R), -1 for none.
+    """`words` int32 (entries, 1 + R): byte offset, R values as bits; `start` int32 (parts * B + 1,).
 
-    `bias` float32 (B, R).
+    `rows` int32 (B, R), -1 for none; `bias` float32 (B, R).
     """
 
     words: np.ndarray
@@ -32,7 +32,13 @@ class Packed:
 
 
 def pack(
-    weight: np.ndarray, places: np.ndarray, bias: np.ndarray | None, block: int, parts: int = 1, *, ordered: bool = False
+    weight: np.ndarray,
+    places: np.ndarray,
+    bias: np.ndarray | None,
+    *,
+    block: int = 1,
+    parts: int = 1,
+    ordered: bool = False,
 ) -> Packed:
     """Pack `weight` (O, columns) with `places` (O, columns) or (columns,), the byte offset each weight reads at.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.runtime.graph import Graph, Node, compute
-from secateur.runtime.layout import Reach, reach
+from secateur.runtime.layout import Layout, Reach, reach
 from secateur.runtime.library import Activation
 
 KINDS = {"clamp": Activation.CLAMP, "relu": Activation.CLAMP, "hardswish": Activation.HARDSWISH, "silu": Activation.SILU,
@@ -92,3 +92,14 @@ def able(node: Node, values: Mapping[str, Any]) -> bool:
     if node.op in ("maxpool", "avgpool"):
         return tuple(x.shape[2:]) != (1, 1) and tuple(y.shape[2:]) != (1, 1)
     return node.op in ("affine", "act", "cat") and (node.op != "affine" or tuple(x.shape[2:]) != (1, 1))
+
+
+def direct(node: Node, rows: Reach, columns: Reach, read: Layout, made: Layout) -> bool:
+    """Can the taps be shifts in the input as it lies?"""
+    if node.settings["stride"] != (1, 1) or read.row != made.row or read.single:
+        return False
+    gap = read.row - read.width
+    below = read.image // (read.row * read.lanes) - read.height
+    fits = max(-columns.low, made.width + columns.high - read.width) <= gap
+    ahead = (-rows.low * read.row - columns.low) * read.lanes <= read.lead
+    return fits and ahead and max(-rows.low, made.height + rows.high - read.height) <= below

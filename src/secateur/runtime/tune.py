@@ -12,7 +12,7 @@ import os
 import platform
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,13 +32,18 @@ LEAST_PARTED = 0.04
 """Density above which columns are tried in parts: below, fetching and storing sums costs more than it saves."""
 L1 = 24 << 10
 """Bytes of inputs meant to stay in the first cache, beside weights and sums."""
+LONG = 3_000_000
+"""Nanoseconds of a layer that is timed once."""
 FORGET = 20_000
 """Entries of the file of choices; beyond, it starts anew."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How a layer runs, and how long that took: rows in a block, vectors in a tile, 1 where threads share rows, parts of columns."""
+    """How a layer runs, and how long that took.
+
+    Rows in a block, vectors in a tile, 1 where threads share rows, parts of columns.
+    """
 
     block: int
     tile: int
@@ -54,24 +59,34 @@ def peak(isa: str, threads: int) -> float:
 
 
 def tune(program: Program, arena: int, threads: int) -> dict[str, Choice]:
-    """Try the kernels on every layer, keep the fastest, and set it. `arena`: address of the memory the program uses."""
+    """Try the kernels on every layer, keep the fastest, and set it. `arena`: address of the memory the program uses.
+
+    Layers of equal sizes and density share a choice, whatever the number of images.
+    """
     lib, isa = library(), path()
     known = _Remembered.read()
     found: dict[str, Choice] = {}
     for name, layer in program.layers.items():
         key = _key(program, layer, isa, threads)
+        op = program.ops[layer.place]
+        images = 1 if layer.dot else -(-op.output.images // op.output.lanes)
         choice = known.get(key)
         if choice is None:
 
             def timed(block: int, tile: int, split: int, parts: int = 1, name: str = name, place: int = layer.place) -> int:
                 choose(program, name, block, tile, split, parts)
-                return int(lib.secateur_time(address(program, place), arena, None, threads, 3))
+                once = int(lib.secateur_time(address(program, place), arena, None, threads, 1))
+                repeats = 3 if once < LONG else 0
+                return min(
+                    once, int(lib.secateur_time(address(program, place), arena, None, threads, repeats)) if repeats else once
+                )
 
             choice = _fastest(layer, isa, threads, timed, _columns_bytes(program, layer))
+            choice = replace(choice, nanoseconds=choice.nanoseconds // images)
             known[key] = choice
         choose(program, name, choice.block, choice.tile, choice.split, choice.parts)
         layer.packed = {(choice.block, choice.parts): layer.packed[choice.block, choice.parts]}
-        found[name] = choice
+        found[name] = replace(choice, nanoseconds=choice.nanoseconds * images)
     _Remembered.write()
     return found
 
@@ -115,8 +130,8 @@ def _columns_bytes(program: Program, layer: Layer) -> Callable[[int], int]:
 
 def _key(program: Program, layer: Layer, isa: str, threads: int) -> str:
     op = program.ops[layer.place]
-    filled = int((layer.weight != 0).sum())
-    sizes = (*layer.weight.shape, filled, layer.vectors, op.output.images, op.output.lanes, op.input.row, op.input.channel)
+    filled = f"{float((layer.weight != 0).mean()):.2g}"
+    sizes = (*layer.weight.shape, filled, layer.vectors, op.output.lanes, op.input.row, op.input.channel)
     return f"{_machine()} {isa} {threads} " + " ".join(map(str, sizes))
 
 

@@ -1,0 +1,110 @@
+"""docs/results/sparse_engine.md from the files that bench/sparse_engine.py writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SPARSITIES = (0.8, 0.9, 0.95, 0.98)
+GOALS = {"resnet50": (2.0, 3.5, 5.5, 8.0), "vgg19": (3.2, 6.0, 10.0, 18.0), "resnet20": (2.5, 3.5, 5.0, 8.0)}
+RIVAL = (0.7, 1.4, 1.7, 2.5)
+"""MNN 3.6.1, ResNet-50, batch 1, one thread, as this project recorded it before; it is not run here."""
+DENSE = ("PyTorch eager", "PyTorch eager, channels_last", "torch.compile", "ONNX Runtime", "OpenVINO")
+LOWER = ("PyTorch bf16", "ONNX Runtime int8")
+LAYERS_OF = ("resnet50-b1-t1", "resnet50-b16-t1", "vgg19-b16-t1", "resnet20-b16-t1")
+Record = Mapping[str, Any]
+
+
+def page(parts: Mapping[str, Record], order: Sequence[str]) -> str:
+    """The results as Markdown; `parts`: records by name, shown in `order`."""
+    if not parts:
+        raise SystemExit("no results yet: run some parts first")
+    known = [parts[name] for name in order if name in parts]
+    machine = next(iter(parts.values()))["machine"]
+    blocks = [
+        "# The sparse engine, measured",
+        "Written by `python bench/sparse_engine.py --table` from the files in `bench/results/sparse_engine/`.\n"
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['instruction_set']}; torch {machine['torch']}, "
+        f"ONNX Runtime {machine['onnxruntime']}, OpenVINO {machine['openvino']}. Random weights.",
+        "Times faster than the *fastest* dense float32 runtime of PyTorch eager, `torch.compile`, ONNX Runtime and OpenVINO.\n"
+        "All run in turns; medians of the turns' ratios, in brackets the least and the largest. One thread: CPU time; two:\n"
+        "wall time. Load: running processes on the machine before and after; above the threads, others were at work.",
+        "## The same sparsity in every layer",
+        _speeds(known, "uniform", goals=True),
+        "## The smallest weights of the whole network zero",
+        _speeds(known, "global", goals=False),
+        "## All runtimes, milliseconds",
+        _runtimes(known),
+    ]
+    if "curve" in parts:
+        blocks += ["## Speed against sparsity: ResNet-50, batch 1, one thread", *_curve(parts["curve"])]
+    for name in LAYERS_OF:
+        if name in parts:
+            blocks += [f"## Layers of {name} at 90 %", *_layers(parts[name])]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _speeds(records: Sequence[Record], spread: str, *, goals: bool) -> str:
+    rows = []
+    for record in records:
+        found = {row["sparsity"]: row for row in record["engine"].values() if row["spread"] == spread}
+        best = f"{record['best_dense']}, {record['dense_ms'][record['best_dense']]:.3g} ms"
+        link = f"[{record['network']}, {record['size']}](../../bench/results/sparse_engine/{record['part']}.json)"
+        load = "-".join(f"{value:.1f}" for value in record["load"])
+        cells = [_speed(found[s]) if s in found else "" for s in SPARSITIES]
+        rows.append([link, str(record["batch"]), str(record["threads"]), load, best, *cells])
+    if goals:
+        rows += [[f"goal: {name}", "", "", "", "", *(f"{value:g}" for value in goal)] for name, goal in GOALS.items()]
+        rows.append(["recorded before: MNN 3.6.1, ResNet-50", "1", "1", "", "", *(f"{value:g}" for value in RIVAL)])
+    heads = [f"{sparsity:.0%}" for sparsity in SPARSITIES]
+    return _table(["network, input", "batch", "threads", "load", "fastest dense", *heads], rows)
+
+
+def _speed(row: Record) -> str:
+    return f"**{row['speedup']:.2f}** ({row['speedup_low']:.2f}-{row['speedup_high']:.2f})"
+
+
+def _runtimes(records: Sequence[Record]) -> str:
+    rows = []
+    for record in records:
+        known = {**record["dense_ms"], **record["lower_precision_ms"]}
+        engine = [f"{record['engine'][f'engine {s:g}']['ms']:.3g}" for s in SPARSITIES]
+        rows.append([record["part"], *(f"{known[n]:.3g}" if n in known else "-" for n in (*DENSE, *LOWER)), *engine])
+    return _table(["part", *DENSE, *LOWER, *(f"engine, {s:.0%}" for s in SPARSITIES)], rows)
+
+
+def _curve(record: Record) -> list[str]:
+    rows = list(record["engine"].values())
+    kernels = [str(sum(layer["runs"] == "engine" for layer in row["layers"])) for row in rows]
+    table = _table(
+        ["zeros", *(f"{row['sparsity']:.0%}" for row in rows)],
+        [["times faster", *(f"{row['speedup']:.2f}" for row in rows)], ["layers on the engine's kernels", *kernels]],
+    )
+    faster = [row["sparsity"] for row in rows if row["speedup"] >= 1]
+    text = f"Faster than {record['best_dense']} from {min(faster):.0%} zeros on." if faster else "Never faster."
+    best = record["dense_ms"][record["best_dense"]]
+    beside = [f"{name} {best / taken:.2f}" for name, taken in record["lower_precision_ms"].items()]
+    return [table, text + (f" Dense in lower precision on the same scale: {'; '.join(beside)}." if beside else "")]
+
+
+def _layers(record: Record) -> list[str]:
+    rows = []
+    for row in record["engine"]["engine 0.9"]["layers"]:
+        first = [row["layer"], "x".join(map(str, row["weight"])), f"{row['sparsity']:.1%}"]
+        if "share" in row:
+            kernel = f"{row['rows']} x {row['tile']}" + (f", {row['parts']} parts" if row["parts"] > 1 else "")
+            times = [f"{row[key]:.3f}" for key in ("ms", "peak_ms", "bytes_ms")]
+            rows.append([*first, str(row["pixels"]), kernel, *times, f"{row['share']:.0%}"])
+        else:
+            rows.append([*first, "", row["runs"], "", "", "", ""])
+    heads = ["layer", "weight", "zeros", "pixels", "rows x floats", "ms", "at peak, ms", "by bytes, ms", "share"]
+    text = (
+        "Bounds: non-zeros at the machine's multiply-add peak, bytes at its bandwidth; share: the larger over the time.\n"
+        "Times are of a layer run again and again, its tensors in the caches."
+    )
+    return [text, _table(heads, rows)]

@@ -30,6 +30,7 @@ FACTORIES = {
     "taylor": lambda model, x: criteria.taylor(model, [(x, None)], energy),
     "rfp": lambda model, x: criteria.rfp(model, group=True),
     "lamp": lambda model, x: criteria.lamp(model),
+    "nisp": lambda model, x: criteria.nisp(model, trace(model, x)),
     "obd": lambda model, x: criteria.obd(model, [(x, None)], energy),
     "group_fisher": lambda model, x: criteria.group_fisher(model, [(x, None)], energy, default=criteria.l2(model)),
     "snip": lambda model, x: criteria.snip(model, [(x, None)], energy, default=criteria.l2(model)),

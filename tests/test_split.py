@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from networks import ZOO
 from secateur import allocate, load, measure, read_plan, save, trace
 from secateur.allocate.partition import balanced, shares
 from secateur.core.codec import dumps, from_json, loads, to_json
@@ -23,6 +24,7 @@ from secateur.core.split import Blocks, blocks_of
 from secateur.io import write_plan
 from secateur.surgery import BlockDiagonal, fingerprint, shapes_after
 from secateur.surgery.workers import expanded, worker
+from secateur.testing import distance
 
 
 class Net(nn.Module):
@@ -315,6 +317,25 @@ def test_a_split_network_traces_and_trains() -> None:
     small.train()(X).square().sum().backward()
     assert all(p.grad is not None for p in small.parameters())
     assert isinstance(small.five, BlockDiagonal)
+
+
+@pytest.mark.parametrize("net", ZOO)
+def test_the_zoo_divides_or_says_why_not(net: str) -> None:
+    torch.manual_seed(0)
+    build, example = ZOO[net]
+    model, x = build().eval(), example()
+    axes = trace(model, x)
+    refused = ""
+    try:
+        plan = allocate.partition(model, axes, 2, kernels=True, tries=1)
+    except SecateurError as error:
+        refused = str(error)
+    if refused:
+        assert "no layer between two axes" in refused
+        return
+    assert distance(plan.preview(model).eval(), plan.apply(model), x) < 1e-4
+    assert loads(dumps(plan)) == plan
+    assert all(0 < share <= 1 for share in shares(plan, model).values())
 
 
 SCRIPT = """

@@ -20,7 +20,7 @@ from secateur.core.axis import Axis
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan, split
 from secateur.core.split import Split, blocks_of
-from secateur.measure.layers import is_matrix
+from secateur.surgery import splittable
 
 Owners = dict[str, np.ndarray]
 """Axis name to the worker of each unit; (N,)."""
@@ -84,9 +84,9 @@ def shares(plan: Plan, model: nn.Module) -> dict[str, float]:
 def links_of(model: nn.Module, axes: Axes, workers: int, *, kernels: bool, ends: bool) -> list[Link]:
     """The layers that can be divided, in the order of the model."""
     links = []
-    for name, module in model.named_modules():
-        held: Any = module
-        if not is_matrix(module) or (held.weight.dim() > 2 and held.weight[0, 0].numel() > 1 and not kernels):
+    for name in splittable(model):
+        module: Any = model.get_submodule(name)
+        if module.weight.dim() > 2 and module.weight[0, 0].numel() > 1 and not kernels:
             continue
         size = _size(module)
         one, two = (_side(axes, f"{name}.weight", dim, size.shape[dim], workers, ends) for dim in (0, 1))

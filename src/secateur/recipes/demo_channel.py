@@ -48,7 +48,7 @@ def rows(folder: Path, seed: int = 0, threads: int = 1) -> list[dict[str, Any]]:
     how = recipe(seed=seed, threads=threads)
     known = parts(how, torch.device("cpu"))
     model = artefact.load(folder / "dense.safetensors", into=known.model()).eval()
-    setting = Setting(model, trace(model, known.example), limited(known.plain, 6, known.device), known, seed)
+    setting = Setting(model, trace(model, known.example), limited(known.plain, 4, known.device), known, seed)
     found = [("dense", model), *((name, system(setting)) for name, system in SYSTEMS.items())]
     return [
         {"stage": name} | facts(small, known.example).to_json() | {"accuracy": known.judge(small, known.test)["accuracy"]}

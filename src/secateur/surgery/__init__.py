@@ -9,7 +9,7 @@ from secateur.surgery.norms import is_norm, is_rms_norm
 from secateur.surgery.optimizer import carry
 from secateur.surgery.preview import Preview, gates
 from secateur.surgery.soft import Gated, on_batch_statistics
-from secateur.surgery.split import BlockDiagonal
+from secateur.surgery.split import BlockDiagonal, splittable
 from secateur.surgery.unfold import expand, fold, pieces, project, unfold
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "project",
     "remembered",
     "shapes_after",
+    "splittable",
     "tensors",
     "unfold",
 ]

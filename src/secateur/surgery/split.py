@@ -139,21 +139,34 @@ def _carry(optimizer: optim.Optimizer, old: Tensor, new: Tensor, blocks: Blocks)
 def _layers(step: Split, model: nn.Module) -> Iterator[tuple[Blocks, Any]]:
     """Every block structure with the layer it replaces, all of them looked at first."""
     split_shapes(fingerprint(model), step)
+    owners, found = _owners(model), []
+    for blocks in step.layers:
+        if reason := _unfit(model, blocks.module, owners):
+            raise SecateurError(f"blocks for the layer {blocks.module!r}", reason, "leave it whole")
+        found.append((blocks, model.get_submodule(blocks.module)))
+    yield from found
+
+
+def splittable(model: nn.Module) -> list[str]:
+    """Names of the layers that a split step can replace, in the order of the model."""
+    owners = _owners(model)
+    return [name for name, _ in model.named_modules() if name and not _unfit(model, name, owners)]
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
     owners: dict[int, list[str]] = {}
     for name, tensor in tensors(model):
         owners.setdefault(id(tensor), []).append(name)
-    found = []
-    for blocks in step.layers:
-        layer = model.get_submodule(blocks.module)
-        parent = model.get_submodule(blocks.module.rpartition(".")[0])
-        reason = None
-        if type(layer) is not nn.Linear and not (type(layer) in _CONVOLUTIONS and layer.groups == 1):
-            reason = f"a {type(layer).__name__} where a linear layer or a convolution without groups is needed"
-        elif isinstance(parent, (nn.TransformerEncoderLayer, nn.MultiheadAttention)):
-            reason = f"a weight that nn.{type(parent).__name__} reads itself"
-        elif tied := [n for p in layer.parameters() for n in owners[id(p)] if n.rpartition(".")[0] != blocks.module]:
-            reason = f"a tensor shared with {tied[0]!r}"
-        if reason:
-            raise SecateurError(f"blocks for the layer {blocks.module!r}", reason, "leave it whole")
-        found.append((blocks, layer))
-    yield from found
+    return owners
+
+
+def _unfit(model: nn.Module, name: str, owners: dict[int, list[str]]) -> str | None:
+    """Why the layer of that name cannot become blocks, or None."""
+    layer: Any = model.get_submodule(name)
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if type(layer) is not nn.Linear and not (type(layer) in _CONVOLUTIONS and layer.groups == 1):
+        return f"a {type(layer).__name__} where a linear layer or a convolution without groups is needed"
+    if isinstance(parent, (nn.TransformerEncoderLayer, nn.MultiheadAttention)):
+        return f"a weight that nn.{type(parent).__name__} reads itself"
+    tied = [other for p in layer.parameters() for other in owners[id(p)] if other.rpartition(".")[0] != name]
+    return f"a tensor shared with {tied[0]!r}" if tied else None

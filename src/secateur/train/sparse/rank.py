@@ -72,11 +72,10 @@ class RankTerm:
                 do = "lower the learning rate or clip gradients; the checkpoint before, where there is one, is kept"
                 raise SecateurError("the rank term", "weights that are not finite numbers", do) from error
         pushed = [repulsion(unit, norms, basis) for (unit, norms), basis in zip(units, self._bases, strict=True)]
-        layers = sum((distances > 0).sum() for _, distances in pushed)
-        scale = self.settings.strength / torch.as_tensor(layers).clamp(min=1)
+        layers = torch.stack([(distances > 0).sum() for _, distances in pushed]).sum().clamp(min=1)
         found: dict[str, Tensor] = {}
         for group, (push, _) in zip(groups, pushed, strict=True):
-            found |= {name: value[0] for name, value in unstack(group.parts, push * scale).items()}
+            found |= {name: value[0] for name, value in unstack(group.parts, push * self.settings.strength / layers).items()}
         return {weight.name: found[weight.name].view(weight.tensor.shape).to(weight.tensor.dtype) for weight in self.weights}
 
     @torch.no_grad()

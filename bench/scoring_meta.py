@@ -3,8 +3,8 @@
 python bench/scoring_meta.py [--epochs 15] [--dense 6] [--seeds 2] [--out bench/results]
 
 Learns on residual networks and a perceptron for the digits and on perceptrons for two tables of scikit-learn, all at once.
-Judged, without retraining, on a plain network, a deeper residual one and a transformer for the digits. Writes scoring_net_meta.json and
-scoring_net_meta.safetensors; the net is fit to be shipped only where "beats_l1" is true.
+Judged, without retraining, on a plain network, a deeper residual one and a transformer for the digits. Writes
+scoring_net_meta.json and scoring_net_meta.safetensors; the net is fit to be shipped only where "beats_l1" is true.
 """
 
 from __future__ import annotations

@@ -90,6 +90,7 @@ def test_the_reason_names_the_line():
     assert "test_odd_forwards.py" in axes["other"].fixed
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_a_network_that_keeps_what_it_calculated():
     """The older weight norm holds a weight with a gradient after a forward, which `copy.deepcopy` refuses."""
     layer = nn.utils.weight_norm(nn.Conv2d(12, 12, 3, padding=1))

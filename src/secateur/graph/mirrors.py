@@ -4,7 +4,7 @@ by chance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -40,8 +40,8 @@ def _meaning(key: str) -> str:
     return "key heads" if "kv" in key or "key" in key else "heads"
 
 
-def settle(search: Search, nodes: Sequence[Node], state: State, trial: Sizes) -> bool:
-    """Unite sizes that an attribute moved with what that attribute follows, where they agreed in the trial by chance alone.
+def settle(search: Search, nodes: Sequence[Node], state: State, trial: Sizes, other: Callable[[], Sizes]) -> bool:
+    """Unite sizes that an attribute moved with what that attribute follows, where they agree in the trial and in any `other`.
 
     Two axes of two units each cannot be cut to different numbers. True where something was united.
     """
@@ -56,7 +56,7 @@ def settle(search: Search, nodes: Sequence[Node], state: State, trial: Sizes) ->
             if after == literal.value or not held or any(_shape(e) == _shape(literal.expr) for e in held):
                 continue
             twin = next((e for e in held if trial.size(e) == after), None)
-            if twin is not None:
+            if twin is not None and (second := other()).size(twin) == second.size(literal.expr):
                 united = state.unite(twin, literal.expr) or united
     return united
 

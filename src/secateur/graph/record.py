@@ -111,7 +111,8 @@ class Recorder(TorchFunctionMode):
         self.stack: list[str] = [""]
         self.inside = 0
         self.moving = False
-        self.attempt: tuple[Any, ...] = ()
+        self.attempt: tuple[str, Any] = ("", ())
+        """Name and arguments of the function called last."""
         self.on_node = on_node
         self.looks = False
         self.looked: list[Tensor] = []
@@ -129,7 +130,7 @@ class Recorder(TorchFunctionMode):
             self.moving = False
         name = WHOLE.get(func)
         if not self.inside:
-            self.attempt = (args, kwargs or {})
+            self.attempt = (getattr(func, "__name__", ""), (args, kwargs or {}))
         if name is None or self.inside or (name == "einsum" and len(args) != 3):  # of more than two: its products
             return func(*args, **(kwargs or {}))
         if name in SAME_SHAPE and args and args[0].is_meta:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -42,15 +44,28 @@ def trace(
     >>> [(axis.name, axis.units) for axis in axes.free]
     [('0', 8)]
     """
-    bones = skeleton(model)
-    call = on_meta(arguments(example))
-    nodes, returned, counted = record(bones, call)
-    returned[0] = output(returned[0]) if output else returned[0]
-    state = walk(bones, nodes, call, returned, {**RULES, **(rules or {})}, counted=counted)
-    attributes = verify(bones, nodes, state, call)
-    found = find(bones, state, attributes)
-    axes = Axes(tuple(name_axes(found)), fingerprint(model), counts(bones, state, found), _notes(bones, state))
+    with _no_collection():
+        bones = skeleton(model)
+        call = on_meta(arguments(example))
+        nodes, returned, counted = record(bones, call)
+        returned[0] = output(returned[0]) if output else returned[0]
+        state = walk(bones, nodes, call, returned, {**RULES, **(rules or {})}, counted=counted)
+        attributes = verify(bones, nodes, state, call)
+        found = find(bones, state, attributes)
+        axes = Axes(tuple(name_axes(found)), fingerprint(model), counts(bones, state, found), _notes(bones, state))
     return axes.ignore(*ignore) if ignore else axes
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A trace makes many small objects that live as long as it does; looking for garbage among them is pure cost."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _notes(bones: nn.Module, state: State) -> tuple[str, ...]:

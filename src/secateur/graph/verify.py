@@ -7,6 +7,7 @@ written in the code, and the axis is fixed with the line that does it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ def verify(model: nn.Module, nodes: Sequence[Node], state: State, call: tuple[tu
         guessing = rounds <= MOST_ROUNDS
         try:
             looks = run(model, trial, nodes, state, call)
-            united = settle(search, nodes, state, trial)
+            united = settle(search, nodes, state, trial, partial(apart, model, state, attributes, again=not again))
             if guessing and (united or (not again and (search.tied or also))):
                 again = True
                 continue
@@ -150,7 +151,9 @@ def run(
     except Disagrees:
         raise
     except Exception as error:  # whatever a forward raises when a size it relies on is gone
-        raise Disagrees(position, _line(error), whole_numbers(*recorder.attempt)) from error
+        name, given = recorder.attempt
+        same = position < len(nodes) and _family(name) == _family(nodes[position].op)  # else its numbers mean other things
+        raise Disagrees(position, _line(error), whole_numbers(*given) if same else None) from error
     if position != len(nodes):
         raise Disagrees(position)
     return recorder.looks
@@ -176,7 +179,11 @@ def _next(nodes: Sequence[Node], position: int) -> int:
 
 
 def _kind(node: Node) -> str:
-    return "view" if node.op in ("_unsafe_view", "reshape") else node.op
+    return _family(node.op)
+
+
+def _family(op: str) -> str:
+    return "view" if op in ("_unsafe_view", "reshape") else op
 
 
 def _numbers(node: Node) -> list[float]:

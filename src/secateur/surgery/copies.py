@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 PLAIN = (int, float, str, bool, type(None))
 HELD = (dict, list, OrderedDict)
+COMPILED = "_compiled_call_impl"
+"""What `module.compile()` leaves behind; PyTorch's own copies leave it out too."""
 
 
 def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -39,14 +41,19 @@ def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for module in modules:
         memo[id(module)] = module.__class__.__new__(module.__class__)
     for module in modules:
-        memo[id(module)].__dict__.update({key: _copied(value, memo) for key, value in module.__dict__.items()})
+        held = {key: _copied(value, memo) for key, value in vars(module).items() if key != COMPILED}
+        memo[id(module)].__dict__.update(held)
     return memo[id(model)]
 
 
 def _own_way(kind: type) -> bool:
     """Does the class say how it is copied? Recurrent layers hold weak references to their weights."""
-    usual = kind.__setstate__.__module__.startswith("torch.nn.modules") and not issubclass(kind, nn.RNNBase)  # type: ignore[attr-defined]
-    return not usual or hasattr(kind, "__deepcopy__") or kind.__getstate__ is not object.__getstate__  # type: ignore
+    usual = all(_of_torch(getattr(kind, name)) for name in ("__getstate__", "__setstate__"))
+    return not usual or issubclass(kind, nn.RNNBase) or hasattr(kind, "__deepcopy__")
+
+
+def _of_torch(method: Any) -> bool:
+    return method is object.__getstate__ or getattr(method, "__module__", "").startswith("torch.nn.modules")
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:

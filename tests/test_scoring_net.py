@@ -128,8 +128,12 @@ def test_a_twin_is_cheaper_than_a_unit_of_its_own_that_is_otherwise_equal() -> N
     axes = trace(model, torch.zeros(1, 6, dtype=torch.float64))
     (name,) = [axis.name for axis in axes.free]
     for seed in range(5):
-        found = fresh(NetSettings(), seed).criterion(model, axes)(axes[name])
-        assert found[0] == found[1] < found[2]
+        for silenced in (None, 0, 1):  # likeness and distance together, and each on its own
+            net = fresh(NetSettings(), seed)
+            if silenced is not None:
+                net.twin.bias.data[silenced] = -30
+            found = net.criterion(model, axes)(axes[name])
+            assert found[0] == found[1] < found[2]
 
 
 @pytest.mark.parametrize("kind", KINDS)

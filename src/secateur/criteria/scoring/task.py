@@ -37,7 +37,7 @@ class Task:
     budget: str = "macs"
 
 
-@dataclass
+@dataclass(eq=False)
 class Prepared:
     """A task made ready: batches in memory, the full network's answers, the rows the net reads. `forwards` counts passes of
     the network over a batch."""

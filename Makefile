@@ -38,6 +38,7 @@ sanitize: $(VENV)/ready
 
 zoo: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python bench/zoo.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/zoo.py --deploy
 
 bench: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch-pruning

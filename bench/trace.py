@@ -118,12 +118,14 @@ def alone(tool: str, name: str) -> dict[str, float | None]:
 def masked_error(name: str, x: torch.Tensor) -> float | None:
     """Torch-Pruning's cut model against the original with the weights that read pruned channels zeroed.
 
-    None for transformers: it prunes through LayerNorm, where no masked model equals the cut one.
+    None for transformers: it prunes through LayerNorm, where no masked model equals the cut one; and for grouped
+    convolutions, whose indices it counts within a group.
     """
     from secateur.testing import distance
 
     model = build(name)
-    if any(isinstance(m, nn.LayerNorm) for m in model.modules()):
+    grouped = [m for m in model.modules() if isinstance(m, nn.Conv2d) and 1 < m.groups < m.in_channels]
+    if grouped or any(isinstance(m, nn.LayerNorm) for m in model.modules()):
         return None
     masked = copy.deepcopy(model)
     twin = dict(zip(model.modules(), masked.modules(), strict=True))
@@ -139,18 +141,24 @@ def masked_error(name: str, x: torch.Tensor) -> float | None:
     return distance(masked, small, x)
 
 
-def measure(names: Sequence[str], repeats: int) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Medians by model and tool."""
-    table = {}
+def measure(names: Sequence[str], repeats: int, out: Path | None) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Medians by model and tool; what `out` holds already is not measured again."""
+    head = {**machine.record(), "repeats": repeats}
+    table = json.loads(out.read_text())["models"] if out and out.exists() else {}
     for name in names:
+        if name in table:
+            print(line(name, table[name]), flush=True)
+            continue
         rows: dict[str, list[dict]] = {tool: [] for tool in (TOOLS + ALONE if name in FIVE else TOOLS)}
         for _ in range(repeats):
             for tool in rows:
                 command = [sys.executable, __file__, "--one", tool, name]
-                out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-                rows[tool].append(json.loads(out.splitlines()[-1]))
+                printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                rows[tool].append(json.loads(printed.splitlines()[-1]))
         table[name] = {tool: _median(found) for tool, found in rows.items()}
         print(line(name, table[name]), flush=True)
+        if out:
+            out.write_text(json.dumps({**head, "models": table}, indent=1))
     return table
 
 
@@ -184,13 +192,10 @@ def main() -> None:
         print(json.dumps(run(*options.one)))
         return
     print("model               ours     theirs   time, memory (ours / theirs)")
-    table = measure(FIVE + MORE if options.all else FIVE, options.repeats)
+    table = measure(FIVE + MORE if options.all else FIVE, options.repeats, options.out)
     for what in ("seconds", "memory"):
         ratios = [row["secateur"][what] / max(row["torch-pruning"][what], 1e-9) for row in table.values()]
         print(f"geometric mean of {what}, ours / theirs: {statistics.geometric_mean(ratios):.2f}; worst {max(ratios):.2f}")
-    if options.out:
-        record = {**machine.record(), "repeats": options.repeats, "models": table}
-        options.out.write_text(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Every row of tests/zoo.toml: laws 4, 6, 7, 10 and 13, training, a second trace and export, each row a process of its own.
+"""Every row of tests/zoo.toml: laws 4, 6, 7, 10 and 13, training and a second trace, each row in a process of its own.
 
     python bench/zoo.py                      all rows that have no result yet, then docs/zoo.md
-    python bench/zoo.py --source timm --again --match "swin*"
+    python bench/zoo.py --deploy             the same rows again for export and compile, as far as that has no result
+    python bench/zoo.py --again --match "timm/swin*" "torchvision/swin*"
+    python bench/zoo.py --minutes 8          stop after eight minutes; the next call goes on
 
 A row ends "ok", "refused" (a `SecateurError` says why) or "broken".
 """
@@ -9,20 +11,42 @@ A row ends "ok", "refused" (a `SecateurError` says why) or "broken".
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
-import subprocess
+import multiprocessing
+import os
+import platform
 import sys
+import time
 import traceback
+from collections import Counter
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-COMPILED = {"resnet18", "mobilenet_v2", "vit_b_32", "convnext_tiny"}
-"""Rows small enough to compile as well."""
+VERDICTS = ("ok", "refused", "broken")
+SOURCES = {
+    "torchvision": "torchvision, classification",
+    "segmentation": "torchvision, segmentation",
+    "detection": "torchvision, detection: backbone, pyramid and heads",
+    "video": "torchvision, video",
+    "timm": "timm, one of every family",
+    "transformers": "transformers, tiny configurations",
+}
+EXPORTS = (
+    "resnet18", "mobilenet_v2", "vit_b_32", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5",
+    "regnet_y_400mf", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "vgg11", "mobilenet_v3_small",
+    "lraspp_mobilenet_v3_large", "fcn_resnet50", "retinanet_resnet50_fpn", "r3d_18",
+)  # fmt: skip
+"""Rows of torchvision that stand for their family in `--deploy`; timm and transformers have one row per family anyway."""
 
 
-def one(source: str, name: str) -> dict:
+def one(entry: Any, *, deploy: bool) -> dict[str, Any]:
     """One row in this process."""
     import torch
 
@@ -30,9 +54,10 @@ def one(source: str, name: str) -> dict:
     from secateur.core.errors import SecateurError
 
     torch.set_num_threads(1)
-    entry = next(e for e in zoo.entries() if (e.source, e.name) == (source, name))
+    if deploy:
+        return zoo.deploy(entry)
     try:
-        facts = zoo.check(entry, compiled=name in COMPILED)
+        facts = zoo.check(entry)
     except SecateurError as error:
         return {"verdict": "refused", "why": str(error)}
     except Exception as error:
@@ -41,104 +66,177 @@ def one(source: str, name: str) -> dict:
     return {"verdict": "ok", **facts, "note": zoo.unexpected(entry, facts)}
 
 
-def child(source: str, name: str, limit: int) -> dict:
-    """One row in a process with a time limit."""
-    command = [sys.executable, __file__, "--one", source, name]
+def child(entry: Any, limit: float, *, deploy: bool) -> dict[str, Any]:
+    """One row in a fork of this process, which has loaded the libraries, with a time limit."""
+    failed = ["export", "compile"] if deploy else ["verdict"]
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe(duplex=False)
+    process = fork.Process(target=lambda: theirs.send(one(entry, deploy=deploy)))
+    process.start()
+    theirs.close()
+    why = f"not done in {limit:.0f} s"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired:
-        return {"verdict": "broken", "why": f"not done in {limit} s"}
-    if done.returncode:
-        return {"verdict": "broken", "why": f"exit {done.returncode}", "where": done.stderr.splitlines()[-8:]}
-    return json.loads(done.stdout.splitlines()[-1])
+        if ours.poll(limit):
+            found: dict[str, Any] = ours.recv()
+            return found
+    except EOFError:
+        process.join()
+        why = f"exit {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()
+    return dict.fromkeys(failed, why) if deploy else {"verdict": "broken", "why": why}
 
 
-def line(name: str, row: dict) -> str:
+def line(name: str, row: dict[str, Any]) -> str:
     """One row for the screen."""
     if row["verdict"] != "ok":
         return f"{name:40s} {row['verdict']}: {row['why'][:300]}"
     return (
-        f"{name:40s} ok  {row['params'] / 1e6:7.1f} M  free {row['share']:6.1%}  left {row['left']:6.1%}  "
+        f"{name:40s} ok  {many(row['params']):>8s}  free {row['share']:6.1%}  left {row['left']:6.1%}  "
         f"law 4 {row['error']:.0e}  {row['seconds']:.2f} s  {row['note']}"
     )
 
 
-def page(entries: list, results: dict) -> str:
+def setting() -> dict[str, str]:
+    """What the figures depend on."""
+    found = {"python": platform.python_version(), "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 used"}
+    for name in ("torch", "torchvision", "timm", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def many(params: int) -> str:
+    """A count of parameters for people."""
+    return f"{params / 1e6:.1f} M" if params >= 1e6 else f"{params / 1e3:.0f} k"
+
+
+def page(entries: Sequence[Any], results: dict[str, Any]) -> str:
     """docs/zoo.md."""
-    rows = [(e, results.get(f"{e.source}/{e.name}")) for e in entries]
-    count = {v: sum(r is not None and r["verdict"] == v for _, r in rows) for v in ("ok", "refused", "broken")}
+    rows = [(e, results[f"{e.source}/{e.name}"]) for e in entries if f"{e.source}/{e.name}" in results]
+    used = ", ".join(f"{k} {v}" for k, v in results["setting"].items())
     lines = [
         "# The zoo",
         "",
-        "Written by `make zoo` (`bench/zoo.py`; figures in `bench/results/zoo.json`). Every model has random weights and is",
-        "held to laws 4, 6, 7, 10 and 13, at random and with half of the units of every axis; the cut model trains, is traced",
-        "again and is exported.",
+        "Written by `make zoo` (`bench/zoo.py`; figures in [`bench/results/zoo.json`](../bench/results/zoo.json));",
+        f"{used}.",
+        "",
+        "Every model has random weights and is held to laws 4, 6, 7, 10 and 13, cut at random and with half of the units of",
+        "every axis by L2; the cut model runs forward and backward and is traced again. Export and compile are tried on one",
+        "model of every family.",
+        "",
+        *summary(rows),
         "",
         "* *free*: share of the entries of all kernels and matrices that some free axis can cut.",
         "* *left*: parameters left when every free axis keeps half of its units.",
-        "* *law 4*: largest difference of masked and cut model, relative to the largest output.",
+        "* *law 4*: largest difference of masked and cut model, relative to the largest output (float64; above "
+        "100 M parameters, and where the forward casts, float32).",
         "* *trace*: seconds on one core.",
+        "* *export*, *compile*: `torch.export` and `torch.compile` (backend `aot_eager`) of the model with half of its units; "
+        "empty where it was not tried.",
         "* *why not all*: the reasons that hold most, with the share of entries that stand still on one side because of it.",
         "",
-        f"{count['ok']} models give a valid smaller model, {count['refused']} are refused with a reason, "
-        f"{count['broken']} are broken.",
-        "",
     ]
-    for source in dict.fromkeys(e.source for e in entries):
-        lines += [
-            f"## {source}",
-            "",
-            "| model | params | free | left | law 4 | trace | why not all |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        lines += [cells(e, r) for e, r in rows if e.source == source and r]
-        lines.append("")
-    return "\n".join(lines)
+    for source, title in SOURCES.items():
+        here = [cells(e, r) for e, r in rows if e.source == source]
+        if here:
+            lines += [
+                f"## {title}",
+                "",
+                "| model | params | free | left | law 4 | trace | export | compile | why not all |",
+                "|---|---|---|---|---|---|---|---|---|",
+                *here,
+                "",
+            ]
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def cells(entry, row: dict) -> str:  # type: ignore[no-untyped-def]
+def summary(rows: Sequence[Any]) -> list[str]:
+    """Counts per library."""
+    lines = [
+        "| library | models | valid smaller model | refused, with a reason | broken | free above 85 % | exported | compiled |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for source, title in SOURCES.items():
+        here = [r for e, r in rows if e.source == source]
+        if not here:
+            continue
+        count = Counter(r["verdict"] for r in here)
+        free = sum(r.get("share", 0) > 0.85 for r in here)
+        tried = [[r[key] for r in here if key in r] for key in ("export", "compile")]
+        left = [f"{sum(t == 'yes' for t in each)} of {len(each)}" if each else "" for each in tried]
+        cells = [title, len(here), *(count[v] for v in VERDICTS), free, *left]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+def cells(entry: Any, row: dict[str, Any]) -> str:
     """One line of the table."""
     name = f"{entry.name} ({entry.family})" if entry.family and entry.family != entry.name else entry.name
     if row["verdict"] != "ok":
-        return f"| {name} | | | | | | {row['verdict']}: {row['why'].splitlines()[0][:160].replace('|', '/')} |"
+        return f"| {name} | | | | | | | | {row['verdict']}: {row['why'].splitlines()[0][:160].replace('|', '/')} |"
     why = "; ".join(f"{reason} {share:.1%}" for reason, share in list(row["reasons"].items())[:2]).replace("|", "/")
+    leaves = [row.get(key, "").split(":")[0].replace("|", "/") for key in ("export", "compile")]
     return (
-        f"| {name} | {row['params'] / 1e6:.1f} M | {row['share']:.1%} | {row['left']:.1%} "
-        f"| {row['error']:.0e} | {row['seconds']:.2f} s | {why} |"
+        f"| {name} | {many(row['params'])} | {row['share']:.1%} | {row['left']:.1%} "
+        f"| {row['error']:.0e} | {row['seconds']:.2f} s | {' | '.join(leaves)} | {why} |"
     )
+
+
+def wanted(entry: Any, done: dict[str, Any] | None, options: argparse.Namespace) -> bool:
+    """Is this row to be run now?"""
+    if not any(fnmatchcase(f"{entry.source}/{entry.name}", pattern) for pattern in options.match):
+        return False
+    if options.deploy:
+        stands = entry.source in ("timm", "transformers") or entry.name in EXPORTS
+        return bool(stands and done and done["verdict"] == "ok" and ("export" not in done or options.again))
+    return not done or options.again or (options.failed and (done["verdict"] != "ok" or bool(done["note"])))
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--one", nargs=2, metavar=("SOURCE", "NAME"))
-    parser.add_argument("--source")
-    parser.add_argument("--match", default="*")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--deploy", action="store_true", help="export and compile")
+    parser.add_argument("--match", nargs="+", default=["*"], help="shell patterns of source/name, in the order to run them")
     parser.add_argument("--again", action="store_true", help="also rows that have a result")
-    parser.add_argument("--failed", action="store_true", help="also rows whose result is not ok")
-    parser.add_argument("--limit", type=int, default=600)
+    parser.add_argument("--failed", action="store_true", help="also rows whose result is not what was expected")
+    parser.add_argument("--limit", type=int, default=600, help="seconds for one row")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further row after so many")
     parser.add_argument("--results", type=Path, default=ROOT / "bench/results/zoo.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/zoo.md")
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(one(*options.one)))
-        return
     import zoo
+    from secateur.io.vision import torchvision
 
+    torchvision()
+    for library in ("timm", "transformers"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(library)
+    begun = time.monotonic()
     entries = list(zoo.entries())
     results = json.loads(options.results.read_text()) if options.results.exists() else {}
-    for entry in entries:
+    results = {"command": "python bench/zoo.py", **results, "setting": setting()}
+
+    def turn(entry: Any) -> int:
+        name = f"{entry.source}/{entry.name}"
+        return next((i for i, pattern in enumerate(options.match) if fnmatchcase(name, pattern)), 0)
+
+    for entry in sorted(entries, key=turn):
         key = f"{entry.source}/{entry.name}"
-        if options.source not in (None, entry.source) or not fnmatchcase(entry.name, options.match):
+        if not wanted(entry, results.get(key), options):
             continue
-        done = results.get(key)
-        if done and not options.again and not (options.failed and done["verdict"] != "ok"):
-            continue
-        results[key] = child(entry.source, entry.name, options.limit)
-        print(line(key, results[key]), flush=True)
-        options.results.write_text(json.dumps(results, indent=1))
-        options.page.write_text(page(entries, results) + "\n")
-    options.page.write_text(page(entries, results) + "\n")
+        if time.monotonic() - begun > 60 * options.minutes:
+            break
+        found = child(entry, options.limit, deploy=options.deploy)
+        results[key] = {**results[key], **found} if options.deploy else found
+        print(line(key, results[key]), found if options.deploy else "", flush=True)
+        text = json.dumps(results, indent=1)
+        options.results.with_suffix(".part").write_text(text)
+        options.results.with_suffix(".part").replace(options.results)
+    options.page.write_text(page(entries, results))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ FAMILIES = {
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", GROUPED, words(use_cache=False), 0.99),
     "gemma": ("GemmaForCausalLM", "GemmaConfig", {**GROUPED, "head_dim": 6}, words(use_cache=False), 0.99),
     "phi": ("PhiForCausalLM", "PhiConfig", {**TEXT, "hidden_size": 32}, words(use_cache=False), 0.99),
-    "t5": ("T5ForConditionalGeneration", "T5Config", T5, translation, 0.75),
+    "t5": ("T5ForConditionalGeneration", "T5Config", T5, translation, 0.9),
     "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", WHISPER, speech, 0.95),
     "vit": ("ViTForImageClassification", "ViTConfig", IMAGE, image(), 0.99),
     "deit": ("DeiTForImageClassification", "DeiTConfig", IMAGE, image(), 0.99),

@@ -166,7 +166,8 @@ def norms():
     """Norms over channels that PyTorch has no class for, and standardised kernels."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), RmsNorm2d(8), StandardConv(8, 6, 3, padding=1), nn.GroupNorm(1, 6), Scale(6), nn.GELU(),
-        nn.Conv2d(6, 9, 1), ResponseNorm(9), StandardConv(9, 5, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 16, 3),
+        nn.Conv2d(6, 9, 1), ResponseNorm(9), StandardConv(9, 7, 1), StandardConv(7, 5, 3, bias=False), nn.ReLU(), nn.Flatten(),
+        nn.Linear(5 * 16, 3),
     )  # fmt: skip
 
 

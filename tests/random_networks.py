@@ -52,6 +52,28 @@ class Block(nn.Module):
         elif kind == "pixels":
             self.body = nn.Conv2d(c, 4 * w, 1)
             self.out = w
+        elif kind == "unshuffle":
+            self.body = nn.Conv2d(4 * c, w, 1)
+            self.out = w
+        elif kind == "transposed":
+            self.body = nn.ConvTranspose2d(c, 2 * w, 3, padding=1, groups=2 if c % 2 == 0 and rng.random() < 0.5 else 1)
+            self.out = 2 * w
+        elif kind == "direct":
+            self.body = nn.Parameter(torch.randn(w, c, 1, 1) / c**0.5)
+            self.register_buffer("shift", torch.randn(w, 1, 1))
+            self.out = w
+        elif kind == "einsum":
+            self.body = nn.Parameter(torch.randn(c, w) / c**0.5)
+            self.out = w
+        elif kind == "bilinear":
+            self.body = nn.Conv2d(c, w, 3, padding=1)
+            self.gate = nn.Bilinear(c, c, w, bias=rng.random() < 0.5)
+            self.out = w
+        elif kind == "layer norm":
+            self.norm = nn.LayerNorm(c)
+            self.body = nn.Linear(c, w)
+            self.scale = nn.Parameter(torch.rand(w))
+            self.out = w
 
     def forward(self, x):
         kind, body = self.kind, self.body
@@ -75,6 +97,17 @@ class Block(nn.Module):
             return self.act(y.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w))
         if kind == "pixels":
             return F.max_pool2d(F.pixel_shuffle(body(x), 2), 2)
+        if kind == "unshuffle":
+            return self.act(F.interpolate(body(F.pixel_unshuffle(x, 2)), scale_factor=2))
+        if kind == "direct":
+            return self.act(F.conv2d(x, body) - self.shift)
+        if kind == "einsum":
+            return self.act(torch.einsum("bchw,co->bohw", x, body))
+        if kind == "bilinear":
+            pooled = x.mean((2, 3))
+            return self.act(body(x) * self.gate(pooled, pooled.tanh())[:, :, None, None])
+        if kind == "layer norm":
+            return self.act(self.scale * body(self.norm(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
         return self.act(body(x))
 
 
@@ -102,18 +135,58 @@ class Tokens(nn.Module):
         return x + self.out(z.transpose(1, 2).reshape(b, n, -1))
 
 
+class Turned(nn.Module):
+    """Rotary attention with fewer key-value heads than queries, its products written as einsum or fused, on (B, N, C)."""
+
+    def __init__(self, channels, rng):
+        super().__init__()
+        self.kv_heads, self.repeats, self.width = rng.choice([1, 2]), rng.choice([1, 2, 3]), rng.choice([2, 4, 6])
+        self.heads = self.kv_heads * self.repeats
+        self.fused, self.scale = rng.random() < 0.5, self.width**-0.5
+        self.norm = nn.RMSNorm(channels)
+        self.q = nn.Linear(channels, self.heads * self.width, bias=False)
+        self.k, self.v = (nn.Linear(channels, self.kv_heads * self.width) for _ in range(2))
+        self.out = nn.Linear(self.heads * self.width, channels)
+        angle = torch.arange(36)[:, None] * torch.rand(self.width // 2)
+        self.register_buffer("cos", torch.cat([angle, angle], -1).cos())
+        self.register_buffer("sin", torch.cat([angle, angle], -1).sin(), persistent=False)
+
+    def turn(self, x):
+        one, two = x.chunk(2, -1)
+        return x * self.cos[: x.shape[-2]] + torch.cat([-two, one], -1) * self.sin[: x.shape[-2]]
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        y = self.norm(x)
+        q, k, v = (layer(y).view(b, n, -1, self.width).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k = self.turn(q), self.turn(k)
+        k, v = (t.repeat_interleave(self.repeats, 1) for t in (k, v))
+        if self.fused:
+            z = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        else:
+            z = torch.einsum("bhnm,bhmd->bhnd", (torch.einsum("bhnd,bhmd->bhnm", q, k) * self.scale).softmax(-1), v)
+        return x + self.out(z.transpose(1, 2).flatten(2))
+
+
 class Network(nn.Module):
     def __init__(self, rng):
         super().__init__()
         kinds = "conv residual dense branches depthwise grouped excite halves uneven shuffle pixels".split()
+        kinds += ["unshuffle", "transposed", "direct", "einsum", "bilinear", "layer norm"]
         blocks, c = [], 3
         for kind in ["conv", *rng.choices(kinds, k=rng.randint(1, 4))]:
             blocks.append(Block(kind, c, rng))
             c = blocks[-1].out
         self.blocks = nn.ModuleList(blocks)
-        self.ending = rng.choice(["mean", "flatten", "tokens", "multihead"])
+        self.ending = rng.choice(["mean", "flatten", "tokens", "multihead", "turned", "recurrent"])
         if self.ending == "tokens":
             self.tokens = Tokens(c, rng)
+        elif self.ending == "turned":
+            self.tokens = Turned(c, rng)
+        elif self.ending == "recurrent":
+            kind, hidden, both = rng.choice([nn.GRU, nn.LSTM, nn.RNN]), rng.choice([3, 5]), rng.random() < 0.5
+            self.tokens = kind(c, hidden, rng.choice([1, 2]), batch_first=True, bidirectional=both)
+            c = hidden * (2 if both else 1)
         elif self.ending == "multihead":
             self.inward = nn.Linear(c, 8)
             self.tokens = nn.MultiheadAttention(8, 2, batch_first=rng.random() < 0.5, bias=rng.random() < 0.5)
@@ -134,6 +207,8 @@ class Network(nn.Module):
             if self.ending == "multihead":
                 x = self.inward(x)
                 x = x + self.tokens(x, x, x, need_weights=False)[0]
+            elif self.ending == "recurrent":
+                x = self.tokens(x[:, ::6])[0]
             else:
                 x = self.tokens(x)
             x = x.mean(1)

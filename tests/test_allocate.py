@@ -174,7 +174,7 @@ def test_nothing_free_leaves_all() -> None:
     assert not allocate.budget(axes, {}, {"macs": 1.0})
     assert not allocate.global_(axes, {}, 0.5)
     assert not allocate.uniform(axes, {}, 0.5)
-    with pytest.raises(SecateurError, match=r"1\.0000 is the least possible share"):
+    with pytest.raises(SecateurError, match="no axis that can be cut; ignore less"):
         allocate.budget(axes, {}, {"macs": 0.5})
 
 

@@ -17,7 +17,7 @@ from secateur.core.plan import Plan
 from secateur.graph import trace
 from secateur.io import build, load, load_weights, read_json, read_plan, read_text, resolve, save, write_text
 from secateur.surgery import fingerprint
-from secateur.train import FitSettings, fit
+from secateur.train import FitSettings, evaluate, fit
 
 __all__ = ["folder", "made"]
 
@@ -182,6 +182,8 @@ PLANS: dict[str, tuple[str, Callable[[], object]]] = {
     "plans of two networks": ("two plans composed", lambda: Plan(fingerprint(net("other"))).then(read_plan("plan.json"))),
     "a preview of another network": ("", lambda: read_plan("plan.json").preview(net("other"))),
     "an unknown axis": ("no axis of that name", lambda: axes_of(net()).plan({"cnov": [0]})),
+    "half a unit": ("unit 0.5", lambda: axes_of(net()).plan({axes_of(net()).free[0].name: [0.5]})),
+    "a truth as a unit": ("unit True", lambda: axes_of(net()).plan({axes_of(net()).free[0].name: [True]})),
     "a unit that is not there": ("unit 8", lambda: axes_of(net()).plan({axes_of(net()).free[0].name: [0, 8]})),
 }
 OBJECTS: dict[str, tuple[str, Callable[[], object]]] = {
@@ -204,6 +206,16 @@ OBJECTS: dict[str, tuple[str, Callable[[], object]]] = {
 }
 WORK: dict[str, tuple[str, Callable[[], object]]] = {
     "tracing no model": ("", lambda: trace({}, X)),  # type: ignore[arg-type]
+    "no example": ("no example input", lambda: trace(net(), None)),
+    "inputs of another shape": (
+        "inputs of shape [2, 9]",
+        lambda: evaluate(net(), [(torch.zeros(2, 9), torch.zeros(2).long())]),
+    ),
+    "a label nobody has": ("Target 99", lambda: evaluate(net(), [(X, torch.full((len(X),), 99))])),
+    "all axes ignored": (
+        "no axis that can be cut",
+        lambda: allocate.budget(axes_of(net()).ignore("*"), {}, {"macs": 0.5}),
+    ),
     "an example of the wrong shape": ("", lambda: trace(net(), torch.zeros(1, 4, 4, 4))),
     "an example of another kind": ("", lambda: trace(net(), "image")),
     "a budget nobody can meet": (

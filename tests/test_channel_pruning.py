@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from torch import nn
 
-from secateur import criteria, repair, score, trace
+from secateur import criteria, repair, save, score, trace
 from secateur.core.errors import SecateurError
-from secateur.recipes import schema, zoo
+from secateur.recipes import demo, demo_channel, schema, zoo
 from secateur.recipes.compress import Settings, compress
 from secateur.recipes.reconstruct import channel_pruning, repair_by_name
 from secateur.testing import awake
@@ -87,3 +88,15 @@ def test_repairs_have_names(name: str) -> None:
     settings = Settings(prune=schema.Prune(criterion="l2"), repair=schema.Repair(name=name, batches=2))  # type: ignore[arg-type]
     _, report = compress(model, batches[0][0][:1], batches, keep={"macs": 0.6}, settings=settings)
     assert "after repair" in report.stages
+
+
+@pytest.mark.slow
+def test_the_demo_has_a_row_for_each_system(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    how = demo.recipe()
+    model = awake(zoo.build("digits_resnet", **how.model.args))
+    save(tmp_path / "dense.safetensors", model)
+    found = demo_channel.rows(tmp_path)
+    assert [row["stage"] for row in found] == ["dense", *demo_channel.SYSTEMS]
+    assert all(row["macs"] <= 0.51 * found[0]["macs"] for row in found[1:])
+    assert all(0 <= row["accuracy"] <= 1 for row in found)

@@ -13,15 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from secateur.core.errors import SecateurError
+from secateur.core.plan import Plan
 from secateur.io import (
     atomic,
     read_json,
     read_text,
     save,
     write_json,
+    write_plan,
     write_text,
 )
 
@@ -128,10 +132,31 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
     with files_of_at_most(1000), pytest.raises(SecateurError, match="a full disk"):
         write_text(tmp_path / "a", "x" * 10_000)
+    save(tmp_path / "b", nn.Linear(2, 2))
+    old = (tmp_path / "b").read_bytes()
     with files_of_at_most(1000), pytest.raises(SecateurError, match="a full disk"):
-        save(tmp_path / "a", nn.Linear(100, 100))
+        save(tmp_path / "b", nn.Linear(100, 100))
     assert (tmp_path / "a").read_text() == "old"
-    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "b").read_bytes() == old
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_nobody_elses_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("the user's source")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "pretrained.safetensors")
+    for path, write in (
+        (tmp_path / "net.py", lambda path: write_plan(path, Plan({}))),
+        (tmp_path / "net.py", lambda path: save(path, nn.Linear(2, 2))),
+        (tmp_path / "pretrained.safetensors", lambda path: save(path, nn.Linear(2, 2))),
+    ):
+        before = path.read_bytes()
+        with pytest.raises(SecateurError, match="a file there that is no"):
+            write(path)
+        assert path.read_bytes() == before
+    write_plan(tmp_path / "plan.json", Plan({}))
+    write_plan(tmp_path / "plan.json", Plan({"a": (2,)}))
+    save(tmp_path / "small.safetensors", nn.Linear(2, 2))
+    save(tmp_path / "small.safetensors", nn.Linear(3, 3))
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])

@@ -143,6 +143,25 @@ def test_bf16(name):
     assert torch.isfinite(torch.tensor(step(model, x, optimizer)))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["residual", "vision transformer", "grouped query attention", "lstm"])
+def test_on_a_cuda_device(name, dtype):
+    model, x = network(name)
+    model, x = model.to("cuda", dtype), x.to("cuda", dtype) if x.is_floating_point() else x.to("cuda")
+    optimizer = optim.AdamW(model.parameters(), 1e-3, fused=True)
+    step(model, x, optimizer)
+    plan = random_plan(trace(model, x))
+    with torch.no_grad():
+        masked = plan.preview(model.eval())(x)
+        plan.apply_(model, optimizer=optimizer)
+        cut = model(x)
+    assert torch.allclose(masked, cut, atol=1e-4 if dtype is torch.float32 else 0.1)
+    assert {(t.device.type, t.dtype) for t in model.parameters()} == {("cuda", dtype)}
+    assert all(s["exp_avg"].is_cuda for s in optimizer.state.values())
+    assert torch.isfinite(torch.tensor(step(model.train(), x, optimizer)))
+
+
 def test_averaged_models_are_cut_by_the_same_plan():
     """An exponential moving average is a second model: the plan that cut the first cuts the average inside it."""
     model, x = network()

@@ -259,3 +259,21 @@ def test_weights_without_the_counters_of_batch_norm_load(tmp_path):
     torch.save(state, tmp_path / "old.pt")
     again = load_weights(tmp_path / "old.pt", torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)))
     assert torch.equal(again[1].running_mean, model[1].running_mean)
+
+
+class Versioned(nn.Linear):
+    """A layer that asks which version of it saved the weights, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):  # type: ignore[no-untyped-def]
+        if local_metadata.get("version") != 2:
+            raise ValueError("no version")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def test_a_module_that_asks_for_its_version_is_told(tmp_path: Path) -> None:
+    model = nn.Sequential(Versioned(3, 2))
+    save(tmp_path / "w.safetensors", model, Plan(fingerprint(model)))
+    again = load(tmp_path / "w.safetensors", into=nn.Sequential(Versioned(3, 2)))
+    assert torch.equal(again[0].weight, model[0].weight)

@@ -5,6 +5,8 @@ import torch
 
 from conftest import SEED
 from networks import ZOO
+from networks_structures import STRUCTURES
+from networks_vision import VISION
 from random_networks import random_network
 from secateur.graph import trace
 from secateur.testing import LAWS, awake, laws, preview_equals_apply, random_plan
@@ -35,6 +37,18 @@ def test_masked_equals_cut_in_float64(name):
     build = builder(make, torch.float64)
     axes = trace(build(), x)
     for seed in range(5):
+        preview_equals_apply(build, x, axes, random_plan(axes, seed=seed))
+
+
+@pytest.mark.parametrize("name", [*VISION, *STRUCTURES])
+def test_structures(name):
+    make, example = {**VISION, **STRUCTURES}[name]
+    for seed in (0, 1):
+        laws(builder(make), example(), seed=seed)
+    x, build = example().double(), builder(make, torch.float64)
+    axes = trace(build(), x)
+    assert axes.free_share() > (0.85 if name in STRUCTURES else 0.75)
+    for seed in range(2, 5):
         preview_equals_apply(build, x, axes, random_plan(axes, seed=seed))
 
 

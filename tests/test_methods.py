@@ -32,6 +32,9 @@ FACTORIES = {
     "lamp": lambda model, x: criteria.lamp(model),
     "obd": lambda model, x: criteria.obd(model, [(x, None)], energy),
     "group_fisher": lambda model, x: criteria.group_fisher(model, [(x, None)], energy, default=criteria.l2(model)),
+    "snip": lambda model, x: criteria.snip(model, [(x, None)], energy, default=criteria.l2(model)),
+    "grasp": lambda model, x: criteria.grasp(model, [(x, None)], energy, default=criteria.l2(model)),
+    "synflow": lambda model, x: criteria.synflow(model, x, default=criteria.l2(model)),
     **{name: lambda model, x, name=name: features(name, model, x) for name in FEATURES},
 }
 

@@ -14,9 +14,14 @@ import handmade
 from networks import ZOO
 from secateur import allocate, criteria, repair, score, trace
 from secateur.core.errors import SecateurError
+from secateur.core.factor import Product
+from secateur.core.plan import factor, mask, split
+from secateur.core.split import blocks_of
 from secateur.measure.layers import is_matrix, matrix, outputs, rows
 from secateur.measure.moments import input_moments, paired_moments
 from secateur.recipes import zoo
+from secateur.surgery import fingerprint, shapes_after
+from secateur.testing import awake
 
 REPAIRS = {
     "least_squares": repair.least_squares,
@@ -233,3 +238,195 @@ def test_counts_of_the_papers_vgg() -> None:
         assert axes.count("params", counted) == params
         assert axes.count("macs", counted) == macs
         assert plan.facts(model, torch.zeros(1, 3, 32, 32)).macs == macs
+
+
+class Residual(nn.Module):
+    """stem, then x + norm(down(up(x))), then a head; `up` reads and the sum carries the shortcut's error."""
+
+    def __init__(self, norm: bool = True) -> None:
+        super().__init__()
+        self.stem, self.squeeze = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 5, 1)
+        self.up, self.down = nn.Conv2d(5, 7, 3, padding=1), nn.Conv2d(7, 5, 1, bias=not norm)
+        self.norm = nn.BatchNorm2d(5) if norm else nn.Identity()
+        self.head = nn.Linear(5, 2)
+
+    def stream(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(shortcut, branch)."""
+        x = self.squeeze(self.stem(x).relu())
+        return x, self.norm(self.down(self.up(x).relu()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut, branch = self.stream(x)
+        branch += shortcut
+        return self.head(branch.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_end_of_a_branch_makes_good_the_error_of_its_shortcut(norm: bool) -> None:
+    """Against a regression of Y2 + (Y1 - Y1') by numpy, through the batch norm's affine map."""
+    torch.manual_seed(0)
+    model = awake(Residual(norm)).double().eval()
+    axes = trace(model, data(1)[0][0])
+    free = {axis.units: axis.name for axis in axes.free}
+    plan = axes.plan({free[6]: [0, 2, 5], free[7]: [0, 1, 3, 6]})
+    small = plan.apply(model)
+    repair.least_squares(model, small, data(), plan=plan, ridge=0.0)
+    again = deepcopy(small)
+    with torch.no_grad():
+        x = torch.cat([x for x, _ in data()])
+        (one, two), (now, _) = model.stream(x), small.stream(x)
+        assert float((one - now).abs().max()) > 0.01, "an error to make good"
+        hidden = small.up(now).relu().movedim(1, -1).flatten(0, -2).numpy()
+        target = (two + one - now).movedim(1, -1).flatten(0, -2)
+        if norm:
+            target = (target - model.norm.bias) / model.norm.weight * (model.norm.running_var + model.norm.eps).sqrt()
+        expected = np.linalg.lstsq(np.c_[hidden, np.ones(len(hidden))], target.numpy(), rcond=None)[0][:-1].T
+        alive = hidden.var(0) > 0
+        np.testing.assert_allclose(small.down.weight.flatten(1).numpy()[:, alive], expected[:, alive], atol=1e-8)
+        assert alive.sum() > 1
+        torch.testing.assert_close(
+            small.norm.weight if norm else small.up.weight, again.norm.weight if norm else again.up.weight
+        )
+        plain = plan.apply(model)
+        repair.least_squares(model, plain, data(), plan=plan, residual=False)
+        errors = [float(((one + two) - sum(net.stream(x))).square().mean()) for net in (small, plain)]
+        assert errors[0] < errors[1]
+
+
+FORMATS = [("channel", (3,)), ("spatial", (5,)), ("tucker2", (3, 3))]
+
+
+@pytest.mark.parametrize("name", ["least_squares", "compensation", "mean_bias"])
+@pytest.mark.parametrize(("form", "ranks"), FORMATS)
+@pytest.mark.parametrize("cut_too", [False, True])
+def test_products_are_repaired_like_cuts(name: str, form: str, ranks: tuple[int, ...], cut_too: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4)
+    ).double()
+    with torch.no_grad():
+        model[2].bias.add_(1)
+    plan = trace(model, data(1)[0][0]).plan({})
+    if cut_too:
+        axes = trace(model, data(1)[0][0])
+        plan = axes.plan({axes.free[0].name: [0, 1, 2, 4, 5, 7], axes.free[1].name: [0, 1, 3, 4, 5]})
+    middle = plan.apply(model)
+    plan = plan.then(factor(fingerprint(middle), [Product("2", form, ranks), Product("5", "linear", (2,))]))  # type: ignore[arg-type]
+    small = plan.apply(model)
+    before = {key: value.clone() for key, value in small.state_dict().items()}
+    REPAIRS[name](model, small, data(), plan=plan)
+    with torch.no_grad():
+        x = torch.cat([x for x, _ in data()])
+        wrong = [float((model(x) - net(x)).square().mean()) for net in (plan.apply(model), small)]
+        assert wrong[1] < wrong[0]
+        changed = {key for key, value in small.state_dict().items() if not torch.equal(value, before[key])}
+        last = len(ranks)
+        pieces = {f"2.{last}.weight", f"2.{last}.bias", "5.1.weight", "5.1.bias"}
+        assert changed <= pieces
+        assert changed if name == "mean_bias" else changed == pieces
+        # the piece of the first product by hand: its own inputs against the outputs of the layer it stands for
+        inputs = (model if name != "least_squares" else small)[:2](x)
+        if name != "least_squares" and cut_too:
+            inputs = inputs[:, [0, 1, 2, 4, 5, 7]]
+        piece = small[2][last]
+        design = rows(piece, small[2][:last](inputs)).numpy()
+        kept = [0, 1, 3, 4, 5] if cut_too else list(range(6))
+        target = model[2](model[:2](x)).movedim(1, -1).flatten(0, -2)[:, kept].numpy()
+        if name == "mean_bias":
+            found = design @ matrix(piece).numpy().T + piece.bias.numpy()
+            np.testing.assert_allclose(found.mean(0), target.mean(0), atol=1e-9)
+        else:
+            solved = np.linalg.lstsq(np.c_[design, np.ones(len(design))], target, rcond=None)[0]
+            np.testing.assert_allclose(matrix(piece).numpy(), solved[:-1].T, atol=1e-5)
+
+
+def test_ranks_that_were_cut() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).double()
+    x = torch.randn(50, 6, dtype=torch.float64)
+    first = factor(fingerprint(model), [Product("2", "linear", (3,))])
+    middle = first.apply(model)
+    axes = trace(middle, x)
+    rank = next(axis for axis in axes.free if axis.units == 3)
+    plan = first.then(axes.plan({rank.name: [0, 1]}))
+    small = plan.apply(model)
+    wrong = float((model(x) - small(x)).detach().square().mean())
+    repair.least_squares(model, small, [(x, None)], plan=plan)
+    assert float((model(x) - small(x)).detach().square().mean()) < wrong
+
+
+@pytest.mark.parametrize("name", ["least_squares", "compensation"])
+@pytest.mark.parametrize("cut_too", [False, True])
+def test_masked_weights_stay_zero_and_the_others_are_those_of_a_regression_per_output(name: str, cut_too: bool) -> None:
+    model, x = chain_net(), torch.randn(80, 6, dtype=torch.float64)
+    plan, middle = (trace(model, x).plan({}), model) if not cut_too else cut(model, x, [0, 2, 3, 5, 7, 9])
+    there = torch.rand(middle[2].weight.shape, generator=torch.Generator().manual_seed(3)) < 0.5
+    there[1] = there[0]
+    there[2] = False
+    plan = plan.then(mask(fingerprint(middle), {"2.weight": there}))
+    small = plan.apply(model)
+    assert REPAIRS[name](model, small, [(x, None)], plan=plan, ridge=0.0) is None
+    assert not small[2].weight[~there].any()
+    with torch.no_grad():
+        hidden, y = middle[1](middle[0](x)).numpy(), model(x).numpy()
+        for row, pattern in enumerate(there.numpy()):
+            solved = np.linalg.lstsq(np.c_[hidden[:, pattern], np.ones(80)], y[:, row], rcond=None)[0]
+            np.testing.assert_allclose(small[2].weight[row, pattern].numpy(), solved[:-1], atol=1e-8)
+            np.testing.assert_allclose(float(small[2].bias[row]), solved[-1], atol=1e-8)
+    if not cut_too:
+        masked = plan.apply(model)
+        REPAIRS[name](model, masked, [(x, None)], ridge=0.0)
+        torch.testing.assert_close(masked[2].weight, small[2].weight)
+
+
+@pytest.mark.parametrize("name", ["least_squares", "compensation"])
+def test_a_sample_of_rows_is_nearly_as_good_and_a_large_one_is_all(name: str) -> None:
+    model = handmade.small()
+    axes = trace(model, data(1)[0][0])
+    free = {axis.units: axis.name for axis in axes.free}
+    plan = axes.plan({free[8]: [0, 1, 2, 4, 5, 7], free[6]: [0, 1, 3, 4, 5]})
+    smalls = {}
+    for sample in (None, 10_000, 240):
+        smalls[sample] = plan.apply(model)
+        REPAIRS[name](model, smalls[sample], data(), plan=plan, sample=sample)
+    whole, same, part = smalls.values()
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), same.state_dict().values(), strict=True))
+    assert not torch.equal(whole.two.weight, part.two.weight)
+    wrong = distance(model, plan.apply(model))
+    assert max(distance(model, whole), distance(model, part)) < wrong
+
+
+@pytest.mark.parametrize("name", ["least_squares", "compensation", "mean_bias"])
+@pytest.mark.parametrize("cut_too", [False, True])
+def test_blocks_are_repaired_and_stay_blocks(name: str, cut_too: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Flatten(), nn.Linear(96, 4),
+    ).double().eval()  # fmt: skip
+    x = torch.cat([x for x, _ in data()])
+    plan = trace(model, x).plan({})
+    if cut_too:
+        plan = trace(model, x).plan({trace(model, x).free[0].name: [0, 1, 2, 4, 5, 7]})
+    middle = plan.apply(model)
+    width = middle[2].weight.shape[1]
+    step = blocks_of("2", np.arange(width) % 2, [0, 1, 1, 0, 0, 1], 2)
+    plan = plan.then(split(fingerprint(middle), [step]))
+    small = plan.apply(model)
+    wrong = float((model(x) - small(x)).detach().square().mean())
+    held = small[2].weight
+    REPAIRS[name](model, small, data(), plan=plan)
+    assert small[2].weight is held
+    assert fingerprint(small) == shapes_after(plan)
+    with torch.no_grad():
+        assert float((model(x) - small(x)).square().mean()) < wrong
+        if name == "mean_bias":
+            return
+        inputs = (middle if name == "compensation" else small)[:2](x)
+        target = model[2](model[:2](x)).movedim(1, -1).flatten(0, -2).numpy()
+        for number, (reads, writes) in enumerate(zip(step.inputs, step.outputs, strict=True)):
+            piece = nn.Conv2d(len(reads), len(writes), 3, padding=1)
+            design = rows(piece, inputs[:, list(reads)]).numpy()
+            solved = np.linalg.lstsq(np.c_[design, np.ones(len(design))], target[:, list(writes)], rcond=None)[0]
+            found = small[2].weight[3 * number : 3 * number + 3].flatten(1).numpy()
+            np.testing.assert_allclose(found, solved[:-1].T, atol=1e-5)

@@ -249,3 +249,31 @@ def test_trials_re_estimate_batch_norm_on_their_own_copy() -> None:
     partial(repair.batchnorm, model, small, batches)()
     torch.testing.assert_close(means[0], small.last.running_mean)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("search", [adaptive, bisect])
+def test_copies_go_where_the_judge_compensates_and_a_fragile_layer_stays_whole(search) -> None:  # type: ignore[no-untyped-def]
+    """Layer 0 holds 3 copies among 8 units; greedy selection puts them last, and compensation makes their cut free."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 6)).double()
+    with torch.no_grad():
+        for copy, of in ((1, 0), (4, 0), (6, 3)):
+            model[0].weight[copy], model[0].bias[copy] = model[0].weight[of], model[0].bias[of]
+    x = torch.randn(200, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    axes = trace(model, x)
+    scores = score(axes, criteria.cap(model, [(x, None)]))
+    error = error_of(model, x)
+
+    def judge(plan: Plan) -> float:
+        small = plan.apply(model)
+        if plan:
+            repair.compensation(model, small, [(x, None)], plan=plan)
+        return error(small)
+
+    made = search(axes, scores, replace(SETTINGS, step=0.2)) if search is adaptive else search(axes, scores, fall=1e-6)
+    plan = drive(made, judge)
+    (units,) = kept(plan).values()
+    assert [cut.axis for cut in plan.steps[0].cuts if len(cut.kept) < cut.units] == [axes.free[0].name]
+    assert len(units) == 5
+    assert len({0, 1, 4} & set(units)) == 1
+    assert len({3, 6} & set(units)) == 1

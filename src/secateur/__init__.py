@@ -22,14 +22,15 @@ from secateur.io import load, read_plan, save
 
 if TYPE_CHECKING:
     from secateur.recipes import compress
-    from secateur.train import TRP
+    from secateur.train import RPG, TRP
 
 __version__ = "0.1.0"
 
-_ON_DEMAND = {"TRP": "secateur.train", "compress": "secateur.recipes"}
-_FOLDERS = ("data", "graph", "io", "recipes", "report", "runtime", "search", "surgery", "testing", "train")
+_ON_DEMAND = {"RPG": "secateur.train", "TRP": "secateur.train", "compress": "secateur.recipes"}
+_FOLDERS = ("data", "graph", "io", "lowrank", "recipes", "report", "runtime", "search", "surgery", "testing", "train")
 
 __all__ = [
+    "RPG",
     "TRP",
     "Axes",
     "Axis",

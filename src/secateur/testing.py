@@ -6,7 +6,6 @@ depend on nothing but the global seed.
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from secateur.graph import trace
 from secateur.graph.record import flat
 from secateur.io import load, save
 from secateur.measure import facts
-from secateur.surgery import fingerprint, shapes_after, tensors
+from secateur.surgery import duplicate, fingerprint, shapes_after, tensors
 
 Build = Callable[[], nn.Module]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -35,7 +34,7 @@ class LawBroken(AssertionError):
 
 
 def awake(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every affine norm, bias and running statistic a value that shows mistakes (defaults of 0 and 1 hide them)."""
+    """Give norms, biases, running statistics and weights near zero values that show mistakes (0 and 1 hide them)."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor: Tensor) -> Tensor:
@@ -45,6 +44,9 @@ def awake(model: nn.Module, seed: int = 0) -> nn.Module:
         for name, parameter in model.named_parameters():
             if parameter.dim() <= 1:
                 parameter.copy_(0.3 + 0.9 * draw(parameter) if name.endswith("weight") else draw(parameter) - 0.5)
+            elif parameter.numel() and parameter.abs().max() < 1e-3:  # a head or a table of biases that starts at zero
+                inner = parameter.numel() // parameter.shape[0]
+                parameter.copy_((draw(parameter) - 0.5) * (12 / inner) ** 0.5)
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
                 buffer.copy_(draw(buffer) - 0.5)
@@ -59,7 +61,7 @@ def random_plan(axes: Axes, *, seed: int = 0, least: float = 0.2) -> Plan:
     kept = {}
     for axis in axes.free:
         share = least + (1 - least) * torch.rand((), generator=generator).item()
-        count = max(1, min(axis.units, round(share * axis.units)))
+        count = max(min(axis.fewest, axis.units), round(share * axis.units))
         kept[axis.name] = sorted(torch.randperm(axis.units, generator=generator)[:count].tolist())
     return axes.plan(kept)
 
@@ -141,7 +143,7 @@ def file_round_trip(build: Build, example: Any, axes: Axes, plan: Plan) -> None:
 def input_is_untouched(build: Build, example: Any, axes: Axes, plan: Plan) -> None:
     """Law 7."""
     model = build().eval()
-    before = copy.deepcopy(model)
+    before = duplicate(model)
     plan.apply(model)
     plan.preview(model)
     trace(model, example)
@@ -174,7 +176,7 @@ def optimizer_fits(build: Build, example: Any, axes: Axes, plan: Plan) -> None:
     """Law 11: momentum and moments fit after a plan, and equal the cut of what they were."""
     model = build()
     for optimizer in (torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9), torch.optim.AdamW(model.parameters(), 1e-3)):
-        work = copy.deepcopy(model)
+        work = duplicate(model)
         optimizer = type(optimizer)(
             work.parameters(), **{k: v for k, v in optimizer.defaults.items() if k in ("lr", "momentum")}
         )
@@ -198,8 +200,9 @@ def _step(model: nn.Module, example: Any, optimizer: torch.optim.Optimizer) -> N
 
 
 def down_to_one(build: Build, example: Any, axes: Axes, plan: Plan) -> None:
-    """Law 13: every free axis can go down to one unit and the model still runs, forward and backward."""
-    model = axes.plan({axis.name: [axis.units - 1] for axis in axes.free}).apply(build().eval())
+    """Law 13: every free axis can go down to one unit, or to the fewest it needs, and the model still runs and trains."""
+    last = {axis.name: range(max(axis.units - axis.fewest, 0), axis.units) for axis in axes.free}
+    model = axes.plan(last).apply(build().eval())
     whole = outputs(build().eval(), example)
     out = [t for t in flat(call(model, example)) if isinstance(t, Tensor)]
     _demand([t.shape for t in out] == [t.shape for t in whole], "13, one unit of each axis: shapes of the output")

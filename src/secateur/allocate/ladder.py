@@ -68,9 +68,9 @@ def ladders(axes: Axes, scores: Scores, *, normalise: str = "none", floor: float
 
 
 def allowed(axis: Axis, floor: float, multiple: int) -> np.ndarray:
-    """Every width `axis` may take, ascending: multiples of `multiple`, at least one unit and `floor` of all, or all of them."""
+    """Every width `axis` may take, ascending: multiples of `multiple`, at least `fewest` and `floor` of all, or all."""
     step = 1 if axis.kind in BLOCKS else multiple
-    least = max(1, int(np.ceil(floor * axis.units - 1e-9)))  # 0.07 * 100 is 7.000000000000001
+    least = max(min(axis.fewest, axis.units), int(np.ceil(floor * axis.units - 1e-9)))  # 0.07 * 100 is 7.000000000000001
     first = -(-least // step) * step
     return np.append(np.arange(first, axis.units, step), axis.units)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from secateur.cli import screen
-from secateur.cli.run import carry_out
+from secateur.cli.run import carried_out
 
 
 def demo(
@@ -18,7 +18,35 @@ def demo(
     as_json: screen.Json = False,
     quiet: screen.Quiet = False,
 ) -> None:
-    """Train a small network on handwritten digits, cut it to a third, repair, fine-tune, measure, report."""
-    from secateur.recipes.demo import recipe
+    """Train a small network on handwritten digits, cut it to a third, repair, fine-tune, measure, report; and two other ways.
 
-    carry_out(recipe(seed=seed, threads=threads), folder, as_json=as_json, quiet=quiet)
+    The last rows of the table are the same network trained to low rank (TRP) and taken apart, without fine-tuning, and
+    trained sparse at high rank (RPG): a twentieth of the weights is left.
+    """
+    from secateur.recipes.demo import low_rank, recipe, sparse
+
+    facts = carried_out(recipe(seed=seed, threads=threads), folder, quiet=quiet or as_json)
+    other = carried_out(low_rank(folder, seed=seed, threads=threads), folder / "low_rank", quiet=quiet or as_json)
+    zeros = carried_out(sparse(folder, seed=seed, threads=threads), folder / "sparse", quiet=quiet or as_json)
+    last = [(other, "low rank (TRP)"), (zeros, "sparse (RPG)")]
+    rows = [*facts["stages"], *(found["stages"][-1] | {"stage": name} for found, name in last)]
+    screen.show_facts(facts | {"stages": rows}, as_json)
+    channel = channel_rows(folder, seed, threads)
+    if not as_json:
+        screen.say("\nchannel pruning of the same network to half of its MACs, without retraining but where it says so")
+        screen.show_facts(channel, as_json)
+        screen.say(f"report: {folder / 'report.html'}")
+        screen.say(f"reports of the last rows: {folder / 'low_rank' / 'report.html'}, {folder / 'sparse' / 'report.html'}")
+
+
+def channel_rows(folder: Path, seed: int, threads: int) -> dict[str, Any]:
+    """What the published systems of channel pruning make of the dense network; channel.json, once it is there."""
+    from secateur.io.files import read_json, write_json
+    from secateur.recipes.demo_channel import rows
+    from secateur.recipes.run import threads as on_threads
+
+    path = folder / "channel.json"
+    if not path.exists():
+        with on_threads(threads):
+            write_json(path, {"stages": rows(folder, seed=seed, threads=threads)})
+    return read_json(path)

@@ -11,12 +11,28 @@ from typing import Annotated, NoReturn
 import typer
 
 import secateur
-from secateur.cli import apply, demo, diff, export, inspect, measure, plan, report, run, show
+from secateur.cli import (
+    apply,
+    demo,
+    diff,
+    export,
+    inspect,
+    measure,
+    plan,
+    ranks,
+    report,
+    run,
+    score,
+    search,
+    sensitivity,
+    show,
+    tickets,
+)
 from secateur.core.errors import SecateurError
 
 COMMANDS = (
-    demo.demo, inspect.inspect, plan.plan, diff.diff, apply.apply, run.run, measure.measure, export.export, report.report,
-    show.show,
+    demo.demo, inspect.inspect, plan.plan, ranks.ranks, diff.diff, apply.apply, run.run, score.score, search.search,
+    sensitivity.sensitivity, measure.measure, export.export, report.report, show.show, tickets.tickets,
 )  # fmt: skip
 
 

@@ -19,6 +19,9 @@ def measure(
     weights: Annotated[Path | None, typer.Option(help="Weights, of the dense or of a cut model.")] = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="Measure the model after this plan too.")] = None,
     shapes: screen.Input = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", help="Write the latencies of all kinds of layers there, for --keep latency=SHARE.")
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Rounds of the latency; the median counts.")] = 30,
     threads: screen.Threads = 0,
     as_json: screen.Json = False,
@@ -27,6 +30,9 @@ def measure(
     from secateur.cli.inputs import dense_of, engine_of, example, has_plan, plan_of
     from secateur.io import load
 
+    if table is not None:
+        write_table(table, dense_of(model, None), example(shapes), threads=threads, as_json=as_json)
+        return
     if engine := engine_of(model):
         from secateur.measure import latency
 
@@ -46,6 +52,23 @@ def measure(
         models["small"] = plan_of(plan).apply(models["dense"])
     stages = facts_of(models, example(shapes), repeats, threads)
     screen.show_facts({"stages": stages}, as_json)
+
+
+def write_table(path: Path, model: nn.Module, inputs: Any, *, threads: int, as_json: bool) -> None:
+    """Measure the layers of `model` and write the table."""
+    from secateur.io.files import write_json
+    from secateur.measure.table import measure_table
+
+    found = measure_table(model, inputs, threads=threads or None)
+    write_json(path, found.to_json())
+    if as_json:
+        screen.show_json(found.to_json())
+        return
+    rows = [
+        [key, f"{entry.outputs[-1]} x {entry.inputs[-1]}", f"{entry.ms[-1][-1]:.4f}"] for key, entry in found.entries.items()
+    ]
+    screen.show_table(["layer", "outputs x inputs", "ms"], rows)
+    screen.say(f"\nthe rest: {found.rest_ms:.4f} ms\ntable: {path}")
 
 
 def facts_of(models: dict[str, nn.Module], inputs: Any, repeats: int, threads: int) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ def plan(
     data: Annotated[str | None, typer.Option(help="file.py:function, or the name of a built-in set.")] = None,
     folder: Annotated[str | None, typer.Option("--folder", envvar="SECATEUR_DATA", help="Where a built-in set lies.")] = None,
     shapes: screen.Input = None,
+    table: Annotated[Path | None, typer.Option("--table", help="Latencies that secateur measure --table wrote.")] = None,
     settings: screen.Set = None,
     ignore: screen.Ignore = None,
     seed: int = 0,
@@ -31,6 +32,7 @@ def plan(
     from secateur.recipes.choose import choose
 
     prune: dict[str, Any] = {"keep": screen.shares(keep), "criterion": criterion, "ignore": list(ignore or ())}
+    prune |= {"table": str(table)} if table else {}
     prune = screen.assign(prune, settings or ())
     source = {"name": data, "augment": False} | ({"folder": folder} if folder else {}) if data else {}
     recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "prune": prune, "data": source})
@@ -41,15 +43,4 @@ def plan(
     inputs = example(shapes) if shapes or batches is None else parts.first_input(batches, 1)
     axes, chosen = choose(network, inputs, recipe.prune, batches=batches, loss=parts.load_loss(recipe.loss), seed=seed)
     write_plan(output, chosen)
-    counts = {what: {"dense": axes.count(what), "kept": axes.count(what, _kept(chosen))} for what in axes.terms}
-    if as_json:
-        screen.show_json({"plan": str(output), "counts": counts, "widths": chosen.widths()})
-        return
-    rows = [[what, c["dense"], c["kept"], f"{c['kept'] / max(c['dense'], 1):.3f}"] for what, c in counts.items()]
-    screen.say(f"{chosen}\n")
-    screen.show_table(["", "dense", "kept", "share"], rows)
-    screen.say(f"\nplan: {output}")
-
-
-def _kept(chosen: Any) -> dict[str, int]:
-    return {name: after for name, (_, after) in chosen.widths().items()}
+    screen.show_plan(axes, chosen, output, as_json)

@@ -41,12 +41,7 @@ def carry_out(
     max_drop: float | None = None,
 ) -> None:
     """Run `recipe` in `folder` with bars and print the headline table; leave with 1 where the limit was not met."""
-    from secateur.recipes.run import run as run_recipe
-    from secateur.report.build import build
-
-    with screen.bars(quiet or as_json) as progress:
-        command = shlex.join(["secateur", *sys.argv[1:]])
-        facts = run_recipe(recipe, folder, data=data, progress=progress, report=build, command=command)
+    facts = carried_out(recipe, folder, data=data, quiet=quiet or as_json)
     screen.show_facts(facts, as_json)
     if not as_json:
         screen.say(f"report: {folder / 'report.html'}")
@@ -55,6 +50,16 @@ def carry_out(
         told = "is unknown" if drop is None else f"fell by {drop:.4f}"
         print(f"accuracy {told}; the limit is {max_drop}.", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def carried_out(recipe: Recipe, folder: Path, *, data: str | None = None, quiet: bool = False) -> dict[str, Any]:
+    """The facts of `recipe`, run in `folder` with bars."""
+    from secateur.recipes.run import run as run_recipe
+    from secateur.report.build import build
+
+    with screen.bars(quiet) as progress:
+        command = shlex.join(["secateur", *sys.argv[1:]])
+        return run_recipe(recipe, folder, data=data, progress=progress, report=build, command=command)
 
 
 def _drop(facts: dict[str, Any]) -> float | None:

@@ -17,6 +17,8 @@ from rich.table import Table
 from secateur.core.errors import SecateurError, nearest
 
 if TYPE_CHECKING:
+    from secateur.core.axes import Axes
+    from secateur.core.plan import Plan
     from secateur.recipes.progress import Progress
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -60,6 +62,19 @@ def console() -> Console:
     return plain if plain.is_terminal else Console(width=160)
 
 
+def show_plan(axes: Axes, plan: Plan, path: Path, as_json: bool) -> None:
+    """Print a plan, what it leaves of every count, and where it was written."""
+    widths = {name: after for name, (_, after) in plan.widths().items()}
+    counts = {what: {"dense": axes.count(what), "kept": axes.count(what, widths)} for what in axes.terms}
+    if as_json:
+        show_json({"plan": str(path), "counts": counts, "widths": plan.widths()})
+        return
+    rows = [[what, c["dense"], c["kept"], f"{c['kept'] / max(c['dense'], 1):.3f}"] for what, c in counts.items()]
+    say(f"{plan}\n")
+    show_table(["", "dense", "kept", "share"], rows)
+    say(f"\nplan: {path}")
+
+
 def show_facts(facts: Mapping[str, Any], as_json: bool) -> None:
     """Print the headline table of a parsed facts.json."""
     from secateur.report import table
@@ -92,13 +107,16 @@ def bars(quiet: bool) -> Iterator[Progress | None]:
         yield move
 
 
-def shares(words: Sequence[str]) -> dict[str, float]:
+QUANTITIES = ("macs", "params", "bytes", "memory", "latency")
+
+
+def shares(words: Sequence[str], known: Sequence[str] = QUANTITIES) -> dict[str, float]:
     """{"macs": 0.5} from ["macs=0.5"]. Raises `SecateurError` for a word of another form."""
     keep = {}
     for word in words:
         name, _, value = word.partition("=")
-        if name not in ("macs", "params"):
-            raise SecateurError(f"--keep {word}", f"no quantity {name!r}", nearest(name, ["macs", "params"]))
+        if name not in known:
+            raise SecateurError(f"--keep {word}", f"no quantity {name!r}", nearest(name, list(known)))
         try:
             keep[name] = float(value)
         except ValueError:

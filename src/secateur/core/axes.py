@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from operator import index
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,11 +78,14 @@ class Axes(Sequence[Axis]):
             axis = self[name]
             if axis.fixed and len(kept[name]) < axis.units:
                 raise SecateurError(f"a cut of axis {name!r}", f"a fixed axis ({axis.fixed})", "leave it whole")
+            if 0 < len(kept[name]) < min(axis.fewest, axis.units):
+                found = f"{len(kept[name])} of {axis.units} units, with which the model does not run"
+                raise SecateurError(f"a cut of axis {name!r}", found, f"keep {axis.fewest} or more")
         cuts = [
             Cut(
                 axis.name,
                 axis.units,
-                tuple(int(u) for u in kept.get(axis.name, range(axis.units))),
+                tuple(_unit(u, axis) for u in kept.get(axis.name, range(axis.units))),
                 axis.slots,
                 axis.exact,
                 axis.gate,
@@ -134,3 +139,11 @@ class Axes(Sequence[Axis]):
         total = sum(int(np.prod(shape)) for shape in self.fingerprint.values())
         free = {slot.tensor for axis in self.free for slot in axis.slots if slot.dim >= 0}
         return sum(int(np.prod(self.fingerprint[name])) for name in free if name in self.fingerprint) / max(total, 1)
+
+
+def _unit(number: object, axis: Axis) -> int:
+    with suppress(TypeError):
+        if not isinstance(number, bool):
+            return index(number)  # type: ignore[arg-type]
+    do = f"name at least one of the units 0 to {axis.units - 1}, ascending, each once"
+    raise SecateurError(f"a cut of axis {axis.name!r}", f"unit {number!r}", do)

@@ -58,7 +58,8 @@ class Axis:
     `kind`: "channel", "hidden", "head", "head_dim", "group", "rank" or "width". `fixed` is None or the reason why the
     axis cannot be cut. `exact` is False where a normalisation reduces over the units: there a cut renormalises.
     `gate` says how a unit is silenced without surgery: "read" zeroes the weights that read it (exact through batch
-    norm); "all" zeroes every tensor of it, for units that two activations contract with each other.
+    norm); "all" zeroes every tensor of it, for units that two activations contract with each other. `fewest` units stay in any
+    cut: a kernel of one entry that is standardised over its inputs needs two of them.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Axis:
     fixed: str | None = None
     exact: bool = True
     gate: Gate = "read"
+    fewest: int = 1
 
     def freeze(self, reason: str) -> Axis:
         """The same axis, fixed for `reason` (an earlier reason stays)."""

@@ -7,7 +7,6 @@ code. Reading is strict, so that a damaged or forged file is one clear sentence 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -19,7 +18,8 @@ from secateur.core.errors import SecateurError, nearest
 from secateur.core.factor import FORMATS, Factor, Product, factored
 from secateur.core.mask import Mask, mask_from_json, mask_to_json
 from secateur.core.plan import Cut, Keep, Plan, Step
-from secateur.core.strict import MEND, array, bad, fields, integer, name_of, parse, show, table
+from secateur.core.split import Split, split_from_json, split_to_json
+from secateur.core.strict import MEND, array, bad, fields, integer, name_of, parse, show, table, units_of
 
 FORMAT = 1
 MOST_UNITS = 1 << 23
@@ -43,6 +43,8 @@ def to_json(plan: Plan, packed: dict[str, np.ndarray] | None = None) -> dict[str
     for number, step in enumerate(plan.steps, 1):
         if isinstance(step, Mask):
             steps.append(mask_to_json(step, number, packed))
+        elif isinstance(step, Split):
+            steps.append(split_to_json(step))
         elif isinstance(step, Factor):
             steps.append({"do": "factor", "products": [_product_to_json(product) for product in step.products]})
         else:
@@ -68,12 +70,15 @@ def from_json(value: Any, packed: Packed | None = None) -> Plan:
         does = table(step, where).get("do")
         if does == "factor":
             sizes = _factor(step, where, sizes, steps)
+        elif does == "split":
+            split, sizes = split_from_json(step, where, sizes)
+            steps.append(split)
         elif does == "mask":
             steps.append(mask_from_json(step, position, sizes, packed))
         elif does == "keep" or "do" not in step:
             room = _keep(step, where, sizes, steps, room)
         else:
-            raise bad(f"{where} does {show(does)}", "known: keep, factor, mask; upgrade secateur if the step is newer")
+            raise bad(f"{where} does {show(does)}", "known: keep, factor, mask, split; upgrade secateur if the step is newer")
     return Plan(shapes, tuple(steps))
 
 
@@ -173,7 +178,7 @@ def _cut(value: Any, where: str, sizes: Mapping[str, tuple[int, ...]], going: di
     exact, gate = value.get("exact", True), value.get("gate", "read")
     if type(exact) is not bool or gate not in ("read", "all"):
         raise bad(f"{where} with exact {show(exact)} and gate {show(gate)}", 'exact is true or false, gate "read" or "all"')
-    kept = _kept(value["kept"], units, where)
+    kept = units_of(value["kept"], units, where)
     slots = tuple(_slot(slot, units, where, sizes) for slot in array(value["slots"], f"slots of {where}"))
     cut = Cut(axis, units, kept, slots, exact, gate)
     dropped = np.array(cut.dropped, dtype=np.int64)
@@ -181,19 +186,6 @@ def _cut(value: Any, where: str, sizes: Mapping[str, tuple[int, ...]], going: di
         if slot.dim >= 0 and len(dropped):
             going.setdefault((slot.tensor, slot.dim), []).append(slot.of(dropped).reshape(-1))
     return cut
-
-
-def _kept(text: Any, units: int, where: str) -> tuple[int, ...]:
-    if type(text) is not str or not re.fullmatch(r"[0-9 -]*", text):
-        raise bad(f"{where} keeping {show(text)}", 'write kept units as ranges, "0 2 13-14"')
-    # before the ranges are written out: "0-99999999999" is short text and much memory
-    outside = next((number for number in re.findall(r"\d+", text) if len(number) > 9 or int(number) >= units), None)
-    if outside:
-        raise bad(f"{where} keeping unit {show(int(outside[:12]))} of {units}", f"units run from 0 to {units - 1}")
-    try:
-        return ranges.from_text(text)
-    except ValueError as error:
-        raise bad(f"{where}: {error}", MEND) from None
 
 
 def _slot(value: Any, units: int, where: str, sizes: Mapping[str, tuple[int, ...]]) -> Slot:

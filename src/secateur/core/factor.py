@@ -52,6 +52,10 @@ class Product:
             found = f"format {self.format!r} with {self.groups} groups"
             raise SecateurError(asked, found, 'use "channel" or "spatial" for a grouped convolution, or leave it whole')
 
+    def __str__(self) -> str:
+        groups = f", {self.groups} groups" if self.groups > 1 else ""
+        return f"{self.format} of rank {', '.join(map(str, self.ranks))}{groups}"
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -108,7 +112,7 @@ def factored(shapes: Mapping[str, tuple[int, ...]], product: Product) -> dict[st
         found = f"a weight of shape {list(shape)} for format {product.format!r} of {product.groups} groups"
         raise SecateurError(asked, found, 'use "linear" for two dims, the others for a two-dimensional convolution')
     limits = full_ranks(product.format, shape, groups=product.groups)
-    if any(rank > limit for rank, limit in zip(product.ranks, limits, strict=True)) or not _reachable(product, shape):
+    if any(rank > limit for rank, limit in zip(product.ranks, limits, strict=True)) or not reachable(product, shape):
         raise SecateurError(asked, f"ranks {list(product.ranks)} where {list(limits)} is full", _MEND)
     pieces = piece_shapes(product, shape)
     new: dict[str, tuple[int, ...]] = {}
@@ -124,7 +128,7 @@ def factored(shapes: Mapping[str, tuple[int, ...]], product: Product) -> dict[st
     return new
 
 
-def _reachable(product: Product, shape: tuple[int, ...]) -> bool:
+def reachable(product: Product, shape: tuple[int, ...]) -> bool:
     """Can the two ranks of a Tucker-2 product stand beside each other?"""
     if product.format != "tucker2":
         return True

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from secateur.core import ranges
-from secateur.core.axis import Slot
 from secateur.core.errors import SecateurError
-from secateur.core.factor import Factor, Product, settle
+from secateur.core.factor import Factor, Product, full_ranks, settle
+from secateur.core.keep import Cut, Keep
 from secateur.core.mask import Mask, Support, both, require_fit, supports_of
+from secateur.core.split import Blocks, Split, together
 
 if TYPE_CHECKING:
     from torch import Tensor, nn, optim
@@ -22,53 +23,10 @@ if TYPE_CHECKING:
     from secateur.core.facts import Facts
 
 Shapes = Mapping[str, tuple[int, ...]]
+__all__ = ["Cut", "Keep", "Plan", "Shapes", "Step", "factor", "keep", "mask", "split"]
 
 
-@dataclass(frozen=True)
-class Cut:
-    """What one axis keeps: ascending indices of the model the step starts from."""
-
-    axis: str
-    units: int
-    kept: tuple[int, ...]
-    slots: tuple[Slot, ...]
-    exact: bool = True
-    gate: str = "read"
-
-    def __post_init__(self) -> None:
-        bad = None
-        if not self.kept:
-            bad = "no unit left"
-        elif self.kept[0] < 0 or self.kept[-1] >= self.units:
-            bad = f"unit {self.kept[0] if self.kept[0] < 0 else self.kept[-1]}"
-        elif any(b <= a for a, b in zip(self.kept, self.kept[1:], strict=False)):
-            bad = "units that repeat or do not ascend"
-        if bad:
-            do = f"name at least one of the units 0 to {self.units - 1}, ascending, each once"
-            raise SecateurError(f"a cut of axis {self.axis!r}", bad, do)
-
-    @property
-    def dropped(self) -> tuple[int, ...]:
-        """The units that go."""
-        kept = set(self.kept)
-        return tuple(unit for unit in range(self.units) if unit not in kept)
-
-
-@dataclass(frozen=True)
-class Keep:
-    """A step that drops units. All its indices are of the model the step starts from, so order inside does not exist."""
-
-    cuts: tuple[Cut, ...]
-
-    def __post_init__(self) -> None:
-        names = [cut.axis for cut in self.cuts]
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise SecateurError("a keep step", f"axis {twice!r} named twice", "name each axis once per step")
-        object.__setattr__(self, "cuts", tuple(sorted(self.cuts, key=lambda cut: cut.axis)))
-
-
-Step = Keep | Factor | Mask
+Step = Keep | Factor | Mask | Split
 """The closed set of what a plan can do."""
 
 
@@ -114,13 +72,16 @@ class Plan:
         """Raise `SecateurError` naming the first tensors that disagree, unless the plan was made for this architecture."""
         from secateur.surgery.fingerprint import mismatches
 
-        wrong = mismatches(self.fingerprint, model)
+        touched = {slot.tensor for step in self.steps if isinstance(step, Keep) for cut in step.cuts for slot in cut.slots}
+        wrong = mismatches(self.fingerprint, model, touched=touched)
         if wrong:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             do = "build the model the plan was made for, before any cut"
             for wrapper in ("module", "_orig_mod"):  # data parallel, averaged and compiled models hold the network there
                 inner = getattr(model, wrapper, None)
-                if inner is not None and hasattr(inner, "named_parameters") and not mismatches(self.fingerprint, inner):
+                if inner is None or not hasattr(inner, "named_parameters"):
+                    continue
+                if not mismatches(self.fingerprint, inner, touched=touched):
                     do = f"give the network inside the wrapper, model.{wrapper}, and wrap that again afterwards"
             raise SecateurError("a plan applied to this model", "; ".join(wrong[:3]) + more, do)
 
@@ -192,9 +153,17 @@ class Plan:
         return lines
 
     def widths(self) -> dict[str, tuple[int, int]]:
-        """Axis name to units before the first and after the last step."""
+        """Axis name to units before the first and after the last step; a rank is an axis that starts at the full rank."""
+        from secateur.surgery.fingerprint import shapes_after
+
         widths: dict[str, tuple[int, int]] = {}
-        for step in self.steps:
+        for number, step in enumerate(self.steps):
+            if isinstance(step, Factor):
+                shapes = shapes_after(replace(self, steps=self.steps[:number]))
+                for product in step.products:
+                    full = full_ranks(product.format, tuple(shapes[f"{product.module}.weight"]), groups=product.groups)
+                    ranks = zip(full, product.ranks, strict=True)
+                    widths |= {f"{product.module}.{place}": pair for place, pair in enumerate(ranks)}
             for cut in step.cuts if isinstance(step, Keep) else ():
                 before = widths.get(cut.axis, (cut.units, 0))[0]
                 widths[cut.axis] = (before, len(cut.kept))
@@ -211,6 +180,11 @@ def factor(fingerprint: Shapes, products: Iterable[Product]) -> Plan:
     return Plan(fingerprint, (Factor(tuple(products)),))
 
 
+def split(fingerprint: Shapes, layers: Iterable[Blocks]) -> Plan:
+    """A plan of one split step."""
+    return Plan(fingerprint, (Split(tuple(layers)),))
+
+
 def mask(fingerprint: Shapes, masks: Mapping[str, Any]) -> Plan:
     """A plan of one mask step: entries of each named tensor stay where its mask (an array or tensor) is not zero.
 
@@ -221,13 +195,15 @@ def mask(fingerprint: Shapes, masks: Mapping[str, Any]) -> Plan:
     return Plan(fingerprint, (step,))
 
 
-Part = Cut | Product | Support
+Part = Cut | Product | Support | Blocks
 
 
 def _parts(step: Step) -> dict[tuple[str, str], Part]:
     """What a step says, by kind and name."""
     if isinstance(step, Mask):
         return {("mask", support.tensor): support for support in step.supports}
+    if isinstance(step, Split):
+        return {("split", blocks.module): blocks for blocks in step.layers}
     if isinstance(step, Keep):
         return {("keep", cut.axis): cut for cut in step.cuts}
     return {("factor", product.module): product for product in step.products}
@@ -236,10 +212,7 @@ def _parts(step: Step) -> dict[tuple[str, str], Part]:
 def _said(part: Part | None) -> str:
     if isinstance(part, Cut):
         return f"{ranges.to_text(part.kept)} of {part.units}"
-    if part is None or isinstance(part, Support):
-        return "-" if part is None else str(part)
-    groups = f", {part.groups} groups" if part.groups > 1 else ""
-    return f"{part.format} of rank {', '.join(map(str, part.ranks))}{groups}"
+    return "-" if part is None else str(part)
 
 
 def _joined(steps: list[Step], step: Step) -> list[Step]:
@@ -250,6 +223,9 @@ def _joined(steps: list[Step], step: Step) -> list[Step]:
         return [*steps[:-1], folded] if folded else [*steps, step]
     if isinstance(step, Mask):
         return [*steps[:-1], both(last, step)] if isinstance(last, Mask) else [*steps, step]
+    if isinstance(step, Split):
+        merged = together(last, step) if isinstance(last, Split) else None
+        return [*steps[:-1], merged] if merged else [*steps, step]
     start = len(steps)
     while start and isinstance(steps[start - 1], Factor):
         start -= 1

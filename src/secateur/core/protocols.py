@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -23,14 +23,19 @@ Allocator = Callable[[Axes, Scores, Budget], Plan]
 Repair = Callable[[nn.Module, nn.Module, Batches], None]
 """(before, after, batches): only values of `after` change."""
 Judge = Callable[[Plan], float]
-Searcher = Generator[Plan, float, Plan]
-"""Yields candidates, is sent their losses, returns one."""
+Searcher = Generator[Plan | tuple[Plan, ...], Any, Plan]
+"""Yields a candidate and is sent its loss, or yields several and is sent one loss each; returns one plan."""
+JudgeMany = Callable[[Sequence[Plan]], Sequence[float]]
+"""The losses of several plans, in their order; plans that do not depend on each other are judged at once."""
 Loss = Callable[[Any, Any], Tensor]
 """(output, target) to a scalar."""
 
 
 class Hook(Protocol):
-    """A method that acts during training, in three lines of the user's own loop."""
+    """A method that acts during training, in three lines of the user's own loop.
+
+    One that has a method `attach` as well is handed the optimizer by `fit` and by the callbacks.
+    """
 
     def loss(self) -> Tensor | float:
         """Added to the task's loss before backward."""

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.core.errors import SecateurError
+
 
 def to_device(batch: Any, device: torch.device | str) -> Any:
     """`batch` (tensor, or list, tuple or dict of tensors) on `device`."""
@@ -26,6 +28,33 @@ def call(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+@contextmanager
+def fits(batch: Any, target: Any = None) -> Iterator[None]:
+    """Around a forward, and a loss, on data of the user.
+
+    Raises `SecateurError` with the shapes of the batch and the model's or the loss's own words where they do not go together.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+        if "backward" in str(error) or "inference tensor" in str(error).lower():
+            raise  # a fault of the program and not of the data
+        words = str(error).strip().splitlines() or ["no message"]
+        against = "" if target is None else f" with targets of {_shapes(target)}"
+        asked = f"a batch with inputs of {_shapes(batch)}{against}"
+        do = "give (input, target) pairs that the model and the loss take"
+        raise SecateurError(asked, f"{type(error).__name__}: {words[0].rstrip('. ')}", do) from error
+
+
+def _shapes(value: Any) -> str:
+    """What the data is, for a sentence: "shape [2, 3]" or "type str"."""
+    if isinstance(value, Tensor):
+        return f"shape {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_shapes(item)}" for key, item in value.items()) + "}"
+    return "(" + ", ".join(map(_shapes, value)) + ")" if isinstance(value, (tuple, list)) else f"type {type(value).__name__}"
 
 
 @contextmanager

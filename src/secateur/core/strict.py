@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from secateur.core import ranges
 from secateur.core.errors import SecateurError, nearest
 
 MEND = "write the plan again with secateur, or mend that entry"
@@ -77,6 +79,20 @@ def name_of(value: Any, where: str) -> str:
     if type(value) is not str or not value or not value.isprintable():
         raise bad(f"{show(value)} for {where}", "give a printable name")
     return value
+
+
+def units_of(text: Any, units: int, where: str) -> tuple[int, ...]:
+    """The units a text of ranges names, all below `units`."""
+    if type(text) is not str or not re.fullmatch(r"[0-9 -]*", text):
+        raise bad(f"{where} keeping {show(text)}", 'write kept units as ranges, "0 2 13-14"')
+    # before the ranges are written out: "0-99999999999" is short text and much memory
+    outside = next((number for number in re.findall(r"\d+", text) if len(number) > 9 or int(number) >= units), None)
+    if outside:
+        raise bad(f"{where} keeping unit {show(int(outside[:12]))} of {units}", f"units run from 0 to {units - 1}")
+    try:
+        return ranges.from_text(text)
+    except ValueError as error:
+        raise bad(f"{where}: {error}", MEND) from None
 
 
 def bad(found: str, do: str) -> SecateurError:

@@ -8,6 +8,7 @@ from secateur.criteria.bn_scale import bn_scale
 from secateur.criteria.cap import cap
 from secateur.criteria.chip import chip
 from secateur.criteria.fpgm import fpgm
+from secateur.criteria.grasp import grasp
 from secateur.criteria.group_fisher import group_fisher
 from secateur.criteria.hrank import hrank
 from secateur.criteria.isomorphic import isomorphic
@@ -15,12 +16,17 @@ from secateur.criteria.l1 import l1
 from secateur.criteria.l2 import l2
 from secateur.criteria.lamp import lamp
 from secateur.criteria.lasso import lasso
+from secateur.criteria.nisp import nisp
 from secateur.criteria.obd import obd
 from secateur.criteria.random import random
 from secateur.criteria.rfp import rfp
 from secateur.criteria.score import score
+from secateur.criteria.scoring_net import scoring_net
+from secateur.criteria.snip import snip
+from secateur.criteria.synflow import synflow
 from secateur.criteria.taylor import taylor
 from secateur.criteria.thinet import thinet
+from secateur.criteria.three_sp import three_sp
 
 __all__ = [
     "apoz",
@@ -28,6 +34,7 @@ __all__ = [
     "cap",
     "chip",
     "fpgm",
+    "grasp",
     "group_fisher",
     "hrank",
     "isomorphic",
@@ -35,10 +42,15 @@ __all__ = [
     "l2",
     "lamp",
     "lasso",
+    "nisp",
     "obd",
     "random",
     "rfp",
     "score",
+    "scoring_net",
+    "snip",
+    "synflow",
     "taylor",
     "thinet",
+    "three_sp",
 ]

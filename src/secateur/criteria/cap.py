@@ -21,13 +21,21 @@ CUTOFF = 1e-10
 """Variance left of a column, as a share of the largest there was, below which rounding is all it is."""
 
 
-def cap(model: nn.Module, batches: Batches, *, limit: int | None = None, default: Criterion | None = None) -> Criterion:
+def cap(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    limit: int | None = None,
+    sample: int | None = None,
+    default: Criterion | None = None,
+) -> Criterion:
     """Scores: the share of the variance of the readers' outputs that is unexplained when each unit is selected.
 
     Greedy forward selection: the next unit is the one that, with least-squares weights on it and all selected before,
-    explains most of the output variance ``tr(W S W')`` of the layers that read the axis; S is the covariance of their
-    inputs over `batches` (at most `limit`), in double precision. The first unit scores 1. An axis that no linear layer or
-    convolution reads gets its scores from `default`; with none it raises `SecateurError`. Each axis makes its own pass.
+    explains most of the output variance ``tr(W S W')`` of the layers that read the axis; S is the covariance of their inputs
+    over `batches` (at most `limit`, of each at most `sample` rows, drawn at random), in double precision. The first unit
+    scores 1. An axis that no linear layer or convolution reads gets its scores from `default`; with none it raises
+    `SecateurError`. Each axis makes its own pass.
 
     Source: Xie et al., 2021 (CaP), and the authors' code. That grows the inverse of the selected block; here the
     covariance of what is not selected shrinks by the same block update (Schur complement), which is the same number
@@ -39,7 +47,7 @@ def cap(model: nn.Module, batches: Batches, *, limit: int | None = None, default
         found = readers(model, axis)
         if not found:
             return otherwise(default, axis, "cap", "no linear layer or convolution without groups that reads it")
-        moments = input_moments(model, sorted({reader.name for reader in found}), batches, limit)
+        moments = input_moments(model, sorted({reader.name for reader in found}), batches, limit, sample=sample)
         layers = []
         for reader in found:
             weight = plain(matrix(reader.module)).double().cpu()

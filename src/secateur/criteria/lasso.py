@@ -27,15 +27,17 @@ def lasso(
     *,
     original: nn.Module | None = None,
     limit: int | None = None,
+    sample: int | None = None,
     default: Criterion | None = None,
 ) -> Criterion:
     """Scores: the largest penalty at which each unit has a coefficient, on the exact LASSO path.
 
     ``min over beta of 1/2 |Y - sum_i beta_i X_i W_i|^2 + lambda |beta|_1``, means over all rows of `batches` (at most
     `limit`): X the inputs of the layers that read the axis in `model`, Y their outputs in `original`, less the bias.
-    `original` has the layers of `model` with the same outputs; None is `model` itself. The units that score highest are
-    those the path takes up first. An axis that no linear layer or convolution reads gets its scores from `default`; with
-    none it raises `SecateurError`. Each axis makes its own pass, on the weights as they then are.
+    `sample`: rows of each batch that are taken, drawn at random. `original` has the layers of `model` with the same outputs;
+    None is `model` itself. The units that score highest are those the path takes up first. An axis that no linear layer or
+    convolution reads gets its scores from `default`; with none it raises `SecateurError`. Each axis makes its own pass, on
+    the weights as they then are.
 
     Source: He et al., 2017 (Channel Pruning), eq. 2, step (i). The authors' code searches the penalty by bisection on a
     sample of rows; here the path is exact, on the N x N Gram matrix of all rows. Where a unit leaves the path again the
@@ -47,7 +49,7 @@ def lasso(
         if not found:
             return otherwise(default, axis, "lasso", "no linear layer or convolution without groups that reads it")
         source = original or model
-        moments = paired_moments(model, source, sorted({reader.name for reader in found}), batches, limit=limit)
+        moments = paired_moments(model, source, sorted({reader.name for reader in found}), batches, limit=limit, sample=sample)
         parts = []
         for reader in found:
             known = without_bias(moments[reader.name], source.get_submodule(reader.name))

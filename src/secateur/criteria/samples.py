@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Loss
-from secateur.core.running import call, device_of, evaluating, to_device
+from secateur.core.running import call, device_of, evaluating, fits, to_device
 from secateur.criteria.taylor import differentiable, gradients
 
 
@@ -28,7 +28,9 @@ def gradients_per_sample(
         for inputs, target in islice(batches, limit):
             for sample in range(_size(inputs)):
                 x, y = (to_device(_one(value, sample), device) for value in (inputs, target))
-                yield gradients(loss(call(model, x), y), weights, number)
+                with fits(x, y):
+                    value = loss(call(model, x), y)
+                yield gradients(value, weights, number)
                 number += 1
     if not number:
         raise SecateurError("gradients per sample", "no batch", "give data that can be iterated anew for every pass")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from secateur.core.axis import Axis
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Criterion, Loss
-from secateur.core.running import call, device_of, evaluating, to_device
+from secateur.core.running import call, device_of, evaluating, fits, to_device
 from secateur.criteria.places import parameters, places, plain, totals
 
 Reduce = Literal["batch", "data"]
@@ -45,7 +45,8 @@ def taylor(model: nn.Module, batches: Batches, loss: Loss, *, limit: int | None 
     device = device_of(model)
     with evaluating(model), differentiable(unique):
         for number, (inputs, target) in enumerate(islice(batches, limit)):
-            value = loss(call(model, to_device(inputs, device)), to_device(target, device))
+            with fits(inputs, target):
+                value = loss(call(model, to_device(inputs, device)), to_device(target, device))
             for weight, gradient in zip(unique, gradients(value, unique, number), strict=True):
                 found[weight].append(totals(plain(gradient) * plain(weight)))
     if not all(found.values()):

@@ -57,9 +57,9 @@ def name_axes(found: Sequence[Found]) -> list[Axis]:
         number = used[base] = used.get(base, -1) + 1
         var = item.var
         gate: Gate = "all" if "all" in var.flags else "read"
-        axes.append(
-            Axis(base + (f"#{number}" if number else ""), kind, var.size, tuple(item.slots), var.fixed, var.exact, gate)
-        )
+        fewest = 2 if "two" in var.flags else 1
+        name = base + (f"#{number}" if number else "")
+        axes.append(Axis(name, kind, var.size, tuple(item.slots), var.fixed, var.exact, gate, fewest))
     return axes
 
 

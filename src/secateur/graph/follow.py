@@ -25,7 +25,7 @@ MOST_TIMES = 16
 MOST_DRIFTS = 2
 """Attributes that move together are taken back together, so the right one of them gets a second turn."""
 NAMED = re.compile("head|dim|hidden|width|channel|inner|embd|embed|intermediate|ff")
-UNNAMED = re.compile("layer|token|vocab|position|kernel|patch|image|window")
+UNNAMED = re.compile("layer|token|vocab|position|kernel|patch|image|window|shift|stride|dilation|depth")
 """Words in the names of a configuration's sizes: it holds dozens of other numbers that may agree with one by chance."""
 PLAIN = (int, float, str, bool, type(None), tuple, list, dict, set, Tensor, nn.Module)
 
@@ -227,7 +227,7 @@ def _holders(modules: dict[str, nn.Module], path: str, value: int) -> Iterator[s
         chain.append(path)
     for name in chain[:3]:
         if name in modules:
-            yield from _inside(vars(modules[name]), name, value)
+            yield from _inside(dict(sorted(vars(modules[name]).items(), key=_likelihood)), name, value)
     known: set[int] = set()
     for name in chain:
         for key, held in vars(modules[name]).items() if name in modules else ():
@@ -235,6 +235,11 @@ def _holders(modules: dict[str, nn.Module], path: str, value: int) -> Iterator[s
                 known.add(id(held))
                 sizes = {k: v for k, v in vars(held).items() if NAMED.search(k) and not UNNAMED.search(k)}
                 yield from _inside(sizes, _first(modules, held, f"{name}.{key}".lstrip(".")), value)
+
+
+def _likelihood(item: tuple[str, Any]) -> int:
+    """Names of sizes first, those of what is no size last."""
+    return bool(UNNAMED.search(item[0])) - bool(NAMED.search(item[0]))
 
 
 def _inside(held: dict[str, Any], lead: str, value: int) -> Iterator[str]:

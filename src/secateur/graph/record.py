@@ -36,7 +36,16 @@ WHOLE: dict[Any, str] = {
     torch.lstm: "lstm",
     torch.gru: "gru",
     **dict.fromkeys((torch.rnn_tanh, torch.rnn_relu), "rnn"),
+    torch.lstm_cell: "lstm_cell",
+    torch.gru_cell: "gru_cell",
+    **dict.fromkeys((torch.rnn_tanh_cell, torch.rnn_relu_cell), "rnn_cell"),
     torch.channel_shuffle: "channel_shuffle",
+    torch.bilinear: "bilinear",
+    torch.einsum: "einsum",
+    **dict.fromkeys((torch.tensor_split, Tensor.tensor_split), "tensor_split"),
+    **dict.fromkeys((torch.hsplit, Tensor.hsplit), "hsplit"),
+    **dict.fromkeys((torch.vsplit, Tensor.vsplit), "vsplit"),
+    **dict.fromkeys((torch.dsplit, Tensor.dsplit), "dsplit"),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), "matmul"),
 }
 """Functions recorded whole, by the ATen name of their rule."""
@@ -44,6 +53,10 @@ SAME_SHAPE = {"batch_norm", "instance_norm", "layer_norm", "rms_norm", "group_no
 """On the meta device these are skipped: PyTorch's own shape functions for them cost milliseconds each."""
 ACTIVATIONS = set("relu hardtanh hardswish hardsigmoid silu gelu elu leaky_relu sigmoid tanh mish softplus _softmax".split())
 """The same for these, below the functions: a clamp alone takes four milliseconds through PyTorch's reference code."""
+SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.__len__, Tensor.numel}  # type: ignore[attr-defined]
+"""How a forward looks at sizes."""
+PICKS = {torch.take_along_dim, Tensor.take_along_dim}
+"""These look at the devices of their tensors themselves."""
 TORCH = os.path.dirname(torch.__file__) + os.sep
 HERE = os.path.dirname(__file__) + os.sep
 
@@ -100,14 +113,27 @@ class Recorder(TorchFunctionMode):
         self.moving = False
         self.attempt: tuple[Any, ...] = ()
         self.on_node = on_node
+        self.looks = False
+        self.looked: list[Tensor] = []
+        """Tensors whose sizes were looked at since the last operation, by code outside PyTorch."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func in SIZES:
+            if not self.inside and not sys._getframe(1).f_code.co_filename.startswith((TORCH, HERE)):
+                self.looks = True
+                self.looked.append(args[0])
+            return func(*args, **(kwargs or {}))
+        if func in PICKS and all(devices(args)):
+            self.moving = True
+            args, kwargs = all_meta(args, kwargs or {})
+            self.moving = False
         name = WHOLE.get(func)
         if not self.inside:
             self.attempt = (args, kwargs or {})
-        if name is None or self.inside:
+        if name is None or self.inside or (name == "einsum" and len(args) != 3):  # of more than two: its products
             return func(*args, **(kwargs or {}))
         if name in SAME_SHAPE and args and args[0].is_meta:
+            require_fit(name, args, kwargs or {})
             self.inside += 1
             out = torch.empty_like(args[0])
             self.inside -= 1
@@ -138,6 +164,18 @@ class Recorder(TorchFunctionMode):
         self.nodes.append(node)
         if self.on_node:
             self.on_node(node)
+        self.looked.clear()
+
+
+def require_fit(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise `ValueError`, as PyTorch would, where a norm is told other sizes than its input has."""
+    x = args[0]
+    told: Any = args[1] if len(args) > 1 else kwargs.get("normalized_shape", kwargs.get("num_groups"))
+    trailing = name in ("layer_norm", "rms_norm")
+    sizes = tuple(x.shape[-len(told) :]) if trailing else tuple(x.shape[1:2])
+    wrong = tuple(told) != sizes if trailing else name == "group_norm" and x.shape[1] % told
+    if wrong or any(tuple(t.shape) != sizes for t in flat((args[1:], kwargs)) if isinstance(t, Tensor)):
+        raise ValueError(f"{name} of other sizes than its input's, {list(x.shape)}")
 
 
 def flat(value: Any) -> Iterator[Any]:

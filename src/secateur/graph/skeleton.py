@@ -39,6 +39,9 @@ def _bone(tensor: Tensor) -> Tensor:
 
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and named arguments of one call: a tensor, a tuple of arguments or a dict of named ones."""
+    if example is None:
+        do = "give a tensor, a tuple of positional or a dict of named arguments of the model's forward"
+        raise SecateurError("a trace", "no example input", do)
     if isinstance(example, Mapping):
         return (), dict(example)
     if isinstance(example, (tuple, list)):

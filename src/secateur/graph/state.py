@@ -56,6 +56,7 @@ class State:
         self.idle: set[int] = set()
         self.mirrors: list[tuple[str, dict[str, Expr]]] = []
         self.norms: dict[str, int] = {}
+        self.standardised: list[tuple[Expr, ...]] = []
         self.counted = 0
         self.node: Node
         self.position = 0

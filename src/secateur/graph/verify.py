@@ -7,22 +7,21 @@ written in the code, and the axis is fixed with the line that does it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from secateur.core.plan import Cut, Plan, keep
 from secateur.graph import dims as d
 from secateur.graph.borrow import alike
-from secateur.graph.collect import find, name_axes
+from secateur.graph.collect import find
 from secateur.graph.dims import Expr
 from secateur.graph.follow import Search, follow, literals, stood, whole_numbers
 from secateur.graph.mirrors import mirrors, settle
 from secateur.graph.passes import forward
 from secateur.graph.record import Node, recording
 from secateur.graph.state import State, flat_tensors, short
-from secateur.surgery import apply, fingerprint
+from secateur.graph.trial import Trial, apart, level
+from secateur.surgery import apply
 
 Attributes = dict[str, Expr]
 MOST_ROUNDS = 64
@@ -40,7 +39,10 @@ MIRRORS = {"convolution": "groups", "group_norm": "num_groups", "channel_shuffle
 
 
 class Disagrees(Exception):
-    """The cut model does something else from operation `position` on, which it calls with these `numbers`."""
+    """The cut model does something else from operation `position` on, which it calls with these `numbers`.
+
+    `looked`: tensors of the traced forward whose sizes it looked at just before it took another way.
+    """
 
     def __init__(
         self,
@@ -50,26 +52,10 @@ class Disagrees(Exception):
         *,
         innermost: bool = False,
         drift: Sequence[tuple[int, int]] = (),
+        looked: Sequence[Tensor] = (),
     ) -> None:
         self.position, self.line, self.numbers, self.innermost, self.drift = position, line, numbers, innermost, drift
-
-
-@dataclass
-class Trial:
-    """One cut of every free axis: how many units each variable keeps, and the plan."""
-
-    kept: dict[int, int]
-    plan: Plan
-
-    def size(self, expr: Expr) -> int:
-        """The length of `expr` after the cut."""
-        total = 0
-        for term in d.normal(expr):
-            product = 1
-            for var in term:
-                product *= self.size(var.link) if var.link is not None else self.kept.get(id(var), var.size)  # type: ignore[arg-type]
-            total += product
-        return total
+        self.looked = looked
 
 
 def verify(model: nn.Module, nodes: Sequence[Node], state: State, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Attributes:
@@ -81,17 +67,23 @@ def verify(model: nn.Module, nodes: Sequence[Node], state: State, call: tuple[tu
     while True:
         rounds += 1
         attributes = {**search.attributes, **{path: also[path] for path in also if again and path not in search.attributes}}
-        trial = plan_trial(model, state, attributes, again=again)
+        trial = apart(model, state, attributes, again=again)
         if not trial.kept:
             return attributes
+        guessing = rounds <= MOST_ROUNDS
         try:
-            run(model, trial, nodes, state, call)
+            looks = run(model, trial, nodes, state, call)
             united = settle(search, nodes, state, trial)
-            if rounds > MOST_ROUNDS or (not united and (again or not (search.tied or also))):
-                return attributes
-            again = True
+            if guessing and (united or (not again and (search.tied or also))):
+                again = True
+                continue
+            guessing = False
+            if looks:
+                trial = level(model, state, attributes)
+                run(model, trial, nodes, state, call)
+            return attributes
         except Disagrees as problem:
-            if rounds > MOST_ROUNDS:  # two guesses that take each other back: fixing always ends
+            if not guessing:  # sizes that agree with each other, or guesses without an end: fixing always ends
                 _blame(model, nodes, state, trial, attributes, problem)
             elif len(attributes) > len(search.attributes):
                 also = {}  # one of them means something else
@@ -119,35 +111,23 @@ def _obvious(model: nn.Module, nodes: Sequence[Node], state: State) -> Attribute
     return attributes
 
 
-def plan_trial(model: nn.Module, state: State, attributes: Attributes, *, again: bool = False) -> Trial:
-    """A cut in which axes keep different numbers of units, so that sizes do not agree by chance; `again`, other numbers."""
-    found = find(model, state, attributes)
-    axes = name_axes(found)
-    kept, cuts = {}, []
-    seen: dict[int, int] = {}
-    for item, axis in zip(found, axes, strict=True):
-        if axis.fixed is None:
-            turn = seen[axis.units] = seen.get(axis.units, -1) + 1
-            offset = list(seen).index(axis.units) * (2 if again else 1) + again
-            left = axis.units - 1 - (turn + offset) % (axis.units - 1)
-            kept[id(item.var)] = left
-            cuts.append(Cut(axis.name, axis.units, tuple(range(left)), axis.slots, axis.exact, axis.gate))
-    return Trial(kept, keep(fingerprint(model), cuts))
-
-
 def run(
     model: nn.Module, trial: Trial, nodes: Sequence[Node], state: State, call: tuple[tuple[Any, ...], dict[str, Any]]
-) -> None:
-    """Run the cut model; raises `Disagrees` at the first operation that is not what was predicted."""
+) -> bool:
+    """Run the cut model. Does its forward look at sizes?
+
+    Raises `Disagrees` at the first operation that is not what was predicted.
+    """
     small = apply(trial.plan, model)
     position = _next(nodes, 0)
+    twins: dict[int, Tensor] = {}
 
     def compare(node: Node) -> None:
         nonlocal position
         if node.op in LAYOUT:
             return
         if position >= len(nodes) or _kind(node) != _kind(nodes[position]):
-            raise Disagrees(position)
+            raise Disagrees(position, looked=[twins[id(tensor)] for tensor in recorder.looked if id(tensor) in twins])
         if len(node.outputs) != len(nodes[position].outputs):
             raise Disagrees(position, "", whole_numbers(node.args, node.kwargs))
         for shape, out in zip(node.shapes, nodes[position].outputs if position not in state.idle else (), strict=False):
@@ -157,6 +137,9 @@ def run(
             raise Disagrees(position, drift=drift)
         if _numbers(node) != _numbers(nodes[position]):
             raise Disagrees(position, innermost=True)
+        before = nodes[position]
+        pairs = zip(flat_tensors((node.args, node.outputs)), flat_tensors((before.args, before.outputs)), strict=False)
+        twins.update((id(mine), theirs) for mine, theirs in pairs)
         position = _next(nodes, position + 1)
 
     try:
@@ -170,6 +153,7 @@ def run(
         raise Disagrees(position, _line(error), whole_numbers(*recorder.attempt)) from error
     if position != len(nodes):
         raise Disagrees(position)
+    return recorder.looks
 
 
 def _drift(node: Node, before: Node, trial: Trial, state: State, position: int) -> list[tuple[int, int]]:
@@ -231,6 +215,9 @@ def _blame(model, nodes, state, trial, attributes, problem) -> None:  # type: ig
     if problem.innermost:  # a scale such as width ** -0.5: the width of a head, rather than how many there are
         here = [t for number in alike(nodes, position) for t in flat_tensors(nodes[number].args) if t.dim()]
         groups.insert(0, [state.of(t).dims[-1] for t in here])
+    if problem.looked:
+        reason = f"the forward decides by its size before {short(line)}"
+        groups.insert(0, [expr for tensor in problem.looked for expr in state.of(tensor).dims])
     for exprs in groups:
         free = [var for e in exprs for var in d.leaves(e) if var.fixed is None and id(var) in trial.kept]
         if free:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from secateur.graph import dims as d
 from secateur.graph.record import Node, flat
 from secateur.graph.rules import Rule
-from secateur.graph.state import State, Value, flat_tensors
+from secateur.graph.state import KERNEL, State, Value, flat_tensors
 from secateur.surgery import is_norm, tensors
 
 UNKNOWN = "no rule says how it relates its dims"
@@ -49,6 +50,10 @@ def walk(
         if id(tensor) not in used:
             for expr in state.of(tensor).dims:
                 d.freeze(expr, "no operation of the traced forward uses it")
+    for kernel in state.standardised:
+        if prod(var.size for expr in kernel for var in d.leaves(expr) if var.fixed == KERNEL) == 1:
+            for expr in kernel:
+                d.flag(expr, "two")  # one value alone has no deviation, and PyTorch says so
     for tensor in flat(output):
         if isinstance(tensor, Tensor) and id(tensor) in state.values:
             for expr in state.of(tensor).dims:

@@ -3,6 +3,7 @@
 from secateur.io.artefact import load, read_metadata, read_plan, save, write_plan
 from secateur.io.files import atomic, read_bytes, read_json, read_text, write_json, write_text
 from secateur.io.objects import build, call, resolve
+from secateur.io.scorer import load_scorer, save_scorer
 from secateur.io.weights import load_weights
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "build",
     "call",
     "load",
+    "load_scorer",
     "load_weights",
     "read_bytes",
     "read_json",
@@ -18,6 +20,7 @@ __all__ = [
     "read_text",
     "resolve",
     "save",
+    "save_scorer",
     "write_json",
     "write_plan",
     "write_text",

@@ -7,7 +7,6 @@ tensors the plan makes sparse the file holds the values that stay, and the packe
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -22,8 +21,9 @@ from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
 from secateur.core.strict import parse
 from secateur.io import sparse
-from secateur.io.files import MOST_TEXT, atomic, read_bytes, shown, write_text
+from secateur.io.files import MOST_TEXT, atomic, read_bytes, require_own, shown, write_text
 from secateur.io.state import fill_, require_model, state_of, untie
+from secateur.surgery import duplicate
 
 FORMAT = 1
 MOST_HEADER = 100_000_000
@@ -48,10 +48,11 @@ def save(
     """Write `model` and the `plan` that made it to one safetensors file, whole or not at all.
 
     Tied tensors are stored once; every dtype is kept. `metadata` is text of your own for the header.
-    Raises `SecateurError` where the plan does not lead to this model, the state holds more than plain tensors, or the
-    file cannot be written.
+    Raises `SecateurError` where the plan does not lead to this model, the state holds more than plain tensors, the file
+    cannot be written, or `path` holds something else than a model secateur saved.
     """
     asked = f"saving {shown(path)}"
+    require_own(path, b'"secateur":', "model file of secateur")
     require_model(model, asked)
     metadata = dict(metadata or {})
     for key, value in metadata.items():
@@ -92,7 +93,7 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
         if alias in state or name not in state:
             raise SecateurError(asked, f"tensor {alias!r} tied to {name!r}, which does not fit the file", _AGAIN)
         state[alias] = state[name]
-    model = copy.deepcopy(into) if plan is None else plan.apply(into)
+    model = duplicate(into) if plan is None else plan.apply(into)
     fill_(model, state, asked, keep_dtype=True)
     return model
 
@@ -116,7 +117,11 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
 
 
 def write_plan(path: str | os.PathLike[str], plan: Plan) -> None:
-    """Write `plan` as JSON for a person to read and diff. Raises `SecateurError` where the file cannot be written."""
+    """Write `plan` as JSON for a person to read and diff.
+
+    Raises `SecateurError` where the file cannot be written, or `path` holds something else than a plan.
+    """
+    require_own(path, b'"format":', "plan")
     write_text(path, dumps(plan))
 
 

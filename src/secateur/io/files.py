@@ -17,6 +17,8 @@ from secateur.core.strict import parse
 
 MOST_TEXT = 100_000_000
 """Bytes of a text file that is read whole."""
+MOST_START = 1 << 20
+"""Bytes of a file that are looked at to know what it is."""
 _NUMBERS = count()
 _OPEN: set[str] = set()
 """Temporary names this process writes right now."""
@@ -73,6 +75,17 @@ def atomic(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             _OPEN.discard(temporary.name)
+
+
+def require_own(path: str | os.PathLike[str], mark: bytes, what: str) -> None:
+    """Raise `SecateurError` where writing `path` would replace a file that is none of ours: its start lacks `mark`."""
+    with suppress(OSError, ValueError, TypeError):
+        if os.path.isfile(path) and os.path.getsize(path):
+            with open(path, "rb") as file:
+                if mark in file.read(MOST_START):
+                    return
+            do = "give another name, or remove that file first"
+            raise SecateurError(f"writing {shown(path)}", f"a file there that is no {what}", do)
 
 
 def read_bytes(path: str | os.PathLike[str], what: str = "file", limit: int | None = None) -> bytes:

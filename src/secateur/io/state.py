@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,9 +80,11 @@ def fill_(model: nn.Module, state: Mapping[str, Tensor], asked: str, *, keep_dty
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name in state and tensor.dtype != state[name].dtype:
                 tensor.data = tensor.data.to(state[name].dtype)
+    filled = OrderedDict(state)
+    filled._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]  # some modules ask for its version
     try:
-        model.load_state_dict(dict(state), strict=True)
-    except RuntimeError as error:
+        model.load_state_dict(filled, strict=True)
+    except (RuntimeError, ValueError) as error:
         raise SecateurError(asked, str(error).strip().splitlines()[-1].strip(), "give weights this model takes") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import os
 import re
@@ -17,6 +16,7 @@ from secateur.core.errors import SecateurError
 from secateur.io.artefact import header_of, tensors_of
 from secateur.io.files import read_bytes, shown
 from secateur.io.state import fill_, require_dense, require_model, state_of, untie
+from secateur.surgery import duplicate
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -34,7 +34,7 @@ def load_weights(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     asked = f"loading the weights {shown(path)}"
     require_model(into, asked)
     state = _read(read_bytes(path, "weights"), asked)
-    model = copy.deepcopy(into)
+    model = duplicate(into)
     own = state_of(model, asked)
     state = _strip(state, own)
     counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}

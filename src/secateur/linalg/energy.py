@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 
-def kept_mask(energies: Tensor, discarded: float) -> Tensor:
+def kept_mask(energies: Tensor, discarded: float, rest: Tensor | None = None) -> Tensor:
     """True for the squared singular values (B, R, ascending) that stay when at most `discarded` of each sum may go.
 
-    Xu et al., 2020 (TRP), eq. 4: the smallest k with sum of the squares beyond k <= e * sum of all. A mask on the device
-    and no number, so that nothing waits for it.
+    Xu et al., 2020 (TRP), eq. 4: the smallest k with sum of the squares beyond k <= e * sum of all. `rest` (B,) is energy
+    of smaller values that are not listed. A mask on the device and no number, so that nothing waits for it.
     """
     tails = energies.cumsum(-1)  # summed from the smallest, which loses nothing of the small ones
+    tails = tails if rest is None else tails + rest[:, None]
     return tails > discarded * tails[..., -1:]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.core.facts import Facts
@@ -50,7 +51,7 @@ def macs(model: nn.Module, *example: Any) -> int:
     """
     batch = prepare(model, example)
     try:
-        return _count(meta_copy(model), to_device(batch, "meta"))
+        return _count(meta_copy(model).requires_grad_(False), to_device(batch, "meta"))
     except Exception:  # whatever the cause: values tell, and if the example is wrong they raise the error to show
         return _count(model, batch)
 
@@ -74,6 +75,26 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 
 def _count(model: nn.Module, batch: Any) -> int:
-    with without_fastpath(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with without_fastpath(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, _Einsum(counter) as more:
         forward(model, batch)
-    return int(counter.get_total_flops()) // 2
+    return int(counter.get_total_flops()) // 2 + more.macs
+
+
+class _Einsum(TorchFunctionMode):
+    """Products of an einsum that PyTorch multiplies entry by entry, because all it sums over has one entry."""
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        super().__init__()
+        self.counter, self.macs = counter, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is not torch.einsum or len(args) != 3 or not isinstance(args[0], str):
+            return func(*args, **(kwargs or {}))
+        before = self.counter.get_total_flops()
+        out = func(*args, **(kwargs or {}))
+        operands, _, after = args[0].replace(" ", "").partition("->")
+        one, two = operands.split(",")
+        summed = set(one) & set(two) - set(after) if "->" in args[0] else set(one) & set(two) - {"."}
+        if summed and self.counter.get_total_flops() == before:
+            self.macs += out.numel()
+        return out

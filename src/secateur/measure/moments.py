@@ -5,7 +5,7 @@ Shape legend: O outputs, D inputs of one output, M rows (samples times positions
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -33,14 +33,27 @@ class Moments:
         return Moments(self.x, self.y, xx, self.xy - self.x[:, None] * self.y)
 
 
-def input_moments(model: nn.Module, names: Sequence[str], batches: Batches, limit: int | None = None) -> dict[str, Moments]:
-    """For each named layer, the moments of its inputs and of its own outputs, which follow from them; one pass."""
+def drawn(count: int, sample: int | None) -> Tensor | slice:
+    """At most `sample` of `count` rows, the same for every batch of that size; all of them without `sample`."""
+    if sample is None or count <= sample:
+        return slice(None)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:sample]
+
+
+def input_moments(
+    model: nn.Module, names: Sequence[str], batches: Batches, limit: int | None = None, *, sample: int | None = None
+) -> dict[str, Moments]:
+    """For each named layer, the moments of its inputs and of its own outputs, which follow from them; one pass.
+
+    `sample`: rows that are taken of each batch, drawn at random; a batch of images has thousands, next to one another.
+    """
     sums: dict[str, list[Tensor]] = {}
     counts = dict.fromkeys(names, 0)
 
     def look(name: str) -> Look:
         def add(x: Tensor, _: Tensor) -> None:
-            part = rows(model.get_submodule(name), x).double()
+            part = rows(model.get_submodule(name), x)
+            part = part[drawn(len(part), sample)].double()
             counts[name] += len(part)
             _add(sums, name, [part.sum(0), part.T @ part])
 
@@ -60,29 +73,43 @@ def input_moments(model: nn.Module, names: Sequence[str], batches: Batches, limi
 
 
 def paired_moments(
-    current: nn.Module, original: nn.Module, names: Sequence[str], batches: Batches, *, limit: int | None = None
+    current: nn.Module,
+    original: nn.Module,
+    names: Sequence[str],
+    batches: Batches,
+    *,
+    limit: int | None = None,
+    sources: Mapping[str, str] | None = None,
+    sample: int | None = None,
 ) -> dict[str, Moments]:
     """For each named layer, the moments of its inputs in `current` and of its outputs in `original`, batch by batch.
 
-    A layer that is called several times in a forward pairs its calls in order.
+    A layer that is called several times in a forward pairs its calls in order. `sources`: the names that layers have in
+    `original`, where they differ. `sample` as in `input_moments`; both sides show the same rows.
     """
+    where = {name: (sources or {}).get(name, name) for name in names}
     sums: dict[str, list[Tensor]] = {}
     counts = dict.fromkeys(names, 0)
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def keep(name: str) -> Look:
-        return lambda _, y: kept[name].append(outputs(original.get_submodule(name), y).double().clone())
+        def take(_: Tensor, y: Tensor) -> None:
+            target = outputs(original.get_submodule(where[name]), y)
+            kept[name].append(target[drawn(len(target), sample)].double().clone())
+
+        return take
 
     def look(name: str) -> Look:
         def add(x: Tensor, _: Tensor) -> None:
-            part, target = rows(current.get_submodule(name), x).double(), kept[name].pop(0).to(x.device)
+            part, target = rows(current.get_submodule(name), x), kept[name].pop(0).to(x.device)
+            part = part[drawn(len(part), sample)].double()
             counts[name] += len(part)
             _add(sums, name, [part.sum(0), target.sum(0), part.T @ part, part.T @ target])
 
         return add
 
     for batch in islice(batches, limit):
-        observe(original, {name: keep(name) for name in names}, [batch])
+        observe(original, {where[name]: keep(name) for name in names}, [batch])
         observe(current, {name: look(name) for name in names}, [batch])
     if not sums:
         observe(current, {}, [])  # says that there is no batch

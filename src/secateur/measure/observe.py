@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches
-from secateur.core.running import call, device_of, evaluating, to_device
+from secateur.core.running import call, device_of, evaluating, fits, to_device
 
 Look = Callable[[Tensor, Tensor], None]
 """(input, output) of one call of a layer; copy what you keep, later layers may write into both."""
@@ -45,7 +45,7 @@ def observe(model: nn.Module, looks: Mapping[str, Look], batches: Batches, limit
         with torch.no_grad(), evaluating(model):
             for inputs, _ in islice(batches, limit):
                 seen = 0
-                with suppress(_SeenAll):
+                with suppress(_SeenAll), fits(inputs):
                     call(model, to_device(inputs, device))
                 expected, number = seen if seen else -1, number + 1
     finally:

@@ -9,20 +9,27 @@ import torch
 from torch import nn
 
 from secateur import allocate, criteria
+from secateur.allocate.costs import CostOf
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches, Criterion, Loss
+from secateur.core.strict import parse
 from secateur.criteria.score import score
 from secateur.graph import trace
+from secateur.io.files import read_text
+from secateur.measure.table import LatencyTable, from_json, measure_table
 from secateur.recipes.progress import Progress, silent
 from secateur.recipes.schema import Prune
+from secateur.recipes.scoring import learned
 from secateur.repair import batchnorm
 
-BY_GRADIENT = ("taylor", "group_fisher", "obd")
+BY_GRADIENT = ("taylor", "group_fisher", "obd", "snip", "grasp", "three_sp")
 """Criteria of batches and a loss."""
 BY_FEATURE = ("hrank", "chip", "apoz", "thinet", "lasso", "cap")
 """Criteria of batches alone; axes without features of that kind are scored by L2."""
+AT_START = ("snip", "grasp", "synflow", "three_sp")
+"""Criteria for networks that were not trained yet; axes that no parameter reads are scored by L2."""
 DATA_DRIVEN = BY_GRADIENT + BY_FEATURE
 
 
@@ -42,38 +49,54 @@ def choose(
     re-estimated on `batches` before it is scored anew; the rounds compose into one plan for `model`.
     Raises `SecateurError` where the criterion needs data and there is none, and for a budget that cannot be met.
     """
-    if prune.criterion in DATA_DRIVEN and batches is None:
-        others = "l2, bn_scale or fpgm"
-        raise SecateurError(f"criterion {prune.criterion!r}", "no data to run on", f"give data, or take {others}")
     first = axes = trace(model, example).ignore(*prune.ignore)
     plan = Plan(axes.fingerprint)
     shares = cast(dict[str, float], prune.keep)
-    dense = {what: axes.count(what) for what in shares}
-    current = model
+    current, costs = model, costs_of(model, axes, example, prune)
+    dense = {what: amount(axes, costs, what) for what in shares}
     for number in range(1, prune.rounds + 1):
         progress("prune", number - 1, prune.rounds, "trace, score, allocate")
         keep = shares
         if prune.rounds > 1:  # of what the rounds before have left
-            keep = {what: min(1.0, s ** (number / prune.rounds) * dense[what] / axes.count(what)) for what, s in shares.items()}
-        judged = criterion(current, prune, batches=batches, loss=loss, seed=seed)
+            now = {what: amount(axes, costs, what) for what in shares}
+            keep = {what: min(1.0, s ** (number / prune.rounds) * dense[what] / now[what]) for what, s in shares.items()}
+        judged = criterion(current, prune, example, axes=axes, batches=batches, loss=loss, seed=seed)
         scores = score(axes, criteria.isomorphic(current, axes, judged) if prune.isomorphic else judged)
-        plan = plan.then(allocated(axes, scores, prune, keep))
+        plan = plan.then(allocated(axes, scores, prune, keep, costs))
         if number < prune.rounds:
             current = plan.apply(model)
             if batches is not None:
                 batchnorm(model, current, batches)
             axes = trace(current, example).ignore(*prune.ignore)
+            costs = costs_of(current, axes, example, prune)
     progress("prune", prune.rounds, prune.rounds, "")
     return first, plan
 
 
-def criterion(model: nn.Module, prune: Prune, *, batches: Batches | None, loss: Loss | None, seed: int) -> Criterion:
-    """The criterion `prune` names, made for `model`."""
+def criterion(
+    model: nn.Module,
+    prune: Prune,
+    example: Any,
+    *,
+    axes: Axes,
+    batches: Batches | None,
+    loss: Loss | None,
+    seed: int,
+) -> Criterion:
+    """The criterion `prune` names, made for `model`. Raises `SecateurError` where it needs data and there is none."""
+    if prune.criterion == "scoring_net":
+        return _learned(model, prune, axes, batches, loss, seed)
+    if prune.criterion in DATA_DRIVEN and batches is None:
+        others = "l2, bn_scale or fpgm"
+        raise SecateurError(f"criterion {prune.criterion!r}", "no data to run on", f"give data, or take {others}")
     make = getattr(criteria, prune.criterion)
     given: tuple[Any, ...] = (model, batches, loss) if prune.criterion in BY_GRADIENT else (model,)
     given = (model, batches) if prune.criterion in BY_FEATURE else given
+    given = (model, axes) if prune.criterion == "nisp" else given
+    given = (model, axes, batches, loss) if prune.criterion == "three_sp" else given
+    given = (model, example) if prune.criterion == "synflow" else given
     named: dict[str, Any] = {"seed": seed} if prune.criterion == "random" else {}
-    named |= {"default": criteria.l2(model)} if prune.criterion in (*BY_FEATURE, "group_fisher") else {}
+    named |= {"default": criteria.l2(model)} if prune.criterion in (*BY_FEATURE, *AT_START, "group_fisher") else {}
     named |= prune.args
     try:
         return make(*given, **named)
@@ -83,22 +106,60 @@ def criterion(model: nn.Module, prune: Prune, *, batches: Batches | None, loss: 
         raise SecateurError(f"prune.args = {dict(prune.args)!r}", str(error), "set args to what the criterion takes") from None
 
 
-def allocated(axes: Axes, scores: Mapping[str, torch.Tensor], prune: Prune, keep: Mapping[str, float]) -> Plan:
+def _learned(model: nn.Module, prune: Prune, axes: Axes, batches: Batches | None, loss: Loss | None, seed: int) -> Criterion:
+    """A Scoring Net, judged in training by plans of the same allocator on the first count of the budget."""
+    what, share = next(iter(cast(dict[str, float], prune.keep).items()))
+
+    def by_share(axes: Axes, scores: Mapping[str, torch.Tensor], keep: float) -> Plan:
+        return allocated(axes, scores, prune, {what: keep}, {})
+
+    return learned(model, axes, batches, loss, prune.args, allocate=by_share, share=(what, share), seed=seed)
+
+
+def costs_of(model: nn.Module, axes: Axes, example: Any, prune: Prune) -> dict[str, CostOf]:
+    """The costs `prune.keep` names beyond counts, for `model`. Raises `SecateurError` for a table that does not fit."""
+    made: dict[str, CostOf] = {}
+    if "bytes" in prune.keep:
+        made["bytes"] = allocate.file_bytes(model, axes)
+    if "memory" in prune.keep:
+        made["memory"] = allocate.activation_bytes(model, axes, example)
+    if "latency" in prune.keep:
+        known = table_of(prune.table) if prune.table else measure_table(model, example)
+        made["latency"] = allocate.latency_ms(model, axes, example, known)
+    return made
+
+
+def table_of(path: str) -> LatencyTable:
+    """The latency table in a file. Raises `SecateurError` where there is none."""
+    return from_json(parse(read_text(path, "latency table"), f"reading {path}"))
+
+
+def amount(axes: Axes, costs: Mapping[str, CostOf], what: str, widths: Mapping[str, int] | None = None) -> float:
+    """What a network of those widths costs."""
+    return costs[what](widths or {}) if what in costs else axes.count(what, widths)
+
+
+def allocated(
+    axes: Axes, scores: Mapping[str, torch.Tensor], prune: Prune, keep: Mapping[str, float], costs: Mapping[str, CostOf]
+) -> Plan:
     """The plan `prune.allocator` makes: "budget" trades axes against each other, "uniform" leaves the same share of each."""
     if prune.allocator == "budget":
-        how = "none" if prune.isomorphic else prune.normalise
-        return allocate.budget(axes, scores, keep, normalise=how, floor=prune.floor, multiple=prune.multiple)
-    return _uniform(axes, scores, prune, keep)
+        own = prune.isomorphic or prune.criterion == "scoring_net"  # these compare axes themselves
+        how = "none" if own else prune.normalise
+        return allocate.budget(axes, scores, keep, normalise=how, floor=prune.floor, multiple=prune.multiple, costs=costs)
+    return _uniform(axes, scores, prune, keep, costs)
 
 
-def _uniform(axes: Axes, scores: Mapping[str, torch.Tensor], prune: Prune, keep: Mapping[str, float]) -> Plan:
+def _uniform(
+    axes: Axes, scores: Mapping[str, torch.Tensor], prune: Prune, keep: Mapping[str, float], costs: Mapping[str, CostOf]
+) -> Plan:
     """The largest equal share of every axis that meets `keep`, by bisection to a thousandth."""
     low, high = 0, 1000
     while low < high:
         middle = (low + high + 1) // 2
         plan = allocate.uniform(axes, scores, middle / 1000, multiple=prune.multiple)
         widths = {name: after for name, (_, after) in plan.widths().items()}
-        if all(axes.count(what, widths) <= share * axes.count(what) for what, share in keep.items()):
+        if all(amount(axes, costs, w, widths) <= share * amount(axes, costs, w) for w, share in keep.items()):
             low = middle
         else:
             high = middle - 1

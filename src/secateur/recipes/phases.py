@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,26 @@ from torch import nn
 from secateur.core import codec
 from secateur.core.axes import Axes
 from secateur.core.plan import Plan
+from secateur.core.protocols import Hook
+from secateur.graph import trace
 from secateur.io import artefact
 from secateur.io.files import read_json, read_text, write_json, write_text
 from secateur.measure import compare, facts, peak_memory
 from secateur.recipes import folder as files
 from secateur.recipes.choose import choose
+from secateur.recipes.lowering import lowered
 from secateur.recipes.parts import Parts, first_input, limited, with_weights
 from secateur.recipes.progress import Progress
 from secateur.recipes.reconstruct import repair_by_name
 from secateur.recipes.schema import Fit, Recipe
+from secateur.recipes.searching import searched
+from secateur.recipes.sparsing import sparse_hook
+from secateur.recipes.staged import tune_in_stages
 from secateur.recipes.tune import Watch, tune
 
 DENSE, CUT, REPAIRED, TUNED = "dense", "after the cut", "after repair", "after fine-tuning"
+LOWERED = "after low-rank training"
+SPARSE = "after sparsification"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,21 +64,53 @@ def dense(job: Job) -> None:
 
 
 def prune(job: Job) -> None:
-    """Trace, score and allocate on the dense model; write plan.json and axes.json."""
+    """Trace, score and allocate, search, or choose ranks, on the dense model; write plan.json and axes.json."""
     model = dense_model(job)
-    batches = limited(job.parts.plain, job.recipe.prune.batches, job.parts.device)
-    example = job.parts.example
-    axes, plan = choose(
-        model, example, job.recipe.prune, batches=batches, loss=job.parts.loss, seed=job.recipe.seed, progress=job.progress
-    )
+    if job.recipe.lowrank.method != "none":
+        axes, plan = trace(model, job.parts.example), _lowered(job, model)
+    elif job.recipe.search.method == "none":
+        axes, plan = _chosen(job, model)
+    else:
+        axes, plan, source = searched(model, job.recipe, job.parts, folder=job.folder, progress=job.progress)
+        if source is not model:
+            artefact.save(job.file("recovered.safetensors"), source)
     write_json(job.folder / "axes.json", axes_json(axes))
     write_text(job.folder / "plan.json", codec.dumps(plan))
 
 
+def _lowered(job: Job, model: nn.Module) -> Plan:
+    """The plan of products; what was trained for it is kept, and judged before it is cut."""
+
+    def train(model: nn.Module, hooks: Sequence[Hook]) -> None:
+        teacher = dense_model(job) if job.recipe.lowtrain.teacher else None
+        fit(job, model, job.recipe.lowtrain, "lowtrain", teacher=teacher, hooks=hooks)
+
+    plan, source = lowered(model, job.recipe, job.parts, train)
+    if job.recipe.lowtrain.epochs:
+        path = job.file("recovered.safetensors")
+        artefact.save(path, source)
+        record(job, LOWERED, source, path)
+    return plan
+
+
+def _chosen(job: Job, model: nn.Module) -> tuple[Axes, Plan]:
+    """Axes and plan by scores and an allocator."""
+    batches = limited(job.parts.plain, job.recipe.prune.batches, job.parts.device)
+    return choose(
+        model,
+        job.parts.example,
+        job.recipe.prune,
+        batches=batches,
+        loss=job.parts.loss,
+        seed=job.recipe.seed,
+        progress=job.progress,
+    )
+
+
 def cut(job: Job) -> None:
-    """Apply the plan to the dense model."""
+    """Apply the plan to the dense model, or to what a search has trained meanwhile."""
     plan = plan_of(job)
-    model = plan.apply(dense_model(job))
+    model = plan.apply(source_model(job))
     path = job.file("cut.safetensors")
     artefact.save(path, model, plan)
     record(job, CUT, model, path)
@@ -81,7 +121,7 @@ def repair(job: Job) -> None:
     model = small_model(job, "cut.safetensors")
     if job.recipe.repair.name != "none":
         batches = limited(job.parts.plain, job.recipe.repair.batches, job.parts.device)
-        repair_by_name(job.recipe.repair.name, plan_of(job))(dense_model(job), model, batches)
+        repair_by_name(job.recipe.repair.name, plan_of(job))(source_model(job), model, batches)
     path = job.file("repaired.safetensors")
     artefact.save(path, model, plan_of(job))
     if job.recipe.repair.name != "none":
@@ -89,16 +129,26 @@ def repair(job: Job) -> None:
 
 
 def finetune(job: Job) -> None:
-    """Train the repaired model; write small.safetensors, of the last epoch, and the facts of the best one."""
+    """Train the repaired model, sparse where the recipe says so; write small.safetensors and the facts of the best epoch.
+
+    Sparse training ends in another plan: the cut and the masks. Its best epoch would be one of fewer zeros, and is not kept.
+    """
     model = small_model(job, "repaired.safetensors")
-    settings = job.recipe.finetune
-    if settings.epochs:
+    plan, settings = artefact.read_plan(job.file("repaired.safetensors")), job.recipe.finetune
+    hook = sparse_hook(model, job.recipe, job.parts)
+    if job.recipe.stage:
+        _stages(job, model)
+    elif settings.epochs:
         teacher = dense_model(job) if settings.teacher else None
-        fit(job, model, settings, "finetune", best=job.file("best.safetensors"), teacher=teacher)
+        best = None if hook else job.file("best.safetensors")
+        fit(job, model, settings, "finetune", best=best, teacher=teacher, hooks=[hook] if hook else [])
+    if hook:
+        plan = plan.then(hook.plan())
+        write_text(job.folder / "plan.json", codec.dumps(plan))
     path = job.folder / "small.safetensors"
-    artefact.save(path, model, plan_of(job))
-    if settings.epochs:
-        record(job, TUNED, model, path)
+    artefact.save(path, model, plan)
+    if settings.epochs or hook or job.recipe.stage:
+        record(job, TUNED if settings.epochs or job.recipe.stage else SPARSE, model, path)
         _record_best(job)
 
 
@@ -114,7 +164,7 @@ def measure(job: Job) -> None:
         times = compare(models, example, repeats=section.repeats, warmup=section.warmup)
     peaks = {name: peak_memory(model, example) for name, model in models.items()}
     for stage in known["stages"]:
-        name = DENSE if stage["stage"] == DENSE else "small"
+        name = DENSE if stage["stage"] in (DENSE, LOWERED) else "small"
         stage |= {"latency_ms": times[name]} if name in times else {}
         stage |= {"peak_memory": peaks[name]}
     write_json(job.folder / "facts.json", known)
@@ -132,7 +182,14 @@ PHASES: dict[str, Callable[[Job], None]] = {
 
 
 def fit(
-    job: Job, model: nn.Module, settings: Fit, phase: str, *, best: Path | None = None, teacher: nn.Module | None = None
+    job: Job,
+    model: nn.Module,
+    settings: Fit,
+    phase: str,
+    *,
+    best: Path | None = None,
+    teacher: nn.Module | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> None:
     """Train `model` for the epochs of `settings`, going on from the checkpoint where there is one; history.jsonl follows."""
 
@@ -140,7 +197,23 @@ def fit(
         files.write_history(job.folder, phase, records)
 
     checkpoint = job.file(f"{phase}.checkpoint")
-    tune(job.parts, model, settings, Watch(phase, job.recipe.seed, checkpoint, job.progress, on_records, best), teacher=teacher)
+    watch = Watch(phase, job.recipe.seed, checkpoint, job.progress, on_records, best)
+    tune(job.parts, model, settings, watch, teacher=teacher, hooks=hooks)
+
+
+def _stages(job: Job, model: nn.Module) -> None:
+    """Train `model` in the recipe's stages; each is a phase of history.jsonl under its name."""
+    tune_in_stages(
+        job.parts,
+        model,
+        job.recipe.stage,
+        teacher=dense_model(job),
+        seed=job.recipe.seed,
+        checkpoint=job.file("stage.checkpoint"),
+        best=job.file("best.safetensors"),
+        progress=job.progress,
+        write=lambda name, records: files.write_history(job.folder, name, records),
+    )
 
 
 def record(job: Job, stage: str, model: nn.Module, path: Path) -> None:
@@ -173,6 +246,12 @@ def _record_best(job: Job) -> None:
 def dense_model(job: Job) -> nn.Module:
     """The dense model as the phase "dense" left it."""
     return artefact.load(job.folder / "dense.safetensors", into=job.parts.model()).to(job.parts.device)
+
+
+def source_model(job: Job) -> nn.Module:
+    """What the plan is applied to: the dense model, or what a search with recovery made of it."""
+    path = job.file("recovered.safetensors")
+    return artefact.load(path, into=job.parts.model()).to(job.parts.device) if path.exists() else dense_model(job)
 
 
 def small_model(job: Job, name: str | Path) -> nn.Module:

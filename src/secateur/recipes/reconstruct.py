@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +18,20 @@ from secateur.core.plan import Plan
 from secateur.core.protocols import Batches, Repair
 from secateur.repair.least_squares import least_squares
 from secateur.search.bisect import dearest
-from secateur.surgery import tensors
+from secateur.surgery import duplicate, tensors
 
 Select = Callable[[nn.Module, nn.Module, Axis], Tensor]
 """(current, original, axis) to one score per unit."""
 
 
-def repair_by_name(name: str, plan: Plan) -> Repair:
-    """The repair that `name` stands for, "+" joining several in turn: "least_squares+batchnorm"."""
-    parts = [getattr(repair, part) for part in name.split("+")]
-    return repair.chain(*[part if part is repair.batchnorm else partial(part, plan=plan) for part in parts])
+def repair_by_name(name: str, plan: Plan, *, sample: int | None = None) -> Repair:
+    """The repair that `name` stands for, "+" joining several in turn: "least_squares+batchnorm".
+
+    `sample`: rows that fits take of each batch; None takes all.
+    """
+    extra: dict[str, dict[str, Any]] = {"batchnorm": {}, "mean_bias": {"plan": plan}}
+    parts = [(getattr(repair, part), extra.get(part, {"plan": plan, "sample": sample})) for part in name.split("+")]
+    return repair.chain(*[partial(part, **named) for part, named in parts])
 
 
 def channel_pruning(
@@ -38,38 +42,40 @@ def channel_pruning(
     *,
     select: Select | None = None,
     limit: int | None = None,
+    sample: int | None = None,
 ) -> tuple[Plan, nn.Module]:
     """(plan, small): each axis in forward order is cut to `widths` of its units, and what reads it fitted to the original.
 
     For each named axis: units are selected by the LASSO (or `select`) with inputs from the network as cut so far and targets
     from `model`; the rest is silenced in a copy; the layers that read the axis are fitted by least squares to the outputs
-    they have in `model`. Two passes over `batches` (at most `limit`) per axis, of both networks. `model` stays.
+    they have in `model`. Two passes over `batches` (at most `limit`, of each at most `sample` rows) per axis, of both networks.
+    `model` stays. The end of a residual branch makes good the error of its shortcut.
     Axes that no linear layer or convolution reads are selected by L2. Raises `SecateurError` for an unknown or a fixed
     axis, one that is silenced as a whole (the width of an attention head), and widths out of range.
 
-    Source: He et al., 2017 (Channel Pruning), section 3.2, "whole model pruning", without its treatment of residual
-    branches: the shared units of a residual sum are one axis, selected for all of its readers at once.
+    Source: He et al., 2017 (Channel Pruning), section 3.2, "whole model pruning", and 3.3. The shared units of a residual
+    sum are one axis, selected for all of its readers at once, where the paper samples them in front of each branch.
     """
     for name, width in widths.items():
         axis = axes[name]
         if axis.fixed or axis.gate != "read" or not 1 <= width <= axis.units:
             found = axis.fixed or (f"{width} of {axis.units} units" if axis.gate == "read" else "units that nothing reads")
             raise SecateurError(f"a selection on axis {name!r}", found, "name free axes, with 1 to all of their units")
-    current = copy.deepcopy(model)
+    current = duplicate(model)
     kept: dict[str, list[int]] = {}
     for axis in axes.free:
         width = widths.get(axis.name, axis.units)
         if width == axis.units:
             continue
         if select is None:
-            lasso = criteria.lasso(current, batches, original=model, limit=limit, default=criteria.l2(current))
+            lasso = criteria.lasso(current, batches, original=model, limit=limit, sample=sample, default=criteria.l2(current))
             scores = lasso(axis)
         else:
             scores = select(current, model, axis)
         kept[axis.name] = dearest(axis, {axis.name: scores}, width)
         silence_(current, axis, kept[axis.name])
         readers = {slot.tensor.rpartition(".")[0] for slot in axis.readers()}
-        least_squares(model, current, batches, limit=limit, layers=readers)
+        least_squares(model, current, batches, limit=limit, layers=readers, sample=sample)
     plan = axes.plan(kept)
     return plan, plan.apply(current)
 

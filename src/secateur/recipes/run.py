@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from secateur.core.errors import SecateurError
 from secateur.io.files import read_json, write_json
 from secateur.recipes import folder as files
 from secateur.recipes import schema
@@ -19,6 +20,7 @@ from secateur.recipes.parts import parts
 from secateur.recipes.phases import PHASES, Job
 from secateur.recipes.progress import Progress, silent
 from secateur.recipes.schema import Recipe
+from secateur.recipes.schema_stage import trained
 from secateur.recipes.tune import settings_of
 
 
@@ -43,7 +45,11 @@ def run(
     recipe = replace(recipe, data=replace(recipe.data, folder=data))
     folder, progress = Path(folder), progress or silent
     device = files.device(recipe.device)
-    for section in (recipe.train, recipe.finetune):
+    if recipe.stage and recipe.finetune.epochs:
+        raise SecateurError("a recipe", "[finetune] with epochs beside [[stage]]", "write the fine-tuning as one more stage")
+    for stage in recipe.stage:
+        trained(stage, recipe.seed)
+    for section in (recipe.train, recipe.lowtrain, recipe.finetune):
         settings_of(section, recipe.seed)  # an unknown optimizer is told now, not after the first phase
     files.prepare(folder)
     with files.alone(folder), threads(recipe.threads):

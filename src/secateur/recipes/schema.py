@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -15,30 +16,31 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from secateur.core.errors import SecateurError, nearest
 from secateur.io.files import read_text
 from secateur.recipes import toml
+from secateur.recipes.kinds import (
+    QUANTITIES,
+    Count,
+    Criterion,
+    Device,
+    Field,
+    Flag,
+    Fraction,
+    Keep,
+    NonNegative,
+    Positive,
+    Repairs,
+    Share,
+    Table,
+    Text,
+    Whole,
+    Words,
+)  # fmt: skip
+from secateur.recipes.schema_lowrank import LowRank
+from secateur.recipes.schema_search import Search
+from secateur.recipes.schema_sparse import Sparsity
+from secateur.recipes.schema_stage import Stage
 
-try:
-    from pydantic import Field, TypeAdapter, ValidationError
-except ImportError:  # the recipe is then taken at its word
-
-    def Field(**limits: Any) -> Any:  # type: ignore[no-redef]  # noqa: N802
-        """Nothing."""
-
-
-Share = Annotated[float, Field(gt=0, le=1, description="a share above 0 and at most 1")]
-Fraction = Annotated[float, Field(ge=0, lt=1, description="a number from 0 up to, not including, 1")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number of at least 0")]
-Count = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
-Whole = Annotated[int, Field(ge=0, description="a whole number of at least 0")]
-Text = Annotated[str, Field(description="a text")]
-Flag = Annotated[bool, Field(description="true or false")]
-Words = Annotated[tuple[str, ...], Field(description="a list of texts")]
-Keep = Annotated[dict[Literal["macs", "params"], Share], Field(min_length=1, description="what remains, as { macs = 0.5 }")]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description='"auto", "cpu", "cuda" or "mps"')]
-Criterion = Literal[
-    "random", "l1", "l2", "bn_scale", "fpgm", "taylor", "hrank", "chip", "rfp", "apoz", "thinet", "group_fisher", "obd", "lamp",
-    "lasso", "cap",
-]  # fmt: skip
+with suppress(ImportError):  # the recipe is then taken at its word
+    from pydantic import TypeAdapter, ValidationError
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Model:
     """[model]: `build` is "file.py:function", "package.module:function", "torchvision:NAME", "timm:NAME" or "zoo:NAME"."""
 
     build: Text
-    args: Annotated[dict[str, Any], Field(description="a table of arguments")] = field(default_factory=dict)
+    args: Table = field(default_factory=dict)
     weights: Annotated[str | None, Field(description="a path")] = None
 
 
@@ -59,7 +61,7 @@ class Data:
 
     name: Text = "digits"
     folder: Annotated[str | None, Field(description="a path")] = None
-    args: Annotated[dict[str, Any], Field(description="a table of arguments")] = field(default_factory=dict)
+    args: Table = field(default_factory=dict)
     batch: Count = 128
     test_batch: Count = 500
     holdout: Whole = 0
@@ -78,12 +80,14 @@ class Metric:
 class Prune:
     """[prune]: what remains and who decides. `rounds` cuts in that many equal ratios and scores anew before each.
 
+    `keep` names "macs", "params", "bytes" of the saved tensors, "memory" of activations, "latency"; the last by the file
+    `table` that `secateur measure --table` wrote, or by a table measured here and now.
     `isomorphic` ranks units only among axes of like layers; `normalise` is then of no effect.
     """
 
     keep: Keep = field(default_factory=lambda: {"macs": 0.5})
     criterion: Criterion = "taylor"
-    args: Annotated[dict[str, Any], Field(description="a table of arguments")] = field(default_factory=dict)
+    args: Table = field(default_factory=dict)
     allocator: Literal["budget", "uniform"] = "budget"
     normalise: Literal["mean", "max", "sum", "l2", "rank", "none"] = "mean"
     floor: Fraction = 0.1
@@ -92,22 +96,20 @@ class Prune:
     ignore: Words = ()
     rounds: Count = 1
     batches: Count = 10
+    table: Annotated[str | None, Field(description="a path")] = None
 
 
 @dataclass(frozen=True)
 class Repair:
     """[repair]: what `batches` training batches mend, by functions of `secateur.repair`; "+" does one after the other."""
 
-    name: Literal[
-        "batchnorm", "none", "mean_bias", "mean_bias+batchnorm", "compensation", "compensation+batchnorm", "least_squares",
-        "least_squares+batchnorm",
-    ] = "batchnorm"  # fmt: skip
+    name: Repairs = "batchnorm"
     batches: Count = 50
 
 
 @dataclass(frozen=True)
 class Fit:
-    """[train] and [finetune]: names as in `secateur.train.FitSettings`; `teacher` above 0 adds that share of distillation."""
+    """[train], [lowtrain], [finetune]: names as in `train.FitSettings`; `teacher` above 0 adds that share of distillation."""
 
     epochs: Whole = 0
     optimizer: Text = "sgd"
@@ -152,8 +154,13 @@ class Recipe:
     metric: Metric = field(default_factory=Metric)
     train: Fit = field(default_factory=Fit)
     prune: Prune = field(default_factory=Prune)
+    search: Search = field(default_factory=Search)
+    lowrank: LowRank = field(default_factory=LowRank)
+    lowtrain: Fit = field(default_factory=Fit)
+    sparse: Sparsity = field(default_factory=Sparsity)
     repair: Repair = field(default_factory=Repair)
     finetune: Fit = field(default_factory=Fit)
+    stage: Annotated[tuple[Stage, ...], Field(description="tables [[stage]]")] = ()
     measure: Measure = field(default_factory=Measure)
 
 
@@ -216,7 +223,14 @@ def _beside(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return f"{folder / file}{colon}{function}" if file and (folder / file).exists() else value
 
     found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in table.items()}
-    for section, key in (("model", "build"), ("model", "weights"), ("data", "name"), ("data", "folder"), ("metric", "name")):
+    for section, key in (
+        ("model", "build"),
+        ("model", "weights"),
+        ("data", "name"),
+        ("data", "folder"),
+        ("metric", "name"),
+        ("prune", "table"),
+    ):
         part = found.get(section)
         if isinstance(part, dict) and key in part:
             part[key] = absolute(part[key])
@@ -235,6 +249,8 @@ def _known(kind: type, table: Any, where: tuple[str, ...]) -> None:
             raise SecateurError(f"key {key!r} in {section}", "no such key", nearest(str(key), names))
         if is_dataclass(hints.get(key)):
             _known(hints[key], value, (*where, key))
+        for row in value if key == "stage" and where == () and isinstance(value, list) else ():
+            _known(Stage, row, (key,))
     missing = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING and f.name not in table]
     if missing:
         do = 'add [model] with build = "file.py:function"' if not where else f"add {missing[0]} = ..."
@@ -248,7 +264,7 @@ def _trusted(kind: type, table: Mapping[str, Any]) -> Any:
     for key, value in table.items():
         values[key] = _trusted(hints[key], value) if is_dataclass(hints[key]) else value
         if isinstance(value, list):
-            values[key] = tuple(value)
+            values[key] = tuple(_trusted(Stage, row) if key == "stage" else row for row in value)
     return kind(**values)
 
 
@@ -256,11 +272,13 @@ def _explain(error: Mapping[str, Any]) -> SecateurError:
     """pydantic's first complaint in our three parts; what is allowed comes from the field's description."""
     path = [str(part) for part in error["loc"] if part != "[key]"]
     if "[key]" in error["loc"]:
-        return SecateurError(".".join(path), "no such quantity", nearest(str(error["input"]), ["macs", "params"]))
+        return SecateurError(".".join(path), "no such quantity", nearest(str(error["input"]), QUANTITIES))
     kind: Any = Recipe
     do = "give a value of the right kind"
     for depth, part in enumerate(path):
-        if is_dataclass(kind):
+        if part.isdecimal() and get_origin(kind) is tuple:
+            hint = kind = get_args(kind)[0]
+        elif is_dataclass(kind):
             hint, kind = get_type_hints(kind, include_extras=True)[part], get_type_hints(kind)[part]
         elif get_origin(kind) is dict:
             hint = kind = get_args(get_args(hint)[0])[1]

@@ -9,7 +9,8 @@ from typing import Any
 
 
 def dumps(table: Mapping[str, Any]) -> str:
-    """`table` as TOML: its values first, one section per nested table, tables inside sections inline; None is left out.
+    """`table` as TOML: its values first, one section per nested table or
+    row of a list of tables, tables inside sections inline; None is left out.
 
     >>> print(dumps({"seed": 0, "prune": {"keep": {"macs": 0.5}, "ignore": ["head*"]}}), end="")
     seed = 0
@@ -18,11 +19,18 @@ def dumps(table: Mapping[str, Any]) -> str:
     keep = { macs = 0.5 }
     ignore = ["head*"]
     """
-    lines = [f"{_key(k)} = {_value(v)}" for k, v in table.items() if v is not None and not isinstance(v, Mapping)]
+    lines = [f"{_key(k)} = {_value(v)}" for k, v in table.items() if v is not None and not _nested(v)]
     for name, section in table.items():
+        for row in section if _nested(section) and not isinstance(section, Mapping) else ():
+            lines += ["", f"[[{_key(name)}]]"] + [f"{_key(k)} = {_value(v)}" for k, v in row.items() if v is not None]
         if isinstance(section, Mapping):
             lines += ["", f"[{_key(name)}]"] + [f"{_key(k)} = {_value(v)}" for k, v in section.items() if v is not None]
     return "\n".join(lines) + "\n"
+
+
+def _nested(value: Any) -> bool:
+    """A section, or a list of them (of none too: a list at the top is always one of sections)."""
+    return isinstance(value, Mapping) or (isinstance(value, (list, tuple)) and all(isinstance(row, Mapping) for row in value))
 
 
 def _key(key: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from secateur.core.protocols import Hook
 from secateur.io import artefact
 from secateur.recipes.parts import Parts, guarded
 from secateur.recipes.progress import Progress
@@ -37,7 +38,9 @@ def settings_of(fit: Fit, seed: int) -> FitSettings:
     return FitSettings(**named, seed=seed)
 
 
-def tune(parts: Parts, model: nn.Module, fit: Fit, watch: Watch, *, teacher: nn.Module | None = None) -> list[Record]:
+def tune(
+    parts: Parts, model: nn.Module, fit: Fit, watch: Watch, *, teacher: nn.Module | None = None, hooks: Sequence[Hook] = ()
+) -> list[Record]:
     """Train `model` in place, going on from the checkpoint where there is one; one record per epoch.
 
     The holdout, where there is one, is judged after every epoch, and the model saved at `watch.best` while none was
@@ -58,6 +61,7 @@ def tune(parts: Parts, model: nn.Module, fit: Fit, watch: Watch, *, teacher: nn.
         batches,
         settings,
         loss=loss,
+        hooks=hooks,
         evaluate=keeper.judge if parts.holdout is not None else None,
         checkpoint=watch.checkpoint,
         on_step=keeper.on_step,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.core.errors import SecateurError, nearest
+from secateur.recipes.zoo_bottleneck import cifar_resnet56_bottleneck
 
 
 class Block(nn.Module):
@@ -71,8 +72,8 @@ def _stage(inputs: int, outputs: int, blocks: int, option: str) -> nn.Sequential
     return nn.Sequential(first, *[Block(outputs, outputs, 1, option) for _ in range(blocks - 1)])
 
 
-def cifar_resnet(depth: int = 56, option: str = "a") -> nn.Module:
-    """ResNet-`depth` for CIFAR-10, depth = 6 n + 2, shortcut option "a" or "b".
+def cifar_resnet(depth: int = 56, option: str = "a", widths: tuple[int, int, int] = (16, 32, 64)) -> nn.Module:
+    """ResNet-`depth` for CIFAR-10, depth = 6 n + 2, shortcut option "a" or "b"; sparse training doubles `widths`.
 
     ResNet-56 with option A: 853,018 parameters, 125.49 M MACs.
 
@@ -83,7 +84,7 @@ def cifar_resnet(depth: int = 56, option: str = "a") -> nn.Module:
         raise SecateurError(f"a CIFAR ResNet of depth {depth}", "no such network", "use 6 n + 2 layers: 20, 32, 44, 56, 110")
     if option not in ("a", "b"):
         raise SecateurError(f"shortcut option {option!r}", "no such option", 'use "a" (zero padding) or "b" (1x1 convolution)')
-    return SmallResNet((depth - 2) // 6, option)
+    return SmallResNet((depth - 2) // 6, option, widths=widths)
 
 
 def digits_resnet(blocks: int = 1, widths: tuple[int, int, int] = (16, 32, 64)) -> nn.Module:
@@ -92,23 +93,24 @@ def digits_resnet(blocks: int = 1, widths: tuple[int, int, int] = (16, 32, 64)) 
 
 
 class VGG(nn.Module):
-    """VGG-16 with batch norm for CIFAR-10, as the pruning literature counts it: one hidden linear layer of 512.
+    """VGG with batch norm for CIFAR-10, as the pruning literature counts it, by the number of convolutions per stage.
 
-    Simonyan and Zisserman, 2015; this head after Li et al., 2017, "Pruning filters for efficient convnets", section 4.1.
+    Simonyan and Zisserman, 2015. The head has one hidden layer of 512 (Li et al., 2017, "Pruning filters for efficient
+    convnets", section 4.1), or none (the VGG-19 of sparse training: Wang et al., 2020, GraSP).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stages: tuple[int, ...] = (2, 2, 3, 3, 3), hidden: bool = True) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         inputs = 3
-        for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
-            if width:
+        for width, depth in zip((64, 128, 256, 512, 512), stages, strict=True):
+            for _ in range(depth):
                 layers += [nn.Conv2d(inputs, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
                 inputs = width
-            else:
-                layers.append(nn.MaxPool2d(2))
+            layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(inplace=True), nn.Linear(512, 10))
+        head = [nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(inplace=True)] if hidden else []
+        self.classifier = nn.Sequential(*head, nn.Linear(512, 10))
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,6 +127,15 @@ def vgg16_bn_cifar() -> nn.Module:
     return VGG()
 
 
+def vgg19_bn_cifar() -> nn.Module:
+    """VGG-19-BN for CIFAR-10, the network of GraSP's, ProbMask's and RPG's tables.
+
+    >>> sum(p.numel() for p in vgg19_bn_cifar().parameters())
+    20040522
+    """
+    return VGG((2, 2, 4, 4, 4), hidden=False)
+
+
 def _initialise(module: nn.Module) -> None:
     """He et al., 2015, eq. 14, for convolutions; torch's default elsewhere."""
     if isinstance(module, nn.Conv2d):
@@ -133,7 +144,10 @@ def _initialise(module: nn.Module) -> None:
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "digits_resnet": digits_resnet,
+    "cifar_resnet56_bottleneck": cifar_resnet56_bottleneck,
     "vgg16_bn_cifar": vgg16_bn_cifar,
+    "vgg19_bn_cifar": vgg19_bn_cifar,
+    "cifar_resnet32_wide": partial(cifar_resnet, 32, "a", (32, 64, 128)),  # GraSP's and RPG's tables double its widths
     **{f"cifar_resnet{d}_{o}": partial(cifar_resnet, d, o) for d in (20, 32, 44, 56, 110) for o in ("a", "b")},
 }
 

@@ -5,5 +5,6 @@ from secateur.repair.bias import mean_bias
 from secateur.repair.chain import chain
 from secateur.repair.compensation import compensation
 from secateur.repair.least_squares import least_squares
+from secateur.repair.whitened import whitened
 
-__all__ = ["batchnorm", "chain", "compensation", "least_squares", "mean_bias"]
+__all__ = ["batchnorm", "chain", "compensation", "least_squares", "mean_bias", "whitened"]

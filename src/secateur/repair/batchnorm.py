@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches
-from secateur.core.running import call, device_of, evaluating, to_device
+from secateur.core.running import call, device_of, evaluating, fits, to_device
 
 
 def batchnorm(before: nn.Module, after: nn.Module, batches: Batches, limit: int | None = None) -> None:
@@ -56,8 +56,9 @@ def _pass(model: nn.Module, batches: Batches, limit: int | None) -> None:
     device, seen = device_of(model), 0
     for inputs, _ in islice(batches, limit):
         try:
-            call(model, to_device(inputs, device))
-        except ValueError as error:
+            with fits(inputs):
+                call(model, to_device(inputs, device))
+        except SecateurError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             found = f"one value per channel in batch {seen}"

@@ -6,8 +6,8 @@ from torch import nn
 
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches
-from secateur.measure.moments import input_moments
-from secateur.repair.linked import linked
+from secateur.repair.blocks import unrolled
+from secateur.repair.linked import known_before, linked
 
 
 def mean_bias(
@@ -21,8 +21,8 @@ def mean_bias(
 
     Source: the constant of Xie et al., 2021 (CaP), with the weights left alone.
     """
-    layers = [each for each in linked(before, after, batches, plan) if each.has_intercept]
-    moments = input_moments(before, [each.name for each in layers], batches, limit) if layers else {}
-    for each in layers:
-        known, weight = moments[each.name], each.weight()
-        each.write_(weight, known.y[each.rows] - weight @ known.x[each.columns])
+    with unrolled(after) as whole:
+        layers = [each for each in linked(before, whole, batches, plan) if each.has_intercept]
+        for each, (known, _) in known_before(layers, before, batches, limit):
+            weight = each.weight()
+            each.write_(weight, known.y - weight @ known.x)

@@ -12,6 +12,8 @@ from typing import Any
 
 from secateur.core import codec
 from secateur.core.errors import SecateurError
+from secateur.core.factor import Factor
+from secateur.core.plan import Plan
 from secateur.io import files
 from secateur.report import words
 
@@ -83,9 +85,9 @@ def read(folder: str | Path) -> Record:
         do = "make the report with the secateur that made the run"
         raise SecateurError(f"a report of {str(folder)!r}", f"a run of format {version!r} (this one reads {FORMAT})", do)
     planned = (folder / "plan.json").is_file()
-    after = codec.loads(_text(folder / "plan.json")).widths() if planned else {}
+    plan = codec.loads(_text(folder / "plan.json")) if planned else Plan({})
     sizes = tuple(_file(folder / name) for name in TEXTS + WEIGHTS if (folder / name).is_file())
-    epochs, widths = _epochs(folder / "history.jsonl"), _widths(traced, after)
+    epochs, widths = _epochs(folder / "history.jsonl"), _widths(traced, plan)
     recipe = _text(folder / "recipe.toml")
     return Record(folder, run, _table(folder / "facts.json"), epochs, widths, planned, traced, recipe, sizes)
 
@@ -131,9 +133,11 @@ def _epochs(path: Path) -> tuple[Mapping[str, Any], ...]:
     return tuple(rows.values())
 
 
-def _widths(traced: Mapping[str, Any], after: Mapping[str, tuple[int, int]]) -> tuple[Width, ...]:
-    """Axes in forward order, then those only the plan knows (iterative plans may name axes of a later step)."""
-    widths = []
+def _widths(traced: Mapping[str, Any], plan: Plan) -> tuple[Width, ...]:
+    """Axes in forward order, then those only the plan knows: ranks of products, and axes that later steps name."""
+    widths, after = [], plan.widths()
+    products = [product for step in plan.steps if isinstance(step, Factor) for product in step.products]
+    ranks = {words.clean(f"{product.module}.{place}") for product in products for place in range(len(product.ranks))}
     axes = traced.get("axes")
     for axis in axes if isinstance(axes, list) else []:
         name, units = table(axis).get("name"), words.number(table(axis).get("units"))
@@ -143,7 +147,11 @@ def _widths(traced: Mapping[str, Any], after: Mapping[str, tuple[int, int]]) -> 
         kept = after.get(str(name), (int(units), int(units)))[1]
         widths.append(Width(words.clean(name), words.clean(axis.get("kind") or ""), int(units), kept, reason))
     seen = {width.name for width in widths}
-    widths += [Width(words.clean(name), "", *pair) for name, pair in after.items() if words.clean(name) not in seen]
+    widths += [
+        Width(words.clean(name), "rank" if words.clean(name) in ranks else "", *pair)
+        for name, pair in after.items()
+        if words.clean(name) not in seen
+    ]
     return tuple(widths)
 
 

@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     ("params", "Parameters", ""),
+    ("nonzeros", "Not zero", ""),
     ("macs", "MACs", ""),
+    ("sparse_macs", "Sparse MACs", ""),
     ("bytes", "File size", "B"),
     ("peak_memory", "Peak memory", "B"),
     ("latency_ms", "Latency", "ms"),
     ("accuracy", "Accuracy", "%"),
 )
 ALWAYS = {"params", "macs", "bytes", "latency_ms", "accuracy"}
+WHERE_SPARSE = {"nonzeros", "sparse_macs"}
+"""Shown where a tenth of a model's parameters are zeros: any network has a few."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ def headline(facts: Mapping[str, Any]) -> Headline:
     metric = words.clean(facts.get("metric") or "accuracy").rpartition(":")[2]  # a user's own is "file.py:function"
     share = "accuracy" in metric.lower() and all(0 <= a <= 1 for a in _known(stages, "accuracy"))
     dense: Mapping[str, Any] = next((stage for stage in stages if stage.get("stage") == "dense"), {})
-    shown = [spec for spec in COLUMNS if spec[0] in ALWAYS or _known(stages, spec[0])]
+    hidden = set() if any(_is_sparse(stage) for stage in stages) else WHERE_SPARSE
+    shown = [spec for spec in COLUMNS if spec[0] in ALWAYS or (spec[0] not in hidden and _known(stages, spec[0]))]
     columns, filled = [], []
     for key, title, unit in shown:
         if key == "accuracy":
@@ -145,6 +150,11 @@ def to_json(table: Headline) -> dict[str, Any]:
         pairs = zip(table.columns, row.cells, strict=True)
         stages.append({"stage": row.stage} | {column.key: figure(cell) for column, cell in pairs if cell.value is not None})
     return {"metric": table.metric, "accuracy_on": table.accuracy_on, "stages": stages}
+
+
+def _is_sparse(stage: Mapping[str, Any]) -> bool:
+    filled, params = words.number(stage.get("nonzeros")), words.number(stage.get("params"))
+    return filled is not None and params is not None and filled < 0.9 * params
 
 
 def _known(stages: Sequence[Mapping[str, Any]], key: str) -> list[float | int]:

@@ -1,20 +1,35 @@
 """Searches: generators that yield candidate plans, are sent their losses, and return what they decide."""
 
-from secateur.search.adaptive import AdaptiveSettings, Status, adaptive
+from secateur.search.adaptive import adaptive
+from secateur.search.batched import across, stacked
 from secateur.search.bisect import bisect
 from secateur.search.drive import Trial, drive, read_history, recorder
+from secateur.search.evolution import EvolutionSettings, Evolved, evolve, gaussian
 from secateur.search.judge import previewing
+from secateur.search.legr import legr
+from secateur.search.predicted import PredictedSettings, additive, predicted
 from secateur.search.sensitivity import sensitivity
+from secateur.search.settings import AdaptiveSettings, Status
 
 __all__ = [
     "AdaptiveSettings",
+    "EvolutionSettings",
+    "Evolved",
+    "PredictedSettings",
     "Status",
     "Trial",
+    "across",
     "adaptive",
+    "additive",
     "bisect",
     "drive",
+    "evolve",
+    "gaussian",
+    "legr",
+    "predicted",
     "previewing",
     "read_history",
     "recorder",
     "sensitivity",
+    "stacked",
 ]

@@ -42,7 +42,7 @@ def bisect(
         low, high, known = 0.0, max_rate, {0: True}
         for _ in range(tries):
             rate = (low + high) / 2
-            drop = min(int(axis.units * rate), axis.units - 1)
+            drop = min(int(axis.units * rate), max(axis.units - axis.fewest, 0))
             if drop not in known:
                 loss = yield axes.plan({**kept, axis.name: dearest(axis, scores, axis.units - drop)})
                 known[drop] = loss <= limit

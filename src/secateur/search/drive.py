@@ -6,16 +6,17 @@ A search depends on nothing but what it is sent, so its history is all that a st
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from secateur.core.codec import dumps
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
-from secateur.core.protocols import Judge
+from secateur.core.protocols import Judge, JudgeMany
 
 Result = TypeVar("Result")
 
@@ -31,36 +32,48 @@ class Trial:
 
 
 def drive(
-    search: Generator[Plan, float, Result],
+    search: Generator[Plan | tuple[Plan, ...], Any, Result],
     judge: Judge,
     *,
     history: Iterable[Trial] = (),
     record: Callable[[Trial], None] | None = None,
+    many: JudgeMany | None = None,
 ) -> Result:
     """What `search` returns, after each plan it yields was judged (lower is better) and told to `record`.
 
     The losses of `history` are sent first, without judging and without being recorded again: a search that was stopped
-    goes on, a finished one returns the same result (law 12). Raises `SecateurError` where the history is of another
+    goes on, a finished one returns the same result (law 12). Plans that the search yields together are judged by `many`
+    at once, where it is given; the history is the same either way. Raises `SecateurError` where the history is of another
     search, naming the first trial that differs.
     """
     known = list(history)
     number, answer = 0, None
     while True:
         try:
-            plan = next(search) if answer is None else search.send(answer)
+            asked = next(search) if answer is None else search.send(answer)
         except StopIteration as stop:
             return stop.value
-        trial = Trial(number, digest(plan), {name: after for name, (_, after) in plan.widths().items()}, float("nan"))
-        if number < len(known):
-            if known[number].plan != trial.plan:
-                found = f"a history whose trial {number} is another plan"
-                raise SecateurError("a search replayed", found, "give the same model, scores and settings, or start anew")
-            answer = known[number].loss
-        else:
-            answer = float(judge(plan))
-            if record is not None:
-                record(Trial(trial.number, trial.plan, trial.widths, answer))
-        number += 1
+        plans = (asked,) if isinstance(asked, Plan) else asked
+        losses = [_replayed(known[number + place], plan) for place, plan in enumerate(plans) if number + place < len(known)]
+        rest = plans[len(losses) :]
+        for some in [rest] if many is not None and len(rest) > 1 else [(plan,) for plan in rest]:
+            for plan, loss in zip(some, many(some) if many is not None and len(some) > 1 else [judge(some[0])], strict=True):
+                if record is not None:
+                    record(Trial(number + len(losses), digest(plan), _widths(plan), float(loss)))
+                losses.append(float(loss))
+        number += len(plans)
+        answer = losses[0] if isinstance(asked, Plan) else tuple(losses)
+
+
+def _replayed(trial: Trial, plan: Plan) -> float:
+    if trial.plan != digest(plan):
+        found = f"a history whose trial {trial.number} is another plan"
+        raise SecateurError("a search replayed", found, "give the same model, scores and settings, or start anew")
+    return trial.loss
+
+
+def _widths(plan: Plan) -> dict[str, int]:
+    return {name: after for name, (_, after) in plan.widths().items()}
 
 
 def digest(plan: Plan) -> str:
@@ -71,7 +84,9 @@ def digest(plan: Plan) -> str:
 def recorder(path: Path) -> Callable[[Trial], None]:
     """A function that adds a trial as one line to the file at `path`; a line that was cut off before is dropped."""
     whole = [json.dumps(asdict(trial)) for trial in read_history(path)]
-    path.write_text("".join(f"{line}\n" for line in whole))
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(f"{line}\n" for line in whole))
+    os.replace(part, path)
 
     def record(trial: Trial) -> None:
         with path.open("a") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,13 +12,15 @@ from secateur.core.errors import SecateurError
 from secateur.core.factor import Factor
 from secateur.core.mask import Mask
 from secateur.core.plan import Keep, Plan, Step
+from secateur.core.split import Split
 from secateur.surgery import attributes
 from secateur.surgery.attention import follow_heads
-from secateur.surgery.copies import clone, forget
+from secateur.surgery.copies import clone, duplicate, forget
 from secateur.surgery.factor import factor_, without
 from secateur.surgery.fingerprint import survivors, tensors
 from secateur.surgery.mask import copies, mask_
 from secateur.surgery.optimizer import carry
+from secateur.surgery.split import split_, unsplit
 
 Changes = Mapping[str, Mapping[int, np.ndarray]]
 """Tensor name to {dim: entries that stay}."""
@@ -29,7 +30,7 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     """A copy of `model` after every step of `plan`; it never holds more than the small tensors, and `model` is untouched."""
     plan.check(model)
     if not plan.steps:
-        return copy.deepcopy(model)
+        return duplicate(model)
     first = plan.steps[0]
     if isinstance(first, Factor):
         small = clone(model, without(first, model))
@@ -37,6 +38,9 @@ def apply(plan: Plan, model: nn.Module) -> nn.Module:
     elif isinstance(first, Mask):
         small = forget(clone(model, copies(model)))
         mask_(first, small)
+    elif isinstance(first, Split):
+        small = forget(clone(model, unsplit(first, model)))
+        split_(first, small)
     else:
         small = _copy_cut(first, model)
     for step in plan.steps[1:]:
@@ -62,6 +66,8 @@ def _do_in_place(step: Step, model: nn.Module, optimizer: optim.Optimizer | None
     elif isinstance(step, Mask):
         mask_(step, model, optimizer)
         forget(model)
+    elif isinstance(step, Split):
+        split_(step, model, optimizer)
     else:
         _cut_in_place(step, model, optimizer)
 

@@ -11,10 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 PLAIN = (int, float, str, bool, type(None))
 HELD = (dict, list, OrderedDict)
+
+
+def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """`copy.deepcopy`, also where modules keep tensors they calculated, as the older weight norm does after a forward."""
+    return copy.deepcopy(model, {**_calculated(model), **(memo or {})})
+
+
+def _calculated(model: nn.Module) -> dict[int, Tensor]:
+    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return {id(value): value.detach().clone() for value in held if value.grad_fn is not None}
 
 
 def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -22,6 +32,7 @@ def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
     Modules whose class says how it is copied are copied that way.
     """
+    memo |= _calculated(model) | memo
     modules = list(model.modules())
     if any(_own_way(type(module)) for module in modules):
         return copy.deepcopy(model, memo)

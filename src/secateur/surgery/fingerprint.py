@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from secateur.core.errors import nearest
 from secateur.core.factor import Factor, factored
 from secateur.core.mask import Mask
 from secateur.core.plan import Keep, Plan, Shapes
+from secateur.core.split import Split, split_shapes
 
 
 def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -25,11 +26,25 @@ def fingerprint(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors(model)}
 
 
-def mismatches(expected: Shapes, model: nn.Module | Shapes) -> list[str]:
-    """One line per tensor of `expected` that `model` lacks or has in another shape, and per tensor it has beyond."""
+def remade(model: nn.Module) -> set[str]:
+    """Names of buffers the state dict leaves out: a forward may make them anew, in another shape."""
+    return {
+        f"{path}.{name}".lstrip(".") for path, module in model.named_modules() for name in module._non_persistent_buffers_set
+    }
+
+
+def mismatches(expected: Shapes, model: nn.Module | Shapes, *, touched: Container[str] = ()) -> list[str]:
+    """One line per tensor of `expected` that `model` lacks or has in another shape, and per tensor it has beyond.
+
+    Buffers that forwards make anew may differ, unless they are among those `touched` by a cut.
+    """
+    loose = set() if isinstance(model, Mapping) else {name for name in remade(model) if name not in touched}
     found = model if isinstance(model, Mapping) else fingerprint(model)
+    found = {name: shape for name, shape in found.items() if name not in loose}
     lines: list[str] = []
     for name, shape in expected.items():
+        if name in loose:
+            continue
         if name not in found:
             hint = nearest(name, list(found))
             lines.append(f"no tensor {name!r}" + (f" ({hint})" if hint.startswith("did") and not lines else ""))
@@ -60,6 +75,8 @@ def shapes_after(plan: Plan) -> dict[str, tuple[int, ...]]:
         if isinstance(step, Factor):
             for product in step.products:
                 shapes = factored(shapes, product)
+        elif isinstance(step, Split):
+            shapes = split_shapes(shapes, step)
         elif not isinstance(step, Mask):
             for (name, dim), kept in survivors(real_slots(step), lengths_of(shapes)).items():
                 shapes[name] = (*shapes[name][:dim], len(kept), *shapes[name][dim + 1 :])

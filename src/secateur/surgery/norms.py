@@ -6,7 +6,7 @@ RMS norms outside `torch.nn` are recognised by what they compute and not by thei
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from secateur.core.plan import Cut, Keep
 from secateur.surgery.fingerprint import survivors, tensors
@@ -69,13 +70,18 @@ def is_norm(module: nn.Module) -> bool:
     return len(shapes) == 1 and len(shape := shapes.pop()) == 1 and shape[0] > 1
 
 
-def watch_norms(model: nn.Module, masks: dict[str, Tensor]) -> None:
-    """Make every norm module of `model` whose vectors are in `masks` run on its kept entries alone; the rest is zero."""
+def watch_norms(model: nn.Module, masks: Mapping[str, Tensor]) -> list[RemovableHandle]:
+    """Make every norm module of `model` whose vectors are in `masks` run on its kept entries alone; the rest is zero.
+
+    Removing the returned handles undoes it.
+    """
+    handles = []
     for name, module in model.named_modules():
         if is_norm(module):
             mask = masks.get(f"{name}.{next(iter(module._parameters))}".lstrip("."))
             if mask is not None:
-                module.register_forward_hook(_on_kept(mask))
+                handles.append(module.register_forward_hook(_on_kept(mask)))
+    return handles
 
 
 def _on_kept(mask: Tensor):  # type: ignore[no-untyped-def]
@@ -94,12 +100,24 @@ def _on_kept(mask: Tensor):  # type: ignore[no-untyped-def]
             if torch.equal(module(other, *args[1:]).index_select(dim, index), out.index_select(dim, index)):
                 return None  # each entry is on its own
             cut = {name: parameter[index] for name, parameter in module.named_parameters()}
-            small = functional_call(module, cut, (args[0].index_select(dim, index), *args[1:]))
+            twin = _told(module, len(mask), len(kept))
+            small = functional_call(twin, cut, (args[0].index_select(dim, index), *args[1:]))
         finally:
             busy = False
         return torch.zeros_like(out).index_copy(dim, index, small)
 
     return hook
+
+
+def _told(module: nn.Module, before: int, after: int) -> nn.Module:
+    """`module`, its tensors shared, with the attributes that hold the length of its vectors changed."""
+    twin = copy.copy(module)
+    for key, value in vars(module).items():
+        if type(value) is int and value == before:
+            vars(twin)[key] = after
+        elif isinstance(value, (tuple, list)) and list(value) == [before]:
+            vars(twin)[key] = type(value)([after])
+    return twin
 
 
 def _unit_dim(module: nn.Module, x: Tensor, units: int) -> int:
@@ -117,28 +135,36 @@ def _unit_dim(module: nn.Module, x: Tensor, units: int) -> int:
 
 
 def norm_masks(cuts: Sequence[Cut], model: nn.Module) -> dict[str, Tensor]:
-    """Names of tensors of inexact axes to the mask of their kept entries."""
+    """Names of tensors of inexact axes to the mask of their kept entries, in the tensor's shape.
+
+    They are vectors, and the weights of layer norms over several dims.
+    """
     inexact = [cut for cut in cuts if not cut.exact]
     if not inexact:
         return {}
     named = dict(tensors(model))
-    slots = {slot.tensor for cut in inexact for slot in cut.slots if slot.dim >= 0 and named[slot.tensor].dim() == 1}
-    lengths = {(name, 0): named[name].shape[0] for name in slots}
-    every = [_only(cut, slots) for cut in cuts]
-    masks = {}
-    for (name, _), entries in survivors(Keep(tuple(every)), lengths).items():
-        mask = torch.zeros(lengths[name, 0], dtype=torch.bool)
-        mask[torch.from_numpy(entries)] = True
-        masks[name] = mask
+    wide = {
+        f"{name}.weight".lstrip(".") for name, module in model.named_modules() if isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+    }
+    held = [slot for cut in inexact for slot in cut.slots if slot.dim >= 0]
+    slots = {slot.tensor for slot in held if named[slot.tensor].dim() == 1 or slot.tensor in wide}
+    lengths = {(name, dim): n for name in slots for dim, n in enumerate(named[name].shape)}
+    masks = {name: torch.ones(named[name].shape, dtype=torch.bool) for name in slots}
+    for (name, dim), entries in survivors(Keep(tuple(_only(cut, slots) for cut in cuts)), lengths).items():
+        kept = torch.zeros(lengths[name, dim], dtype=torch.bool)
+        kept[torch.from_numpy(entries)] = True
+        masks[name] &= kept.reshape([-1 if i == dim else 1 for i in range(masks[name].dim())])
     return masks
 
 
 def _only(cut: Cut, names: set[str]) -> Cut:
-    return replace(cut, slots=tuple(slot for slot in cut.slots if slot.tensor in names and slot.dim == 0))
+    return replace(cut, slots=tuple(slot for slot in cut.slots if slot.tensor in names and slot.dim >= 0))
 
 
 class KeptNorms(TorchFunctionMode):
     """Layer, RMS and group norms whose weight belongs to a cut axis reduce over the kept entries alone.
+
+    A mask of real numbers weighs the entries in mean and variance; zeros and ones leave out and keep.
 
     Attention that scales by the width it finds is given that of the entries which are not silenced, and kernels that are
     standardised (Qiao et al., 2019) are standardised over those.
@@ -186,26 +212,28 @@ def _standardised(kept, x, mean, var, weight=None, bias=None, training=False, mo
 
 
 def _layer_norm(mask, x, normalized_shape, weight=None, bias=None, eps=1e-5):  # type: ignore[no-untyped-def]
+    mask, dims = mask.to(x.dtype), tuple(range(-mask.dim(), 0))
     n = mask.sum()
-    mean = torch.where(mask, x, 0).sum(-1, keepdim=True) / n
-    variance = torch.where(mask, (x - mean) ** 2, 0).sum(-1, keepdim=True) / n
+    mean = (mask * x).sum(dims, keepdim=True) / n
+    variance = (mask * (x - mean) ** 2).sum(dims, keepdim=True) / n
     out = (x - mean) * torch.rsqrt(variance + eps) * (mask if weight is None else weight)
     return out if bias is None else out + bias
 
 
 def _rms_norm(mask, x, normalized_shape, weight=None, eps=None):  # type: ignore[no-untyped-def]
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    square = torch.where(mask, x * x, 0).sum(-1, keepdim=True) / mask.sum()
+    mask, dims = mask.to(x.dtype), tuple(range(-mask.dim(), 0))
+    square = (mask * x * x).sum(dims, keepdim=True) / mask.sum()
     return x * torch.rsqrt(square + eps) * (mask if weight is None else weight)
 
 
 def _group_norm(mask, x, num_groups, weight=None, bias=None, eps=1e-5):  # type: ignore[no-untyped-def]
     shape = x.shape
-    kept = mask.reshape(1, num_groups, -1, 1)
+    kept = mask.to(x.dtype).reshape(1, num_groups, -1, 1)
     y = x.reshape(shape[0], num_groups, shape[1] // num_groups, -1)
     n = (kept.sum(2, keepdim=True) * y.shape[-1]).clamp(min=1)
-    mean = torch.where(kept, y, 0).sum((2, 3), keepdim=True) / n
-    variance = torch.where(kept, (y - mean) ** 2, 0).sum((2, 3), keepdim=True) / n
+    mean = (kept * y).sum((2, 3), keepdim=True) / n
+    variance = (kept * (y - mean) ** 2).sum((2, 3), keepdim=True) / n
     wide = [1, -1] + [1] * (len(shape) - 2)
     out = ((y - mean) * torch.rsqrt(variance + eps)).reshape(shape) * weight.reshape(wide)
     return out if bias is None else out + bias.reshape(wide)

@@ -2,14 +2,14 @@
 
 A unit matters only through its readers, so zeroing them computes what the cut model computes, batch norm included.
 Where a normalisation reduces over the units, it is made to reduce over the kept ones. Weights that become products are
-replaced by their projections; masked entries are zero.
+replaced by their projections; masked entries and weights between workers are zero.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from secateur.core.errors import SecateurError
 from secateur.core.factor import Factor
 from secateur.core.mask import Mask
 from secateur.core.plan import Cut, Keep, Plan
+from secateur.core.split import Split
 from secateur.surgery.apply import apply
+from secateur.surgery.copies import duplicate
 from secateur.surgery.factor import projected
 from secateur.surgery.fingerprint import tensors
 from secateur.surgery.mask import masks_by_name
 from secateur.surgery.norms import KeptNorms, norm_masks, watch_norms
+from secateur.surgery.split import masks_of
 
 
 class Preview(nn.Module):
@@ -40,11 +44,12 @@ class Preview(nn.Module):
         plan.check(model)
         if len(plan.steps) > 1:
             model = apply(Plan(plan.fingerprint, plan.steps[:-1]), model)
-        self.model = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+        self.model = duplicate(model, {id(p): p for p in model.parameters()})
         last = plan.steps[-1] if plan.steps else None
         self.cuts = [c for c in last.cuts if len(c.kept) < c.units] if isinstance(last, Keep) else []
         self._projected = projected(last, self.model) if isinstance(last, Factor) else {}
         self._supports = masks_by_name(last, self.model) if isinstance(last, Mask) else {}
+        self._blocks = masks_of(last, self.model) if isinstance(last, Split) else {}
         self._masks = dict(_masks(self.cuts, self.model))
         self._norms = norm_masks(self.cuts, self.model)
         watch_norms(self.model, self._norms)
@@ -55,6 +60,7 @@ class Preview(nn.Module):
         gated = dict(self._projected)
         for name, support in self._supports.items():
             gated[name] = named[name].masked_fill(~support.to(named[name].device), 0)
+        gated |= {name: named[name] * mask.to(named[name]) for name, mask in self._blocks.items()}
         for name, masks in self._masks.items():
             value = named[name]
             for mask in masks:
@@ -62,6 +68,16 @@ class Preview(nn.Module):
             gated[name] = value
         with KeptNorms(self._norms, named, gated, self._masks) if any(not cut.exact for cut in self.cuts) else nullcontext():
             return functional_call(self.model, gated, args, kwargs, tie_weights=False)
+
+
+def gates(plan: Plan, model: nn.Module) -> dict[str, Tensor]:
+    """Tensor name to the zeros and ones, broadcast along its dims, that silence what a plan of one keep step drops."""
+    plan.check(model)
+    step = plan.steps[0] if plan.steps else Keep(())
+    if len(plan.steps) > 1 or not isinstance(step, Keep):
+        raise SecateurError("gates for a plan", "more than one step that drops units", "preview the plan")
+    masks = _masks([cut for cut in step.cuts if len(cut.kept) < cut.units], model)
+    return {name: reduce(torch.mul, found) for name, found in masks}
 
 
 def _masks(cuts: list[Cut], model: nn.Module) -> Iterator[tuple[str, list[Tensor]]]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Loss
-from secateur.core.running import call, device_of, evaluating, to_device
+from secateur.core.running import call, device_of, evaluating, fits, to_device
 
 
 def evaluate(model: nn.Module, batches: Batches, *, loss: Loss | None = None, precision: str = "float32") -> dict[str, float]:
@@ -30,11 +30,12 @@ def evaluate(model: nn.Module, batches: Batches, *, loss: Loss | None = None, pr
     with evaluating(model), torch.no_grad():
         for x, target in batches:
             x, target = to_device(x, device), to_device(target, device)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                output = call(model, x)
             n = size_of(target)
-            total += loss(as_float(output), target).float() * n
-            hits = hits_of(output, target)
+            with fits(x, target):
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                    output = call(model, x)
+                total += loss(as_float(output), target).float() * n
+                hits = hits_of(output, target)
             labelled = labelled and hits is not None
             correct += hits if hits is not None else 0
             count += n

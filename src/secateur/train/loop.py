@@ -18,7 +18,7 @@ from torch import Tensor, nn, optim
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Hook, Loss
-from secateur.core.running import call, device_of, to_device
+from secateur.core.running import call, device_of, fits, to_device
 from secateur.train import checkpoint as checkpoints
 from secateur.train import losses
 from secateur.train.evaluate import as_float, hits_of, size_of
@@ -61,6 +61,9 @@ def fit(
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = optimizer_for(model, settings)
+    for hook in hooks:
+        if attach := getattr(hook, "attach", None):
+            attach(optimizer)
     history = checkpoints.restore(checkpoint, model, optimizer, settings, tuple(hooks)) if checkpoint else []
     device, modes = device_of(model), [(module, module.training) for module in model.modules()]
     run = _Run(model, optimizer, settings, loss or losses.cross_entropy(settings.label_smoothing), tuple(hooks), device, group)
@@ -132,7 +135,8 @@ def _epoch(
         lr = settings_lr(settings, epoch, step, steps)
         for group in run.optimizer.param_groups:
             group["lr"] = lr
-        value, hits = forward(x, target)
+        with fits(x, target):
+            value, hits = forward(x, target)
         total = value
         for hook in run.hooks:
             total = total + hook.loss()
@@ -177,7 +181,11 @@ class _Sums:
         new = (self.steps - 1) % LOOK + 1 if self.steps else 0
         finite = self.recent[:new].isfinite()
         if not self.steps:
-            raise SecateurError(f"epoch {self.epoch} of training", "no batches", "give at least one (input, target) pair")
+            raise SecateurError(
+                f"epoch {self.epoch} of training",
+                "no batches",
+                "give (input, target) pairs that can be iterated anew for every epoch",
+            )
         if not bool(finite.all()):
             bad = int((~finite).nonzero()[0])
             asked = f"epoch {self.epoch}, step {self.steps - new + bad + 1} of training"

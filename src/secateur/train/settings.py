@@ -10,6 +10,7 @@ import torch
 from torch import nn, optim
 
 from secateur.core.errors import SecateurError, nearest
+from secateur.train.muon import Muon
 
 SCHEDULES = ("cosine", "step", "constant")
 PRECISIONS = ("float32", "bf16")
@@ -19,7 +20,8 @@ PRECISIONS = ("float32", "bf16")
 class FitSettings:
     """Settings of `fit`.
 
-    `optimizer`: a name in `torch.optim`, upper and lower case alike; it is given those of lr, momentum, weight_decay and
+    `optimizer`: a name in `torch.optim`, upper and lower case alike ("muon" trains matrices by Muon, the rest by
+    AdamW); it is given those of lr, momentum, weight_decay and
     nesterov that it knows. `lr` is reached after `warmup` epochs of linear increase; then "cosine" falls to 0 at the end
     (Loshchilov and Hutter, 2017, without restarts), "step" multiplies by `gamma` at each share of training in
     `milestones`, "constant" stays. `precision` "bf16" runs forward in bfloat16 by autocast, weights stay float32.
@@ -83,6 +85,8 @@ def optimizer_for(model: nn.Module, settings: FitSettings) -> optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise SecateurError("training", "no parameter that wants a gradient", "call model.requires_grad_(True) first")
+    if settings.optimizer.lower() == "muon":
+        return Muon(parameters, settings.lr, settings.momentum, settings.weight_decay, settings.nesterov)
     kind = _optimizers()[settings.optimizer.lower()]
     takes = kind.__init__.__code__.co_varnames[: kind.__init__.__code__.co_argcount + kind.__init__.__code__.co_kwonlyargcount]
     wanted: dict[str, Any] = {name: getattr(settings, name) for name in ("lr", "momentum", "weight_decay")}

@@ -6,22 +6,23 @@ Shape legend: O out, I in, K kernel; B matrices of sides M <= N in a stack.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn, optim
 
-from secateur.core.errors import SecateurError
+from secateur.core.errors import SecateurError, nearest
+from secateur.core.factor import full_ranks
 from secateur.core.plan import Plan
-from secateur.linalg import stack, truncate, unstack
+from secateur.linalg import Stack, newton_schulz, stack, truncate, unstack
 from secateur.surgery import fold, unfold
 from secateur.train.trp_layers import Layer, layers_of
+from secateur.train.trp_momentum import project_momentum_
+from secateur.train.trp_period import Periods
 from secateur.train.trp_plan import plan_of
 from secateur.train.trp_settings import Deploy, TRPSettings, settings_of
-
-_MOMENTA = ("momentum_buffer", "exp_avg")
 
 
 class TRP:
@@ -29,11 +30,13 @@ class TRP:
 
     Eq. 2 has a step whose number divides by m run at truncated weights, the first one included: making the hook
     truncates the weights of `model` in place, and `after_step` does so where the next step is such a one. The numbers of
-    steps are global. No step reads a number from the device; on CUDA the eigenvectors of a truncation wait for it themselves.
+    steps are global. No step reads a number from an accelerator; on CUDA the eigenvectors of a truncation wait for it
+    themselves.
 
     `settings` is "paper", "code" or a `TRPSettings`; its fields can be given by name. `ignore` takes shell patterns of
-    layer names. `optimizer` is needed for `project_momentum` alone. Grouped convolutions, weights that are shared and
-    subclasses of a convolution stay as they are. To resume, make the hook first and load weights and state afterwards.
+    layer names. `optimizer` is needed where steps read its momentum or learning rate; `fit` and the callbacks attach
+    theirs. Grouped convolutions, weights that are shared and subclasses of a convolution stay as they are. To resume, make
+    the hook first and load weights and state afterwards.
 
     Raises `SecateurError` for settings that are none and where no layer is left.
 
@@ -54,12 +57,24 @@ class TRP:
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.settings = settings_of(settings, changes)
-        if self.settings.project_momentum and optimizer is None:
-            raise SecateurError("TRP with project_momentum", "no optimizer", "give TRP(..., optimizer=optimizer)")
         self.layers: tuple[Layer, ...] = layers_of(model, self.settings, ignore)
         self.step = 0
+        self.periods = Periods(self.settings, [layer.name for layer in self.layers])
+        self._by_name = {layer.name: layer for layer in self.layers}
+        for name in self.settings.ranks or {}:
+            if name not in self._by_name:
+                raise SecateurError(
+                    f"a rank for the layer {name!r}", "no layer TRP acts on", nearest(name, list(self._by_name))
+                )
         self._polar: dict[str, Tensor] = {}
-        self._truncate()
+        self._bases: dict[tuple[str, ...], Tensor] = {}  # of each stack, where the next truncation starts
+        self._held: dict[str, Tensor] = {}  # weights as the last truncation left them, for adaptive periods
+        self._last: dict[str, int] = {}
+        self._truncate(self.layers)
+
+    def attach(self, optimizer: optim.Optimizer) -> None:
+        """Take the optimizer whose momentum and learning rate the settings need."""
+        self.optimizer = optimizer
 
     def loss(self) -> float:
         """0: the nuclear norm acts through its sub-gradient, in `after_backward`."""
@@ -67,19 +82,32 @@ class TRP:
 
     def after_backward(self) -> None:
         """Add lambda * U V^T to the gradients of this step, where the settings say so."""
-        if not self.settings.nuclear or (self.settings.nuclear_on == "truncation" and self.step % self.settings.every):
+        settings = self.settings
+        if not settings.nuclear or settings.nuclear_by != "gradient":
             return
-        with torch.no_grad():
-            for layer in self.layers:
-                gradient = layer.weight.grad
-                if gradient is not None:
-                    gradient.add_(self._polar[layer.name], alpha=self.settings.nuclear)
+        pairs = [
+            (layer.weight.grad, self._polar_of(layer))
+            for layer in self.layers
+            if layer.weight.grad is not None and (settings.nuclear_on == "step" or self.step == self._last[layer.name])
+        ]
+        if pairs:
+            with torch.no_grad():
+                torch._foreach_add_([gradient for gradient, _ in pairs], [push for _, push in pairs], alpha=settings.nuclear)
 
     def after_step(self) -> None:
-        """Count the step; truncate where the next one is to run at truncated weights."""
+        """Count the step; truncate where the next one is to run at truncated weights.
+
+        Raises `SecateurError` where the settings need an optimizer and none is known.
+        """
+        if self.settings.needs_optimizer and self.optimizer is None:
+            found = "no optimizer, whose momentum or learning rate these settings need"
+            raise SecateurError("a step of TRP", found, "give TRP(..., optimizer=optimizer)")
         self.step += 1
-        if self.step % self.settings.every == 0:
-            self._truncate()
+        if self.settings.nuclear and self.settings.nuclear_by == "decay":
+            self._decay()
+        due = [layer for layer in self.layers if self.periods.due(layer.name, self.step)]
+        if due:
+            self._truncate(due)
 
     def plan(self, deploy: Deploy | None = None, *, example: Any = None) -> Plan:
         """The plan that turns every layer into a product of the rank it has, where that takes fewer operations.
@@ -92,9 +120,17 @@ class TRP:
         return plan_of(self.model, self.layers, self.settings, deploy or self.settings.deploy, example=example)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps, the polar factors of the last truncation, and the settings they belong to."""
-        polar = {name: value.clone() for name, value in self._polar.items()}
-        return {"step": self.step, "polar": polar, "settings": {**asdict(self.settings), "deploy": dict(self.settings.deploy)}}
+        """Steps and periods, the last truncation's polar factors and vectors, and the settings they belong to."""
+        settings = asdict(self.settings) | {"deploy": dict(self.settings.deploy)}
+        return {
+            "step": self.step,
+            "last": dict(self._last),
+            "periods": self.periods.state(),
+            "polar": {name: value.clone() for name, value in self._polar.items()},
+            "held": {name: value.clone() for name, value in self._held.items()},
+            "bases": {"\n".join(names): value.clone() for names, value in self._bases.items()},
+            "settings": settings,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`. Raises `SecateurError` where it belongs to other layers or settings."""
@@ -104,37 +140,107 @@ class TRP:
             if state["settings"].get(name) != value:
                 found = f"{name} {state['settings'].get(name)!r} where the hook has {value!r}"
                 raise SecateurError("going on with TRP", found, do)
-        shapes = [{name: tuple(value.shape) for name, value in of["polar"].items()} for of in (mine, state)]
+        shapes = [
+            {name: tuple(value.shape) for part in ("polar", "held") for name, value in of[part].items()}
+            | dict.fromkeys(of["last"])
+            for of in (mine, state)
+        ]
         if shapes[0] != shapes[1]:
-            names = sorted(name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name))
+            names = sorted(name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name, 0) != shapes[1].get(name, 0))
             raise SecateurError("going on with TRP", f"layer {names[0]!r} that does not fit", do)
-        self.step = int(state["step"])
-        for name, value in state["polar"].items():
-            self._polar[name].copy_(value)
+        self.step, self._last = int(state["step"]), dict(state["last"])
+        self.periods.load(state["periods"])
+        for part, held in (("polar", self._polar), ("held", self._held)):
+            for name, value in state[part].items():
+                held[name].copy_(value)
+        self._bases = {tuple(names.split("\n")): value.clone() for names, value in state["bases"].items()}
+
+    def _polar_of(self, layer: Layer) -> Tensor:
+        """The push on `layer`, on the device the layer has moved to since."""
+        if self._polar[layer.name].device != layer.weight.device:
+            self._polar[layer.name] = self._polar[layer.name].to(layer.weight.device)
+        return self._polar[layer.name]
 
     @torch.no_grad()
-    def _truncate(self) -> None:
-        """T^z = TSVD(W; e) in place, for all layers of one shape at once, and the polar factors of what is kept."""
-        discarded = 1 - self.settings.energy
-        by_name = {layer.name: layer for layer in self.layers}
-        for group in stack({layer.name: unfold(layer.weight, layer.format) for layer in self.layers}):
-            kept, polar = truncate(group.matrices, discarded)
-            for name, factors in unstack(group.parts, polar).items():
-                layer = by_name[name]
-                if self.settings.project_momentum:
-                    self._project_momentum(layer, factors)
-                self._polar[name] = fold(factors, layer.weight.shape, layer.format).contiguous()
-            if discarded > 0:
-                for name, matrices in unstack(group.parts, kept).items():
-                    layer = by_name[name]
+    def _truncate(self, layers: Sequence[Layer]) -> None:
+        """T^z = TSVD(W; e) in place, for all of `layers` of one shape at once, and the polar factors of what is kept."""
+        settings, discarded = self.settings, 1 - self.settings.energy
+        if settings.adaptive and self.step:
+            self.periods.adapt({layer.name: (layer.weight, self._held[layer.name]) for layer in layers}, self.step, self._last)
+        pushes = settings.nuclear > 0 and settings.nuclear_by == "gradient"
+        for group, names in self._stacks(layers):
+            found = truncate(
+                group.matrices,
+                discarded,
+                most=self._most(group),
+                shrink=self._shrink(group),
+                polar=pushes or settings.project_momentum,
+                basis=self._bases.get(names),
+            )
+            if found.basis is not None and discarded > 0:
+                self._bases[names] = found.basis
+            if found.polar is not None:
+                self._use_polar(group, found.polar, pushes)
+            if found.kept is not group.matrices:
+                for layer, matrices in self._parts(group, found.kept):
                     layer.weight.copy_(fold(matrices, layer.weight.shape, layer.format))
+        for layer in layers:
+            self._last[layer.name] = self.step
+            if settings.adaptive:
+                self._held[layer.name] = layer.weight.detach().clone()
 
-    def _project_momentum(self, layer: Layer, polar: Tensor) -> None:
-        """Momentum without what lies outside the kept left and right singular vectors: P P^T V P^T P."""
-        state: Mapping[str, Any] = self.optimizer.state.get(layer.weight, {}) if self.optimizer else {}
-        for name in _MOMENTA:
-            momentum = state.get(name)
-            if isinstance(momentum, Tensor) and momentum.shape == layer.weight.shape:
-                wide, factor = unfold(momentum, layer.format).to(polar.dtype), polar
-                inside = factor @ (factor.mT @ wide @ factor.mT) @ factor
-                momentum.copy_(fold(inside, momentum.shape, layer.format))
+    def _use_polar(self, group: Stack, polar: Tensor, pushes: bool) -> None:
+        for layer, factors in self._parts(group, polar):
+            if self.settings.project_momentum and self.optimizer is not None:
+                project_momentum_(self.optimizer, layer, factors)
+            if pushes:
+                self._polar[layer.name] = fold(factors, layer.weight.shape, layer.format).contiguous()
+
+    @torch.no_grad()
+    def _decay(self) -> None:
+        """W <- W - lr * lambda * U V^T by Newton-Schulz, after the step and past the optimizer."""
+        for group, _ in self._stacks(self.layers):
+            push = newton_schulz(group.matrices, quintic=5, cubic=2)
+            for layer, factors in self._parts(group, push):
+                strength = self._lr(layer) * self.settings.nuclear
+                layer.weight.sub_(fold(factors, layer.weight.shape, layer.format), alpha=strength)
+
+    def _stacks(self, layers: Sequence[Layer]) -> Iterator[tuple[Stack, tuple[str, ...]]]:
+        """Stacks of the layers' matrices, each with the names of its layers."""
+        for group in stack({layer.name: unfold(layer.weight.detach(), layer.format) for layer in layers}):
+            yield group, tuple(name for name, _, _ in group.parts)
+
+    def _parts(self, group: Stack, matrices: Tensor) -> Iterator[tuple[Layer, Tensor]]:
+        for name, part in unstack(group.parts, matrices).items():
+            yield self._by_name[name], part
+
+    def _most(self, group: Stack) -> Tensor | None:
+        """The highest rank (B,) of each matrix at this step: from full ranks down to those of the settings, by a cube."""
+        wanted, descent = self.settings.ranks, self.settings.descent
+        if wanted is None:
+            return None
+        left = max(0.0, 1 - self.step / descent) ** 3 if descent else 0.0
+        rows: list[int] = []
+        for name, count, _ in group.parts:
+            layer = self._by_name[name]
+            full = full_ranks(layer.format, tuple(layer.weight.shape))[0]
+            least = min(wanted.get(name, full), full)
+            rows += [least + round((full - least) * left)] * count
+        return torch.tensor(rows, device=group.matrices.device)
+
+    def _shrink(self, group: Stack) -> Tensor | None:
+        """What each singular value (B,) loses to the proximal nuclear norm."""
+        settings = self.settings
+        if not settings.nuclear or settings.nuclear_by != "proximal" or self.step == 0:
+            return None
+        rows = [
+            self._lr(self._by_name[name]) * settings.nuclear * (self.step - self._last[name])
+            for name, count, _ in group.parts
+            for _ in range(count)
+        ]
+        return torch.tensor(rows, device=group.matrices.device)
+
+    def _lr(self, layer: Layer) -> float:
+        """The learning rate of the layer's weight; 0 for one the optimizer does not hold."""
+        groups: list[Mapping[str, Any]] = cast(Any, self.optimizer).param_groups
+        return next((float(g["lr"]) for g in groups if any(p is layer.weight for p in g["params"])), 0.0)

@@ -21,9 +21,15 @@ class TRPSettings:
     `energy` is the share that a truncation keeps, 1 - e in the paper. `every` is m, in optimizer steps over the whole
     training. `nuclear` is lambda; `nuclear_on` "step" adds lambda * U V^T to every gradient, "truncation" only to those of
     steps that begin at truncated weights. `stem` is the first convolution wider than 1 x 1, `pointwise` are those of
-    1 x 1, `strided` those that stride; `linear` layers are left out in paper and code. `project_momentum` removes from the
-    optimizer's momentum what a truncation removes from the weights, as neither of the two does. `deploy` says how
+    1 x 1, `strided` those that stride; `linear` layers are left out in paper and code. `deploy` says how
     `plan()` chooses ranks, and `deploy_strided` whether layers that stride become products.
+
+    What follows is in neither of the two, and off. `project_momentum` removes from the optimizer's momentum what a
+    truncation removes from the weights. `nuclear_by` says how the nuclear norm acts: "gradient" as in the paper; "decay" after
+    each step, W <- W - lr * lambda * U V^T by Newton-Schulz, past momentum and weight decay (Spectral Weight Decay,
+    Andriianov et al.); "proximal" at each truncation, all singular values shrunk by lr * lambda * (steps since the last), which
+    with `energy` 1 replaces the hard cut. `adaptive` gives each layer a period of its own, see `Periods`; `every` is the
+    first. `ranks` (layer to rank) are the most a truncation leaves, reached over `descent` steps from the full ones.
     """
 
     format: Literal["spatial", "channel", "decouple"] = "spatial"
@@ -36,6 +42,10 @@ class TRPSettings:
     strided: bool = True
     linear: bool = False
     project_momentum: bool = False
+    nuclear_by: Literal["gradient", "decay", "proximal"] = "gradient"
+    adaptive: bool = False
+    ranks: Mapping[str, int] | None = None
+    descent: int = 0
     deploy: Deploy = field(default_factory=lambda: {"value": 0.05})
     deploy_strided: bool = True
 
@@ -51,8 +61,23 @@ class TRPSettings:
             raise SecateurError(f"TRP with nuclear={self.nuclear!r}", "no strength", "give a number from 0")
         if self.nuclear_on not in ("step", "truncation"):
             raise SecateurError(f"TRP with nuclear_on={self.nuclear_on!r}", "no such moment", 'give "step" or "truncation"')
+        if self.nuclear_by not in ("gradient", "decay", "proximal"):
+            raise SecateurError(f"TRP with nuclear_by={self.nuclear_by!r}", "no such way", nearest(self.nuclear_by, list(WAYS)))
+        if self.adaptive and self.energy == 1:
+            raise SecateurError("TRP with adaptive periods", "energy=1, which bounds nothing", "give an energy below 1")
+        if self.ranks is not None:
+            deployment({"rank": dict(self.ranks)})
+        if isinstance(self.descent, bool) or not isinstance(self.descent, int) or self.descent < 0:
+            raise SecateurError(f"TRP with descent={self.descent!r}", "no number of steps", "give a whole number from 0")
         deployment(self.deploy)
 
+    @property
+    def needs_optimizer(self) -> bool:
+        """Does a step read the optimizer's momentum or learning rate?"""
+        return self.project_momentum or (self.nuclear > 0 and self.nuclear_by != "gradient")
+
+
+WAYS = ("gradient", "decay", "proximal")
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {},

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from secateur.graph.record import Node
-from secateur.graph.rules import contraction, index, join, norm, pointwise, recurrent, reduce, shape
+from secateur.graph.rules import contraction, index, join, named, norm, pointwise, recurrent, reduce, resample, shape
 from secateur.graph.state import State
 
 Rule = Callable[[State, Node], None]
@@ -22,4 +22,6 @@ RULES: dict[str, Rule] = {
     **join.RULES,
     **index.RULES,
     **recurrent.RULES,
+    **named.RULES,
+    **resample.RULES,
 }

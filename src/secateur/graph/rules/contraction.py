@@ -59,6 +59,8 @@ def _grouped(state: State, x: Value, weight: Value, bias: Value | None, groups: 
         state.unite(weight.dims[0], ((group, width),))
         channels: Expr = ((group, *weight.dims[1][0]),) if len(weight.dims[1]) == 1 else ((group, d.as_var(weight.dims[1])),)
         state.role(weight, 1, "write")
+        if inside > 1:
+            state.role(weight, 0, "read")
         if bias is not None:
             state.unite(bias.dims[0], channels)
     else:

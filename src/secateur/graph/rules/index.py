@@ -66,7 +66,44 @@ def gather(state: State, node: Node) -> None:
     state.set(index.dims, clean=x.clean)
 
 
+def scatter(state: State, node: Node) -> None:
+    """Writes to picked places along one dim, elsewhere entry by entry."""
+    x, index = state.of(node.args[0]), state.of(node.args[2])
+    dim = int(node.args[1]) % max(len(x.dims), 1)
+    source = node.arg(3, "src", node.kwargs.get("value"))
+    others = [index] if not isinstance(source, Tensor) or not source.dim() else [index, state.of(source)]
+    for other in others:
+        for i, (one, two) in enumerate(zip(x.dims, other.dims, strict=True)):
+            if i != dim and d.size(one) == d.size(two):
+                state.unite(one, two)
+            else:
+                state.freeze([one, two], "it is written to by position")
+    zero = source == 0 if isinstance(source, (int, float)) else all(o.clean for o in others[1:]) and len(others) > 1
+    state.set(x.dims, clean=x.clean and zero)
+
+
+def put(state: State, node: Node) -> None:
+    """x[i, :, j] = values: the indexed dims stay whole, and so does what is written."""
+    x = state.of(node.args[0])
+    used = [i for i, place in enumerate(node.args[1]) if place is not None]
+    masks = any(str(p.dtype) in ("torch.bool", "torch.uint8") for p in node.args[1] if p is not None)
+    if masks and not (used == [0] and node.args[1][0].dim() == len(x.dims)):
+        return state.opaque("it is written to where a mask says")
+    if masks:  # every dim at once
+        for one, two in zip(x.dims, state.of(node.args[1][0]).dims, strict=True):
+            state.unite(one, two)
+    state.freeze([] if masks else [x.dims[i] for i in used], "it is written to by position")
+    values = state.of(node.args[2])
+    if masks or len(values.dims) > 1 or any(d.size(e) > 1 for e in values.dims):
+        state.freeze(values.dims, "it is written to picked positions")
+        if not masks:
+            state.freeze(x.dims, "it is written to by position")
+    state.set(x.dims, clean=False)
+
+
 RULES = {
+    **dict.fromkeys(("scatter", "scatter_", "scatter_add", "scatter_add_"), scatter),
+    **dict.fromkeys(("index_put", "index_put_", "_unsafe_index_put"), put),
     "embedding": embedding, "index": index, "_unsafe_index": index, "index_select": index_select, "gather": gather,
     "take_along_dim": gather,
 }  # fmt: skip

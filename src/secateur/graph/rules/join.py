@@ -64,6 +64,21 @@ def split(state: State, node: Node) -> None:
         state.set(dims, output=number, clean=x.clean, origin=x.origin)
 
 
+def sections(state: State, node: Node) -> None:
+    """A number of parts: equal ones shrink together, of unequal ones none may; or borders, which the forward writes."""
+    x, parts = state.of(node.args[0]), node.arg(1, "indices_or_sections", node.kwargs.get("sections"))
+    dim = {"hsplit": min(1, len(x.dims) - 1), "vsplit": 0, "dsplit": 2}.get(node.op, int(node.arg(2, "dim", 0)) % len(x.dims))
+    if not isinstance(parts, int) or d.size(x.dims[dim]) % parts:
+        return state.opaque("it is split at borders that do not follow")
+    rest, first = x.dims[dim], None
+    for number, out in enumerate(node.outputs):
+        part, rest = d.split(rest, out.shape[dim])
+        if first is not None:
+            state.unite(first, part)
+        first = first or part
+        state.set([*x.dims[:dim], part, *x.dims[dim + 1 :]], output=number, clean=x.clean, origin=x.origin)
+
+
 def cut(state: State, node: Node) -> None:
     """A run of a dim, or every n-th entry of it."""
     x = state.of(node.args[0])
@@ -144,5 +159,6 @@ def pad(state: State, node: Node) -> None:
 RULES = {
     "cat": cat, "concat": cat, "stack": stack,
     **dict.fromkeys(("split", "split_with_sizes", "unsafe_split", "chunk", "split_with_sizes_copy", "split_copy"), split),
+    **dict.fromkeys(("tensor_split", "hsplit", "vsplit", "dsplit"), sections),
     "slice": cut, "select": select, "unbind": unbind, "constant_pad_nd": pad,
 }  # fmt: skip

@@ -14,6 +14,7 @@ def batch_norm(state: State, node: Node) -> None:
     if node.op == "batch_norm" and x.is_weight and node.arg(5, "training"):  # weight standardisation
         for expr in (x.dims[0], *x.dims[2:]):
             d.flag(expr, "norm", exact=False)
+        state.standardised.append((x.dims[0], *x.dims[2:]))
     for position, name in enumerate(("weight", "bias", "running_mean", "running_var"), 1):
         tensor = node.arg(position, name)
         if tensor is not None:

@@ -13,7 +13,8 @@ leaky_relu_ elu elu_ celu celu_ selu selu_ hardtanh hardtanh_ hardswish hardswis
 clone contiguous alias detach detach_ _to_copy dropout dropout_ native_dropout square square_ sin sin_ sinh erf erf_
 expm1 log1p atan sign round round_ floor floor_ ceil ceil_ trunc nan_to_num lift_fresh rrelu rrelu_with_noise
 alpha_dropout feature_dropout feature_alpha_dropout positive asin tan zero_ zeros_like real
-fake_quantize_per_tensor_affine lift lift_fresh_copy copysign bernoulli_ cumsum asinh atanh erfinv frac sgn
+fake_quantize_per_tensor_affine lift lift_fresh_copy copysign bernoulli_ asinh atanh erfinv frac sgn
+_conj conj_physical resolve_conj resolve_neg _neg_view imag angle
 """.split()
 OTHER_UNARY = """
 sigmoid sigmoid_ exp exp_ log log_ log2 log10 cos cos_ cosh rsqrt rsqrt_ reciprocal reciprocal_ softplus hardsigmoid
@@ -33,8 +34,8 @@ div div_ true_divide floor_divide floor_divide_ fmod fmod_ remainder remainder_ 
 """.split()
 OTHER_BINARY = """
 eq ne lt le gt ge eq_ ne_ lt_ le_ gt_ ge_ where masked_fill masked_fill_ atan2 logical_or logical_or_ logical_xor
-bitwise_or bitwise_or_ bitwise_xor lerp lerp_ addcmul addcdiv xlogy float_power __and__ __or__ __xor__ huber_loss
-mse_loss
+bitwise_or bitwise_or_ bitwise_xor lerp lerp_ addcmul addcdiv xlogy float_power __and__ __or__ __xor__
+logaddexp logaddexp2 polar complex
 """.split()
 
 
@@ -97,6 +98,14 @@ def other(state: State, node: Node) -> None:
     _elementwise(state, node, False)
 
 
+def loss(state: State, node: Node) -> None:
+    """A distance entry by entry; where it is reduced to a number, over all units."""
+    if not node.outputs[0].dim():
+        state.freeze([expr for value in _operands(state, node) for expr in value.dims], f"{node.op} reduces over it")
+        return state.set([])
+    _elementwise(state, node, False)
+
+
 def _elementwise(state: State, node: Node, clean: bool) -> None:
     values = _operands(state, node)
     for number, out in enumerate(node.outputs):
@@ -131,5 +140,6 @@ RULES = (
     | dict.fromkeys(MUL, mul)
     | dict.fromkeys(DIV, div)
     | dict.fromkeys(OTHER_BINARY, other)
+    | dict.fromkeys(("huber_loss", "mse_loss", "smooth_l1_loss", "soft_margin_loss"), loss)
     | {"copy_": copy_, "copy": copy_, "glu": glu}
 )

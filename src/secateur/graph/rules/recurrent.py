@@ -1,4 +1,4 @@
-"""LSTM, GRU and plain recurrent layers: hidden units carry their rows in every gate."""
+"""LSTM, GRU and plain recurrent layers and cells: hidden units carry their rows in every gate."""
 
 from __future__ import annotations
 
@@ -51,4 +51,22 @@ def _rows(hidden: Expr, gates: int) -> Expr:
     return ((Var(gates, "its units are the gates"), *hidden[0]),)
 
 
-RULES = dict.fromkeys(GATES, recurrent)
+def cell(state: State, node: Node) -> None:
+    """One step by hand: what it holds is what it gives."""
+    x, weights = state.of(node.args[0]), [state.of(w) for w in node.args[2:] if w is not None]
+    hidden: Expr = ((Var(d.size(weights[1].dims[1])),),)
+    rows = _rows(hidden, GATES[node.op.removesuffix("_cell")])
+    for value, below in zip(weights, (x.dims[-1], hidden), strict=False):
+        state.unite(value.dims[1], below)
+        state.role(value, 1, "read")
+        state.macs.append([*x.dims[:-1], rows, below])
+    for value in weights:
+        state.unite(value.dims[0], rows)
+        state.role(value, 0, "write")
+    for held in flat_tensors(node.args[1]):
+        state.unite(state.of(held).dims[-1], hidden)
+    for number in range(len(node.outputs)):
+        state.set([*x.dims[:-1], hidden], output=number)
+
+
+RULES = {**dict.fromkeys(GATES, recurrent), **{f"{name}_cell": cell for name in GATES}}

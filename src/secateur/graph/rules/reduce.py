@@ -89,10 +89,20 @@ def softmax(state: State, node: Node) -> None:
         state.set(x.dims, output=number)
 
 
+def running(state: State, node: Node) -> None:
+    """Each entry along the dim takes in those before it, so its units are fixed; a sum of zeros is zero."""
+    x = state.of(node.args[0])
+    if x.dims:
+        state.freeze([x.dims[node.arg(1, "dim")]], f"{node.op.strip('_')} runs over it")
+    state.set(x.dims, clean=x.clean)
+
+
 def sort(state: State, node: Node) -> None:
     """Order along a dim: positions lose their identity."""
     x = state.of(node.args[0])
     numbers = [a for a in node.args[1:] if isinstance(a, int) and not isinstance(a, bool)]
+    if node.op == "topk":
+        numbers = numbers[1:]
     dim = node.kwargs.get("dim", numbers[-1] if numbers else -1)
     if x.dims:
         state.freeze([x.dims[dim]], f"{node.op} runs over it")
@@ -171,5 +181,6 @@ RULES = {
         ("_softmax", "softmax", "_log_softmax", "log_softmax", "logcumsumexp", "cumprod", "cummax", "cummin"), softmax
     ),
     "_safe_softmax": softmax,
+    **dict.fromkeys(("cumsum", "cumsum_"), running),
     **dict.fromkeys(("sort", "topk", "argsort", "unique_dim", "msort"), sort),
 }

@@ -1,0 +1,304 @@
+"""Channel pruning without any retraining, on CIFAR-10 from published weights: every criterion with every repair.
+
+    python bench/channel.py cifar_resnet20_a --data FOLDER [--speedups 1.5,2.1,2.55] [--criteria l1,cap] [--test 10000]
+
+FOLDER holds CIFAR-10 and weights/. Rows that bench/results/channel/MODEL.json has already are not done again. Scores and
+repairs see `--calibration` training images, without augmentation; `--holdout` other training images tell which row is best
+(the networks were trained on all of them); test images are for reporting alone. Only channels
+inside blocks are cut: those of the residual stream cost most without retraining, and the peer's pruner is given the same ones.
+Torch-Pruning's criteria run through its own pruner, global ranks, on the same images; what it prunes is read off and repaired
+like ours.
+
+Evaluation runs in bfloat16, the dense network too. docs/results/channel.md is made by bench/channel_page.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import secateur
+from secateur import allocate, criteria, measure, score, trace
+from secateur.core.axes import Axes
+from secateur.core.plan import Plan
+from secateur.data import BatchSettings, cifar10, loaders
+from secateur.io.weights import load_weights
+from secateur.recipes import zoo
+from secateur.recipes.predictions import reconstruction
+from secateur.recipes.reconstruct import channel_pruning, repair_by_name
+from secateur.search import AdaptiveSettings, PredictedSettings, drive, predicted
+
+ROOT = Path(__file__).resolve().parents[1]
+REPAIRS = ("none", "batchnorm", "compensation", "least_squares+batchnorm")
+GRADIENT = ("taylor", "group_fisher", "obd")
+FEATURE = ("hrank", "chip", "apoz", "thinet", "lasso", "cap")
+WEIGHT = ("random", "l1", "l2", "bn_scale", "fpgm", "rfp", "lamp", "nisp")
+OURS = WEIGHT + GRADIENT + FEATURE
+WHOLE = ("whole-model lasso", "whole-model cap", "predicted search")
+PEER = ("tp random", "tp l1", "tp l2", "tp bn scale", "tp fpgm", "tp lamp", "tp taylor", "tp hessian")
+SAMPLE = 4096
+"""Rows of each batch of 128 images that fits take."""
+LIMIT = {"chip": 1, "hrank": 2, "group_fisher": 2, "obd": 2}
+"""Batches for criteria that make a decomposition or a backward pass per image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """The network, its axes, and images: calibration batches, held-out and test ones."""
+
+    model: nn.Module
+    axes: Axes
+    calibration: list[tuple[Tensor, Tensor]]
+    holdout: list[tuple[Tensor, Tensor]]
+    test: list[tuple[Tensor, Tensor]]
+
+
+def accuracy(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
+    """The share of images whose label comes first, in bfloat16."""
+    network = copy.deepcopy(model).eval().to(memory_format=torch.channels_last).bfloat16()  # type: ignore[call-overload]
+    hits = total = 0
+    with torch.inference_mode():
+        for x, y in batches:
+            output = network(x.bfloat16().to(memory_format=torch.channels_last))
+            hits, total = hits + int((output.argmax(1) == y).sum()), total + len(y)
+    return hits / total
+
+
+def scores_of(name: str, bench: Bench, seed: int) -> dict[str, Tensor]:
+    """Scores of all free axes by one of our criteria."""
+    batches, model = bench.calibration[: LIMIT.get(name, 99)], bench.model
+    plain = criteria.l2(model)
+    if name == "random":
+        return score(bench.axes, criteria.random(model, seed=seed))
+    if name == "nisp":
+        return score(bench.axes, criteria.nisp(model, bench.axes))
+    if name in GRADIENT:
+        extra: dict[str, Any] = {"default": plain} if name == "group_fisher" else {}
+        return score(bench.axes, getattr(criteria, name)(model, batches, F.cross_entropy, **extra))
+    if name in FEATURE:
+        extra = {"sample": SAMPLE} if name in ("lasso", "cap") else {}
+        return score(bench.axes, getattr(criteria, name)(model, batches, default=plain, **extra))
+    extra = {"default": plain} if name == "bn_scale" else {}
+    return score(bench.axes, getattr(criteria, name)(model, **extra))
+
+
+def plans(name: str, bench: Bench, shares: list[float], seed: int) -> Iterator[tuple[float, Plan, nn.Module | None]]:
+    """(share of MACs, plan, small network where the method makes its own) for each share."""
+    if name.startswith("tp "):
+        for share in shares:
+            yield share, peer(name.removeprefix("tp "), bench, share, seed), None
+        return
+    scores = scores_of("cap" if name in WHOLE else name, bench, seed)
+    for share in shares:
+        normalise: Any = "none" if name in ("cap", *WHOLE) else "mean"
+        plan = allocate.budget(bench.axes, scores, {"macs": share}, normalise=normalise, floor=0.1)
+        small = None
+        if name == "predicted search":
+            plan = searched(bench, scores, share)
+        elif name in WHOLE:
+            select: Any = None
+            if name.endswith("cap"):
+
+                def select(current: nn.Module, original: nn.Module, axis: Any) -> Tensor:
+                    return criteria.cap(current, bench.calibration, sample=SAMPLE, default=criteria.l2(current))(axis)
+
+            widths = {axis: after for axis, (_, after) in plan.widths().items()}
+            plan, small = channel_pruning(bench.model, bench.axes, widths, bench.calibration, select=select, sample=SAMPLE)
+        yield share, plan, small
+
+
+def searched(bench: Bench, scores: dict[str, Tensor], share: float) -> Plan:
+    """Widths by a predicted search whose judge compensates, down to the share of MACs."""
+    held = bench.holdout[:2]
+
+    def judge(plan: Plan) -> float:
+        small = plan.apply(bench.model)
+        if plan:
+            repair_by_name("compensation", plan, sample=SAMPLE)(bench.model, small, bench.calibration[:2])
+        with torch.no_grad():
+            return sum(float(F.cross_entropy(small(x), y, reduction="sum")) for x, y in held) / sum(len(y) for _, y in held)
+
+    settings = AdaptiveSettings(step=0.1, running=2.0, max_rate=0.9, keep={"macs": share})
+    how = PredictedSettings(cost="macs", room=0.1)
+    predict = reconstruction(bench.model, bench.axes, bench.calibration)
+    return drive(predicted(bench.axes, scores, predict, settings, how), judge)
+
+
+def peer(name: str, bench: Bench, share: float, seed: int) -> Plan:
+    """What Torch-Pruning's pruner cuts from the inner axes of the blocks with one of its criteria, as a plan."""
+    import torch_pruning as tp
+
+    torch.manual_seed(seed)
+    inner = {axis.name: axis for axis in bench.axes.free}
+
+    def cut(ratio: float) -> dict[str, list[int]]:
+        model = copy.deepcopy(bench.model).eval()
+        importance = {
+            "random": tp.importance.RandomImportance,
+            "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
+            "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+            "bn scale": tp.importance.BNScaleImportance,
+            "fpgm": tp.importance.FPGMImportance,
+            "lamp": tp.importance.LAMPImportance,
+            "taylor": tp.importance.GroupTaylorImportance,
+            "hessian": tp.importance.GroupHessianImportance,
+        }[name]()
+        ignored = [m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and n not in inner]
+        pruner = tp.pruner.BasePruner(
+            model, bench.calibration[0][0][:1], importance, global_pruning=True, pruning_ratio=ratio,
+            max_pruning_ratio=0.9, ignored_layers=ignored,
+        )  # fmt: skip
+        if name == "taylor":
+            for x, y in bench.calibration:
+                F.cross_entropy(model(x), y).backward()
+        if name == "hessian":
+            x, y = bench.calibration[0][0][:16], bench.calibration[0][1][:16]
+            for loss in F.cross_entropy(model(x), y, reduction="none"):
+                model.zero_grad()
+                loss.backward(retain_graph=True)
+                importance.accumulate_grad(model)
+        gone: dict[str, list[int]] = {axis: [] for axis in inner}
+        names = {module: path for path, module in model.named_modules()}
+        for group in pruner.step(interactive=True):
+            path = names.get(group[0].dep.target.module, "")
+            if path in gone and group[0].dep.handler == tp.prune_conv_out_channels:
+                gone[path] += [int(i) for i in group[0].idxs]
+            group.prune()
+        return {axis: sorted(set(range(inner[axis].units)) - set(units)) for axis, units in gone.items()}
+
+    low, high, best = 0.0, 0.9, None
+    for _ in range(9):
+        middle = (low + high) / 2
+        torch.manual_seed(seed)
+        kept = cut(middle)
+        share_now = bench.axes.count("macs", {a: len(u) for a, u in kept.items()}) / bench.axes.count("macs")
+        if share_now <= share:
+            high, best = middle, kept
+        else:
+            low = middle
+    if best is None:
+        raise SystemExit(f"Torch-Pruning's {name} does not reach {share} of the MACs")
+    return bench.axes.plan(best)
+
+
+def bench_of(arguments: argparse.Namespace) -> Bench:
+    """Network and images."""
+    model = load_weights(Path(arguments.data) / "weights" / f"{arguments.model.removeprefix('')}.safetensors".replace(
+        "cifar_", "cifar10_"), zoo.build(arguments.model)).eval()  # fmt: skip
+    held = arguments.calibration + arguments.holdout
+    made = loaders(
+        cifar10(arguments.data).normalised("imagenet"),
+        BatchSettings(batch=128, test_batch=250, holdout=held, seed=arguments.seed),
+    )
+    images = torch.cat([x for x, _ in made.holdout]), torch.cat([y for _, y in made.holdout])  # type: ignore[union-attr]
+    parts = [tensor.split([arguments.calibration, arguments.holdout]) for tensor in images]
+
+    def batches(part: int) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(parts[0][part].split(128), parts[1][part].split(128), strict=True))
+
+    test = [pair for _, pair in zip(range(arguments.test // 250), made.test, strict=False)]
+    axes = trace(model, test[0][0][:1])
+    inside = [axis if axis.name.endswith(".conv1") else axis.freeze("a residual stream, left whole here") for axis in axes]
+    axes = Axes(tuple(inside), axes.fingerprint, axes.terms, axes.notes)
+    return Bench(model, axes, batches(0), batches(1), test)
+
+
+def row_of(bench: Bench, plan: Plan, small: nn.Module) -> dict[str, Any]:
+    """What is counted and judged."""
+    counted = measure.facts(small, bench.test[0][0][:1])
+    return {
+        "macs": counted.macs,
+        "params": counted.params,
+        "holdout": round(accuracy(small, bench.holdout), 5),
+        "test": round(accuracy(small, bench.test), 5),
+    }
+
+
+def write(path: Path, value: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".part").write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(path.with_suffix(".part"), path)
+
+
+def rows(bench: Bench, arguments: argparse.Namespace, known: list[dict[str, Any]], done: Callable[[], None]) -> None:
+    """Every row that is not known yet, appended to `known`."""
+    speedups = [float(word) for word in arguments.speedups.split(",")]
+    for name in arguments.criteria.split(",") if arguments.criteria else OURS + PEER + WHOLE:
+        have = {(row["speedup"], row["repair"]) for row in known if row["criterion"] == name}
+        repairs = ["own"] if name.startswith("whole") else arguments.repairs.split(",")
+        missing = [s for s in speedups if any((s, repair) not in have for repair in repairs)]
+        if not missing:
+            continue
+        start = time.perf_counter()
+        for (_, plan, made), speedup in zip(plans(name, bench, [1 / s for s in missing], arguments.seed), missing, strict=True):
+            chosen = time.perf_counter() - start
+            for repair in repairs:
+                begun = time.perf_counter()
+                small = made if made is not None else plan.apply(bench.model)
+                if repair not in ("none", "own"):
+                    repair_by_name(repair, plan, sample=SAMPLE)(bench.model, small, bench.calibration)
+                seconds = {"select": round(chosen, 2), "repair": round(time.perf_counter() - begun, 2)}
+                row = {"criterion": name, "repair": repair, "speedup": speedup} | row_of(bench, plan, small)
+                known.append(row | {"seconds": seconds})
+                print(json.dumps(known[-1]), flush=True)
+                done()
+            start = time.perf_counter()
+
+
+def main() -> None:
+    """Fill the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--data", default=os.environ.get("SECATEUR_DATA"))
+    parser.add_argument("--speedups", default="1.5,2.1,2.55")
+    parser.add_argument("--criteria", default="")
+    parser.add_argument("--repairs", default=",".join(REPAIRS))
+    parser.add_argument("--calibration", type=int, default=1024)
+    parser.add_argument("--holdout", type=int, default=1024)
+    parser.add_argument("--test", type=int, default=10000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    path = arguments.out or ROOT / "bench" / "results" / "channel" / f"{arguments.model}.json"
+    value = json.loads(path.read_text()) if path.exists() else {"rows": [], "seconds": 0.0}
+    torch.manual_seed(arguments.seed)
+    bench, start, before = bench_of(arguments), time.perf_counter(), value["seconds"]
+    words = [word for word in sys.argv[1:] if not word.startswith("/")]
+    value |= {
+        "command": " ".join(["python", "bench/channel.py", *words]).replace(str(arguments.data), "FOLDER"),
+        "model": arguments.model,
+        "seed": arguments.seed,
+        "images": {"calibration": arguments.calibration, "holdout": arguments.holdout, "test": 250 * len(bench.test)},
+        "versions": {"secateur": secateur.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "hardware": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+    }
+    if "dense" not in value:
+        value["dense"] = row_of(bench, bench.axes.plan({}), bench.model)
+
+    def done() -> None:
+        value["seconds"] = round(before + time.perf_counter() - start, 1)
+        write(path, value)
+
+    done()
+    rows(bench, arguments, value["rows"], done)
+    done()
+
+
+if __name__ == "__main__":
+    main()

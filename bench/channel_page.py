@@ -1,0 +1,203 @@
+"""docs/results/channel.md and its picture, from bench/results/channel/*.json.
+
+python bench/channel_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGE = ROOT / "bench" / "results" / "channel", ROOT / "docs" / "results"
+REPAIRS = ("none", "batchnorm", "compensation", "least_squares+batchnorm", "own")
+HEADS = ("no repair", "batch norm", "compensation", "least squares", "its own")
+PAINT = {
+    "none": "#b9b9b3",
+    "batchnorm": "#7fa8c9",
+    "compensation": "#d98c3f",
+    "least_squares+batchnorm": "#1f6f54",
+    "own": "#7d3f98",
+}
+NAMES = {"cifar_resnet20_a": "ResNet-20", "cifar_resnet56_a": "ResNet-56"}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, numbers to the right."""
+    ruled = ["---", *["---:"] * (len(head) - 1)]
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ruled, *rows)]
+
+
+def percent(value: float) -> str:
+    """93.39"""
+    return f"{100 * value:.2f}"
+
+
+def network(value: dict[str, Any]) -> list[str]:
+    """The section of one network."""
+    name, dense, images = NAMES[value["model"]], value["dense"], value["images"]
+    lines = [f"## {name}, no retraining at all"]
+    lines += [
+        f"Dense: {percent(dense['test'])} % on {images['test']:,} test images, {dense['params']:,} parameters, "
+        f"{dense['macs'] / 1e6:.2f} M MACs. {images['calibration']} training images for scores and repairs, "
+        f"{images['holdout']} others to choose by; test accuracy in %, difference to dense in points. Bold: the row that is "
+        f"best on the held-out images. [Run file](../../bench/results/channel/{value['model']}.json), "
+        f"{value['seconds'] / 60:.0f} minutes on one thread; `{value['command']}`.",
+        "",
+    ]
+    for speedup in sorted({row["speedup"] for row in value["rows"]}):
+        rows = [row for row in value["rows"] if row["speedup"] == speedup]
+        best = max(rows, key=lambda row: row["holdout"])
+        criteria = sorted(
+            {row["criterion"] for row in rows}, key=lambda c: -max(r["test"] for r in rows if r["criterion"] == c)
+        )
+        used = [r for r in REPAIRS if any(row["repair"] == r for row in rows)]
+        body = []
+        for criterion in criteria:
+            cells = [shown(criterion)]
+            for repair in used:
+                row = next((r for r in rows if (r["criterion"], r["repair"]) == (criterion, repair)), None)
+                told = "" if row is None else f"{percent(row['test'])} ({100 * (row['test'] - dense['test']):+.2f})"
+                cells.append(f"**{told}**" if row is best else told)
+            params = next(r["params"] for r in rows if r["criterion"] == criterion)
+            body.append([*cells, f"{params / dense['params']:.3f}"])
+        lines += [f"### {speedup}x fewer MACs", ""]
+        lines += table(["criterion", *[HEADS[REPAIRS.index(r)] for r in used], "parameters left"], body)
+        lines.append("")
+        lines += [peer_sentence(rows), ""]
+    return lines
+
+
+def shown(criterion: str) -> str:
+    """How the page names a row."""
+    return f"Torch-Pruning {criterion.removeprefix('tp ')}" if criterion.startswith("tp ") else criterion
+
+
+def peer_sentence(rows: list[dict[str, Any]]) -> str:
+    """Ours beside the peer's criterion of the same name, after the same repair."""
+    kinds = {"bn_scale": "bn scale", "obd": "hessian"}
+    pairs = {
+        ours: f"tp {kinds.get(ours, ours)}" for ours in ("l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "obd", "random")
+    }
+    found = {(row["criterion"], row["repair"]): row["test"] for row in rows}
+    told = [
+        f"{ours} {100 * (found[ours, repair] - found[peer, repair]):+.2f}"
+        for ours, peer in pairs.items()
+        for repair in ["least_squares+batchnorm"]
+        if (ours, repair) in found and (peer, repair) in found
+    ]
+    return f"Ours less Torch-Pruning's of the same kind, after least squares, in points: {', '.join(told)}." if told else ""
+
+
+def picture(values: list[dict[str, Any]]) -> str:
+    """Accuracy of every criterion after every repair, one panel per network, at 2.1 times fewer MACs."""
+    panels = [(v, [r for r in v["rows"] if r["speedup"] == 2.1]) for v in values]
+    panels = [(v, rows) for v, rows in panels if rows]
+    tall = max((len({r["criterion"] for r in rows}) for _, rows in panels), default=1)
+    with matplotlib.rc_context({"svg.hashsalt": "channel", "svg.fonttype": "none", "font.size": 8}):
+        figure = Figure(figsize=(4.6 * max(len(panels), 1), 1.2 + 0.19 * tall), layout="constrained")
+        plots = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
+        for plot, (value, rows) in zip(plots, panels, strict=True):
+            order = sorted({r["criterion"] for r in rows}, key=lambda c: max(r["test"] for r in rows if r["criterion"] == c))
+            for repair in REPAIRS:
+                points = [(100 * r["test"], order.index(r["criterion"])) for r in rows if r["repair"] == repair]
+                if points:
+                    xs, ys = zip(*points, strict=True)
+                    plot.plot(xs, ys, "o", ms=5, color=PAINT[repair], label=HEADS[REPAIRS.index(repair)], mec="white", mew=0.5)
+            plot.axvline(100 * value["dense"]["test"], color="#1d1d1b", lw=0.8, dashes=(3, 3))
+            plot.set_yticks(range(len(order)), [shown(c) for c in order])
+            plot.set_title(f"{NAMES[value['model']]}, 2.1x fewer MACs, no retraining", fontsize=9)
+            plot.set_xlabel("test accuracy (%); dashed: dense")
+            plot.grid(axis="x", color="#d9d9d4", lw=0.6)
+            plot.set_axisbelow(True)
+            for side in plot.spines.values():
+                side.set_visible(False)
+            plot.tick_params(length=0)
+        if len(plots):
+            plots[0].legend(frameon=False, fontsize=7, loc="lower right")
+        stream = StringIO()
+        FigureCanvasSVG(figure).print_figure(stream, format="svg", facecolor="white", metadata={"Date": None})
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def ablation(value: dict[str, Any]) -> list[str]:
+    """The section of searches."""
+    plain = value["rows"][0]
+    body = [
+        [
+            row["search"],
+            str(row["judgements"]),
+            f"{plain['judgements'] / row['judgements']:.1f}x",
+            f"{row['params']:,}",
+            f"{row['macs'] / 1e6:.2f}",
+            f"{row['loss']:.4f}",
+            percent(row["test"]),
+        ]
+        for row in value["rows"]
+    ]
+    head = ["search", "judgements", "fewer", "parameters", "M MACs", "held-out loss", "test accuracy"]
+    return [
+        "## Searches: how many judgements",
+        f"{NAMES[value['model']]}, judged by cross-entropy on {value['images']['judged']} held-out images after batch norm was "
+        f"re-estimated on {value['images']['settled']}; the loss may rise by {value['limits']['running']} in all, and by "
+        f"{value['limits']['trial']} per step of a plain search. Dense: loss {value['dense']['loss']:.4f}, test accuracy "
+        f"{percent(value['dense']['test'])} % ({value['images']['test']:,} images). No training. "
+        "[Run file](../../bench/results/channel/search_ablation.json).",
+        "",
+        *table(head, body),
+        "",
+    ]
+
+
+def partition(value: dict[str, Any]) -> list[str]:
+    """The section of partition pruning."""
+    dense = value["dense"]
+    lines = [
+        "## Partition pruning",
+        f"Fashion-MNIST, four hidden layers; dense {percent(dense['accuracy'])} %, {dense['params']:,} parameters; as many "
+        f"further epochs of training leave the dense network at {percent(value['rows'][0]['same_training_dense'])} %. "
+        f"Batches of {value['batch']}; {value['hardware']['cores']} cores, one thread per process. "
+        "[Run file](../../bench/results/channel/partition.json); what is counted and how is in `bench/partition.py`.",
+        "",
+    ]
+    head = ["", *[f"{row['workers']} workers" for row in value["rows"]]]
+    body = [
+        ["accuracy as divided (%)", *[percent(row["before"]) for row in value["rows"]]],
+        ["accuracy after fine-tuning (%)", *[percent(row["after"]) for row in value["rows"]]],
+        ["parameters", *[f"{row['params']:,}" for row in value["rows"]]],
+        ["weight kept, least layer", *[f"{min(row['kept'].values()):.3f}" for row in value["rows"]]],
+    ]
+    for key, told in (("dense", "dense"), ("blocks", "blocks"), ("tensor_parallel", "tensor parallelism")):
+        body.append([f"critical path, {told} (k MACs)", *[f"{r['critical_path_macs'][key] / 1e3:.0f}" for r in value["rows"]]])
+    for key, told in (("blocks", "blocks"), ("tensor_parallel", "tensor parallelism")):
+        body.append([f"bytes sent per image, {told}", *[f"{row['bytes_per_image'][key]:.0f}" for row in value["rows"]]])
+    for key in value["rows"][0]["ms"]:
+        body.append([f"ms, {key}", *[f"{row['ms'][key]:.3f}" for row in value["rows"]]])
+    return [*lines, *table(head, body), ""]
+
+
+def main() -> None:
+    """Write page and picture."""
+    read = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    networks = [read[name] for name in NAMES if name in read]
+    lines = ["# Channel pruning", "", "Made by `bench/channel_page.py` from the run files it links to.", ""]
+    if networks:
+        lines += ["![Every criterion after every repair, at 2.1 times fewer MACs](channel.svg)", ""]
+    for value in networks:
+        lines += network(value)
+    for name, section in (("search_ablation", ablation), ("partition", partition)):
+        lines += section(read[name]) if name in read else []
+    PAGE.mkdir(exist_ok=True)
+    (PAGE / "channel.md").write_text("\n".join(lines).rstrip() + "\n")
+    (PAGE / "channel.svg").write_text(picture(networks))
+
+
+if __name__ == "__main__":
+    main()

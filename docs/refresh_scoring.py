@@ -1,0 +1,180 @@
+"""Write docs/results/scoring_net.md from the files of its runs.
+
+python docs/refresh_scoring.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from secateur.report import words
+from secateur.report.tickets import WORDS, mean_and_error
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "results" / "scoring_net.md"
+RESULTS = ROOT / "bench" / "results"
+DIGITS = RESULTS / "scoring_net_digits.json"
+TICKETS = RESULTS / "tickets_digits" / "tickets.json"
+STAGES = RESULTS / "scoring_net_stages.json"
+CIFAR = RESULTS / "scoring_net_cifar.json"
+
+
+def percent(values: Sequence[float]) -> str:
+    """Mean and standard error, in per cent."""
+    mean, error = mean_and_error(values)
+    return f"{100 * mean:.1f} ± {100 * error:.1f}" if len(values) > 1 else f"{100 * mean:.1f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows]]
+
+
+def under(path: Path, known: Mapping[str, Any], seeds: int) -> str:
+    """What made a table."""
+    name, machine, torch = path.relative_to(ROOT), known["hardware"], known["versions"]["torch"]
+    thread = f"{machine['threads']} thread of {machine['cpu']}"
+    return f"[{name}](../../{name}): `{known['command']}`, torch {torch}, {thread}, {words.plural(seeds, 'seed')}."
+
+
+def of_seeds(found: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
+    """The runs a table is made of, and what is to be said: seed 0 is the network that settings were tried out on."""
+    others = [run for seed, run in found.items() if seed != "0"]
+    if others:
+        return others, ["Settings of the Scoring Net were tried out on the network of seed 0, which is left out of the means."]
+    return list(found.values()), [
+        "**Settings of the Scoring Net were tried out on this very network (seed 0) and these test images; runs of other",
+        "seeds are still to come.**",
+    ]
+
+
+def criteria(known: Mapping[str, Any]) -> list[str]:
+    """Accuracy by criterion and share, and what learned ones cost."""
+    seeds, told = of_seeds(known["criteria"])
+    shares, names = list(seeds[0]["rows"]["l1"]), list(seeds[0]["rows"])
+    lines = [
+        "## Against hand-made criteria",
+        f"A residual network on the embedded digits; dense test accuracy {percent([s['dense'] for s in seeds])} %. Each column",
+        "is a share of the MACs that stays; test accuracy (%), mean and standard error over seeds. The Scoring Net is trained",
+        "anew at each share, on training images.",
+        *told,
+    ]
+    for key, when in (("cut", "before fine-tuning (batch norms re-estimated)"), ("tuned", "after three epochs of fine-tuning")):
+        rows = []
+        for name in names:
+            found = [[s["rows"][name][share][key] for s in seeds if share in s["rows"].get(name, {})] for share in shares]
+            rows.append([name, *(percent(values) if values else "-" for values in found)])
+        lines += ["", f"### Accuracy {when}", *table(["criterion", *(f"{100 * float(s):.0f} %" for s in shares)], rows)]
+    return [*lines, "", under(DIGITS, known, len(seeds)), "", *costs(seeds)]
+
+
+def costs(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Forward passes and time of learning against evolving, at the share of 0.3."""
+    rows = []
+    for name in seeds[0]["costs"]:
+        found = [s["costs"][name]["0.3"] for s in seeds if name in s["costs"]]
+        loss = mean_and_error([s["rows"][name]["0.3"]["judged"] for s in seeds if name in s["rows"]])[0]
+        spent = mean_and_error([cost["cpu_s"] for cost in found])[0]
+        reached = [cost.get("reached") for cost in found]
+        near = "-" if "reached" not in found[0] else f"{sum(r is not None for r in reached)} of {len(reached)} runs"
+        rows.append([name, str(found[0]["forwards"]), str(found[0]["backwards"]), f"{spent:.1f}", f"{loss:.3f}", near])
+    head = ["", "forward passes", "backward passes", "CPU seconds", "loss of the cut network", "reached the net's loss"]
+    return [
+        "### Learning against evolving",
+        "At 30 % of the MACs; a pass is one batch of 64 through the network. The loss is that on the four training batches",
+        "that every candidate of an evolution is judged on. LeGR evolves one affine map of norms per layer, without tuning its",
+        'candidates; "evolution of the net" mutates the weights of a Scoring Net in place of training them.',
+        "",
+        *table(head, rows),
+    ]
+
+
+def transfer(known: Mapping[str, Any]) -> list[str]:
+    """A net on networks it was not trained on."""
+    seeds, told = of_seeds(known["transfer"])
+    lines = [
+        "## Transfer",
+        "Trained on one residual network at 30 % of the MACs, then asked once about others of another depth, width or kind,",
+        "with other weights; test accuracy (%) at 30 % of the MACs.",
+        *told,
+    ]
+    for network in [key for key in seeds[0] if key != "seconds"]:
+        names = list(seeds[0][network]["rows"])
+        rows = [
+            [name, *(percent([s[network]["rows"][name][key] for s in seeds]) for key in ("cut", "tuned"))] for name in names
+        ]
+        lines += ["", f"### {network[:1].upper()}{network[1:]}, dense {percent([s[network]['dense'] for s in seeds])} %"]
+        lines += table(["criterion", "before fine-tuning", "after"], rows)
+    return [*lines, "", under(DIGITS, known, len(seeds))]
+
+
+def tickets(known: Mapping[str, Any]) -> list[str]:
+    """Accuracies of all reinitialisations."""
+    found = known["found"]
+    kinds = [kind for kind in ("structured", "unstructured") if kind in found]
+    rows = [[WORDS.get(name, name), *(percent(found[kind][name]) for kind in kinds)] for name in found[kinds[0]]]
+    keep, epochs = known["settings"]["keep"], known["settings"]["fit"]["epochs"]
+    return [
+        "## Lottery tickets",
+        "What a pruned network's weights are before it is trained again.",
+        f"{100 * keep:.0f} % of the units of every layer (structured) or",
+        f"of the weights (unstructured) stay; {epochs} epochs. The dense network reaches {percent(found['dense'])} %.",
+        "",
+        *table(["initial weights", *kinds], rows),
+        "",
+        "![one dot per seed](../../bench/results/tickets_digits/tickets.svg)",
+        "",
+        under(TICKETS, known, len(found["dense"])),
+    ]
+
+
+def stages(known: Mapping[str, Any]) -> list[str]:
+    """The 2 x 2 grid of losses and optimizers, of the scorer and of the pruned network."""
+    seeds = list(known["grid"].values())
+    rows = []
+    for name in seeds[0]["rows"]:
+        found = [s["rows"][name] for s in seeds]
+        near = mean_and_error([row["epochs_to_half_a_point"] for row in found])[0]
+        rows.append([name, *(percent([row[key] for row in found]) for key in ("cut", "final")), f"{near:.1f}"])
+    head = ["scorer / pruned network", "accuracy after the cut", "final accuracy", "epochs to within half a point"]
+    return ["## Losses and optimizers by stage", *known["words"], "", *table(head, rows), "", under(STAGES, known, len(seeds))]
+
+
+def cifar(known: Mapping[str, Any]) -> list[str]:
+    """Pretrained networks on CIFAR-10 without retraining."""
+    lines = ["## CIFAR-10, pretrained, without retraining", *known["words"]]
+    for network, found in known["networks"].items():
+        dense = found["dense"]
+        rows = [[name, f"{100 * value:.2f}", f"{100 * (value - dense):+.2f}"] for name, value in found["rows"].items()]
+        lines += ["", f"### {network}, dense {100 * dense:.2f} %", *table(["criterion", "accuracy", "difference"], rows)]
+    return [*lines, "", under(CIFAR, known, 1)]
+
+
+PARTS = (
+    (DIGITS, "criteria", criteria),
+    (DIGITS, "transfer", transfer),
+    (CIFAR, "networks", cifar),
+    (STAGES, "grid", stages),
+    (TICKETS, "found", tickets),
+)
+
+
+def page() -> str:
+    """The page, from whatever runs there are."""
+    lines = [
+        "# Results of the Scoring Net",
+        "",
+        "Generated by `python docs/refresh_scoring.py`; no number is typed in by hand.",
+    ]
+    for path, key, part in PARTS:
+        known = json.loads(path.read_text()) if path.exists() else {}
+        if known.get(key):
+            lines += ["", *part(known)]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

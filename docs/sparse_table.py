@@ -1,0 +1,143 @@
+"""Write docs/results/sparse.md from the run files of bench/sparse_training.py and bench/rank_overhead.py.
+
+python docs/sparse_table.py
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "src")]
+
+from sparse_training import METHODS  # noqa: E402
+
+RUNS = ROOT / "bench" / "results" / "sparse"
+OVERHEAD = ROOT / "bench" / "results" / "rank_overhead.json"
+PAGE = ROOT / "docs" / "results" / "sparse.md"
+NAMES = {
+    "digits": "Handwritten digits, a residual network of 78 thousand weights",
+    "resnet20": "ResNet-20",
+    "resnet56": "ResNet-56",
+    "cifar_resnet20_a": "ResNet-20",
+    "cifar_resnet56_a": "ResNet-56",
+}
+HEAD = """# Sparse training, method against method
+
+Written by `python docs/sparse_table.py` from [run files](../../bench/results/sparse); by hand nothing.
+
+Pretrained networks, one short schedule for all methods of a table: {schedule}. Gradual methods share one cubic ramp to
+half of training. So short a schedule tells methods apart and says nothing of what they reach in the end: entries for
+full schedules are in `bench/device_queue.toml`. Accuracy is of all test images (10,000 of CIFAR-10, 359 digits), once,
+after the last step. Rank: mean numerical rank of the weight matrices (outputs by inputs times kernel); energy rank:
+mean number of singular values that hold 80 % of the energy. Empty: outputs and input channels of a weight without any
+entry, summed over all weights. Numbers are means over seeds.
+"""
+
+
+def runs() -> list[dict[str, Any]]:
+    """Every run file."""
+    return [json.loads(path.read_text()) for path in sorted(RUNS.glob("*.json"))]
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table, the first column to the left."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows]) + "\n"
+
+
+def mean(rows: list[dict[str, Any]], key: str) -> float:
+    """The mean over seeds."""
+    return statistics.mean(row[key] for row in rows)
+
+
+def accuracy(rows: list[dict[str, Any]], dense: float | None) -> tuple[str, str]:
+    """Mean and, with several seeds, range of the accuracy in per cent; the difference to the dense control."""
+    values = [100 * row["accuracy"] for row in rows]
+    spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}", "-" if dense is None else f"{statistics.mean(values) - 100 * dense:+.2f}"
+
+
+def section(model: str, keep: float, found: list[dict[str, Any]]) -> str:
+    """One network at one share."""
+    controls = [row for row in found if row["model"] == model and row["method"] == "dense"]
+    dense = mean(controls, "accuracy") if controls else None
+    head = ["method", "seeds", "accuracy %", "to dense", "rank", "energy rank", "empty rows", "empty columns"]
+    rows = []
+    for method, (said, _) in METHODS.items():
+        own = [row for row in found if (row["model"], row["keep"], row["method"]) == (model, keep, method)]
+        if own:
+            numbers = [f"{mean(own, 'mean_rank'):.1f}", f"{mean(own, 'mean_energy_rank'):.1f}"]
+            empty = [f"{mean(own, key):.0f}" for key in ("empty_rows", "empty_columns")]
+            rows.append([said, str(len(own)), *accuracy(own, dense), *numbers, *empty])
+    title = f"## {NAMES[model]}, {100 * (1 - keep):g} % of the weights gone\n\n"
+    return title + markdown(head, rows)
+
+
+def schedule(found: list[dict[str, Any]]) -> str:
+    """What the runs of each network share."""
+    parts = []
+    for model in sorted({row["model"] for row in found}):
+        row = next(row for row in found if row["model"] == model and row["method"] != "dense")
+        parts.append(f"{NAMES[model]} {row['steps']} steps of {row['batch']} images at rate {row['lr']}, {row['precision']}")
+    return "; ".join(parts)
+
+
+def controls(found: list[dict[str, Any]]) -> str:
+    """The dense networks after the same steps."""
+    rows = [row for row in found if row["method"] == "dense"]
+    told = [f"{NAMES[row['model']]} {100 * row['accuracy']:.2f} % (rank {row['mean_rank']:.1f})" for row in rows]
+    return f"Dense networks trained for the same steps: {', '.join(told)}.\n" if told else ""
+
+
+def overhead() -> str:
+    """What the rank term costs."""
+    if not OVERHEAD.exists():
+        return ""
+    table = json.loads(OVERHEAD.read_text())
+    head = [
+        "network",
+        "batch",
+        "in growth, every 100 steps",
+        "in each step, decomposed every 10",
+        "in each step, decomposed each time",
+    ]
+    keys = ("share_in_growth", "share_in_each_step", "share_in_each_step_decomposed_each_time")
+    rows = [
+        [NAMES.get(row["model"], row["model"]), str(row["batch"]), *(f"{100 * row[key]:.3g} %" for key in keys)]
+        for row in table["rows"]
+    ]
+    words = "Share of training time ([result](../../bench/results/rank_overhead.json), one thread):\n\n"
+    return "## What the rank term costs over GMP\n\n" + words + markdown(head, rows)
+
+
+def machines(found: list[dict[str, Any]]) -> str:
+    """Where it ran."""
+    kinds = sorted(
+        {f"{r['hardware']['cpu']}, {r['hardware']['threads']} thread, torch {r['versions']['torch']}" for r in found}
+    )
+    return f"\nRan on: {'; '.join(kinds)}; {sum(row['seconds'] for row in found) / 3600:.1f} hours in all.\n"
+
+
+def page(found: list[dict[str, Any]]) -> str:
+    """The page of these runs."""
+    parts = [HEAD.format(schedule=schedule(found)), controls(found)]
+    for model in sorted({row["model"] for row in found}):
+        shares = sorted({row["keep"] for row in found if row["model"] == model and row["method"] != "dense"}, reverse=True)
+        parts += [section(model, keep, found) for keep in shares]
+    return "\n".join(part for part in [*parts, overhead()] if part) + machines(found)
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(page(runs()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""secateur score: one number per unit, by a trained Scoring Net or a criterion of weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli import screen
+
+
+def score(
+    model: screen.Build,
+    net: Annotated[Path | None, typer.Option("--with", metavar="FILE", help="A trained Scoring Net.")] = None,
+    criterion: Annotated[str, typer.Option(help="Without --with: a function of secateur.criteria.")] = "l2",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where all scores go, as JSON.")] = None,
+    weights: screen.Weights = None,
+    data: Annotated[str | None, typer.Option(help="file.py:function, or the name of a built-in set.")] = None,
+    folder: Annotated[str | None, typer.Option("--folder", envvar="SECATEUR_DATA", help="Where a built-in set lies.")] = None,
+    shapes: screen.Input = None,
+    ignore: screen.Ignore = None,
+    seed: int = 0,
+    as_json: screen.Json = False,
+) -> None:
+    """Score every unit that can be cut, in one pass and without training; higher is dearer."""
+    from secateur.cli.inputs import dense_of, example
+    from secateur.criteria.score import score as score_all
+    from secateur.graph import trace
+    from secateur.io import write_json
+    from secateur.recipes import parts, schema
+    from secateur.recipes.choose import criterion as named
+
+    prune = {"criterion": "scoring_net", "args": {"file": str(net)}} if net else {"criterion": criterion}
+    source = {"name": data, "augment": False} | ({"folder": folder} if folder else {}) if data else {}
+    recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "prune": prune, "data": source})
+    network, batches = dense_of(model, weights, seed), None
+    if data:
+        batches = parts.limited(parts.scoring_batches(recipe, parts.cpu()), recipe.prune.batches, parts.cpu())
+    inputs = example(shapes) if shapes or batches is None else parts.first_input(batches, 1)
+    axes = trace(network, inputs).ignore(*(ignore or ()))
+    loss = parts.load_loss(recipe.loss)
+    scores = score_all(axes, named(network, recipe.prune, inputs, axes=axes, batches=batches, loss=loss, seed=seed))
+    found = {name: [float(value) for value in values] for name, values in scores.items()}
+    if output:
+        write_json(output, found)
+    if as_json:
+        screen.show_json(found)
+        return
+    rows = [[name, len(v), f"{min(v):.4g}", f"{sorted(v)[len(v) // 2]:.4g}", f"{max(v):.4g}"] for name, v in found.items()]
+    screen.show_table(["axis", "units", "lowest", "median", "highest"], rows)
+    if output:
+        screen.say(f"\nscores: {output}")

@@ -1,0 +1,63 @@
+"""secateur sensitivity: how accuracy falls with the rate of each axis alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur.cli import screen
+from secateur.cli.search import Data, Folder, Holdout, prepared
+
+
+def sensitivity(
+    model: screen.Build,
+    data: Data,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The folder for the picture, the numbers and the trials.")
+    ] = Path("sensitivity"),
+    rates: Annotated[str, typer.Option(help="Shares that are cut.")] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
+    criterion: Annotated[str, typer.Option(help="The name of a function of secateur.criteria.")] = "l1",
+    weights: screen.Weights = None,
+    folder: Folder = None,
+    holdout: Holdout = 1000,
+    settings: screen.Set = None,
+    ignore: screen.Ignore = None,
+    threads: screen.Threads = 0,
+    seed: int = 0,
+    as_json: screen.Json = False,
+    quiet: screen.Quiet = False,
+) -> None:
+    """Cut each axis alone at each rate and judge it on held-out images; write sensitivity.svg and sensitivity.json."""
+    from secateur.core.errors import SecateurError
+    from secateur.io.files import write_json, write_text
+    from secateur.recipes.run import threads as on_threads
+    from secateur.recipes.searching import sensitivities
+    from secateur.report.sensitivity import picture
+
+    network, recipe, parts = prepared(
+        {"build": model, "weights": str(weights) if weights else None},
+        {"name": data, "folder": folder, "holdout": holdout, "augment": False},
+        {"seed": seed, "prune": {"criterion": criterion, "ignore": list(ignore or ())}},
+        settings,
+    )
+    try:
+        shares = tuple(float(word) for word in rates.split(","))
+    except ValueError:
+        raise SecateurError(f"--rates {rates}", "no numbers", "give shares with commas, as in --rates 0.25,0.5") from None
+    output.mkdir(parents=True, exist_ok=True)
+    with screen.bars(quiet or as_json) as progress, on_threads(threads):
+        told: dict[str, Any] = {"progress": progress} if progress else {}
+        curves = sensitivities(network, recipe, parts, shares, folder=output, **told)
+    table = {"metric": recipe.search.metric, "axes": {name: [list(point) for point in curve] for name, curve in curves.items()}}
+    write_json(output / "sensitivity.json", table)
+    write_text(output / "sensitivity.svg", picture(curves, recipe.search.metric))
+    if as_json:
+        screen.show_json(table)
+        return
+    head = [f"{rate:.0%}" for rate, _ in next(iter(curves.values()), ())]
+    shown = [[name, *(f"{value:.1%}" if recipe.search.metric == "accuracy" else f"{value:.3g}" for _, value in curve)]
+             for name, curve in curves.items()]  # fmt: skip
+    screen.show_table(["cut of one axis", *head], shown)
+    screen.say(f"\npicture: {output / 'sensitivity.svg'}")

@@ -1,0 +1,72 @@
+"""secateur tickets: the grid of lottery tickets, with seeds and a picture."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur.cli import screen
+
+
+def tickets(
+    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="As for the other commands.")] = "zoo:digits_resnet",
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder for picture and numbers.")] = Path("tickets"),
+    data: Annotated[str, typer.Option(help="file.py:function, or the name of a built-in set.")] = "digits",
+    folder: Annotated[str | None, typer.Option("--folder", envvar="SECATEUR_DATA", help="Where a built-in set lies.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 5,
+    keep: Annotated[float, typer.Option(help="The share of units, or of weights, that stays.")] = 0.2,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the dense network and of every ticket.")] = 5,
+    lr: Annotated[float, typer.Option(help="Of the dense network and of every ticket.")] = 0.1,
+    late: Annotated[int, typer.Option(min=1, help="The epoch of late rewinding.")] = 1,
+    variants: Annotated[list[str] | None, typer.Option("--variant", help="Only these; once per variant.")] = None,
+    kinds: Annotated[list[str] | None, typer.Option("--kind", help="structured or unstructured; both unless given.")] = None,
+    batch: Annotated[int, typer.Option(min=1)] = 64,
+    threads: screen.Threads = 1,
+    as_json: screen.Json = False,
+    quiet: screen.Quiet = False,
+) -> None:
+    """Train tickets by every reinitialisation, structured and unstructured; write tickets.svg and tickets.json."""
+    from secateur.io.files import write_json, write_text
+    from secateur.measure import machine
+    from secateur.recipes import parts, schema
+    from secateur.recipes.run import threads as on_threads
+    from secateur.recipes.tickets import GridSettings, grid
+    from secateur.report.tickets import mean_and_error, picture
+    from secateur.train import FitSettings
+
+    chosen: dict[str, Any] = {"variants": tuple(variants)} if variants else {}
+    chosen |= {"kinds": tuple(kinds)} if kinds else {}
+    fit = FitSettings(epochs=epochs, lr=lr)
+    settings = GridSettings(seeds=tuple(range(seeds)), keep=keep, late=late, fit=fit, **chosen)
+    source = {"name": data, "batch": batch} | ({"folder": folder} if folder else {})
+
+    def batches(seed: int) -> Any:
+        recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "data": source})
+        train, _, _, test = parts.load_data(recipe, parts.cpu())
+        return train, test
+
+    example = parts.first_input(batches(0)[1], 1)
+    output.mkdir(parents=True, exist_ok=True)
+    begun = time.perf_counter()
+    with screen.bars(quiet or as_json) as progress, on_threads(threads):
+        told: dict[str, Any] = {"progress": progress} if progress else {}
+        found = grid(lambda: parts.build_model(model, {}), batches, example, settings, **told)
+    seconds = round(time.perf_counter() - begun, 1)
+    table = {**machine.record(), "seconds": seconds, "model": model, "data": data, "settings": asdict(settings), "found": found}
+    write_json(output / "tickets.json", table)
+    write_text(output / "tickets.svg", picture(found))
+    if as_json:
+        screen.show_json(table)
+        return
+
+    def cell(values: list[float]) -> str:
+        mean, error = mean_and_error(values)
+        return f"{mean:.1%} ± {error:.1%}"
+
+    rows = [[variant, *(cell(found[kind][variant]) for kind in settings.kinds)] for variant in settings.variants]
+    screen.show_table(["ticket", *settings.kinds], [["dense", *[cell(found["dense"])] * len(settings.kinds)], *rows])
+    screen.say(f"\npicture: {output / 'tickets.svg'}")

@@ -1,0 +1,157 @@
+"""Training a Scoring Net: stages, steps, and the three variants."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from secateur.core.errors import SecateurError
+from secateur.criteria.scoring.gates import gates_of
+from secateur.criteria.scoring.network import ScoringNet
+from secateur.criteria.scoring.regress import measured, regression_loss
+from secateur.criteria.scoring.reinforce import Baseline, reinforce_loss
+from secateur.criteria.scoring.settings import ScorerSettings, ScorerStage
+from secateur.criteria.scoring.task import Prepared, Task, objective, prepare
+from secateur.criteria.scoring.unroll import trained
+
+Record = dict[str, Any]
+OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
+    "adam": optim.Adam,
+    "adamw": optim.AdamW,
+    "sgd": lambda parameters, lr: optim.SGD(parameters, lr, momentum=0.9),
+    "lbfgs": lambda parameters, lr: optim.LBFGS(parameters, lr, line_search_fn="strong_wolfe"),
+}
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Which batch of which task, at which share and slope."""
+
+    prepared: Prepared
+    batch: int
+    share: float
+    temperature: float
+
+
+def fit_(
+    net: ScoringNet,
+    tasks: Sequence[Task],
+    settings: ScorerSettings | None = None,
+    *,
+    on_epoch: Callable[[Record], None] | None = None,
+) -> list[Record]:
+    """Train `net` in place on one network or on several at once; one record per epoch.
+
+    An epoch shows every batch of every task once, in an order drawn from `settings.seed`. A record holds "stage", "epoch",
+    "loss", "seconds" since the start, and "forwards": passes of the pruned networks over a batch so far, those of the full
+    networks and of unrolled steps among them. The networks do not change.
+    Raises `SecateurError` where there is no task, no batch, nothing to cut, or a loss that is not finite.
+    """
+    settings = settings or ScorerSettings()
+    if not tasks:
+        raise SecateurError("training a Scoring Net", "no task", "give at least one network with its data")
+    begun = time.perf_counter()
+    records: list[Record] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        generator = torch.Generator().manual_seed(settings.seed)
+        ready = [prepare(task, net.settings, settings.limit) for task in tasks]
+        samples = [measured(p, settings, generator) for p in ready] if settings.variant == "regress" else []
+        run = _Training(net, ready, settings, samples, generator)
+        net.train()
+        for stage in settings.stages:
+            for value in run.epochs(stage):
+                record: Record = {"stage": stage.name, "epoch": len(records) + 1, "loss": value}
+                record |= {"seconds": round(time.perf_counter() - begun, 4), "forwards": sum(p.forwards for p in ready)}
+                records.append(record)
+                if on_epoch:
+                    on_epoch(record)
+    net.eval()
+    return records
+
+
+class _Training:
+    """State between steps: the generator, and the baseline of the policy gradient."""
+
+    def __init__(
+        self,
+        net: ScoringNet,
+        ready: list[Prepared],
+        settings: ScorerSettings,
+        samples: list[tuple[Tensor, Tensor]],
+        generator: torch.Generator,
+    ) -> None:
+        self.net, self.ready, self.settings, self.samples, self.generator = net, ready, settings, samples, generator
+        self.baseline = Baseline()
+        self.order = [(prepared, batch) for prepared in ready for batch in range(len(prepared.batches))]
+        self.total, self.taken = max(len(self.order) * sum(stage.epochs for stage in settings.stages), 1), 0
+
+    def epochs(self, stage: ScorerStage) -> Iterator[float]:
+        """The mean loss of each epoch of `stage`; its learning rate falls to 0 as half a cosine."""
+        optimizer = OPTIMIZERS[stage.optimizer](list(self.net.parameters()), lr=stage.lr)
+        steps = max(stage.epochs * len(self.order), 1)
+        for epoch in range(stage.epochs):
+            total = 0.0
+            for number, place in enumerate(torch.randperm(len(self.order), generator=self.generator).tolist()):
+                if stage.optimizer != "lbfgs":
+                    done = (epoch * len(self.order) + number) / steps
+                    optimizer.param_groups[0]["lr"] = stage.lr * 0.5 * (1 + math.cos(math.pi * done))
+                total += self._step(optimizer, stage, self._at(*self.order[place]))
+                self.taken += 1
+            yield total / len(self.order)
+
+    def _at(self, prepared: Prepared, batch: int) -> _Step:
+        done, (start, end) = self.taken / self.total, self.settings.soft
+        drawn = self.settings.keeps[int(torch.randint(len(self.settings.keeps), (1,), generator=self.generator))]
+        share = drawn ** min(1.0, done / self.settings.ramp) if self.settings.ramp else drawn
+        return _Step(prepared, batch, share, start * (end / start) ** done)
+
+    def _step(self, optimizer: optim.Optimizer, stage: ScorerStage, step: _Step) -> float:
+        def closure() -> float:
+            optimizer.zero_grad()
+            value = self._loss(stage, step)
+            if not torch.isfinite(value):
+                do = "lower the learning rate, or look for weights that are infinite or not a number"
+                raise SecateurError("training a Scoring Net", f"a loss of {float(value.detach())}", do)
+            value.backward()
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip)
+            return float(value.detach())
+
+        return float(optimizer.step(closure))  # type: ignore[arg-type]
+
+    def _loss(self, stage: ScorerStage, step: _Step) -> Tensor:
+        if self.settings.variant == "regress":
+            return regression_loss(self.net, step.prepared, *self.samples[self.ready.index(step.prepared)])
+        if self.settings.variant == "reinforce":
+            return reinforce_loss(
+                self.net, step.prepared, step.batch, step.share, stage.objective, self.settings, self.baseline
+            )
+        return gates_loss(self.net, step.prepared, step.batch, step.share, step.temperature, stage, self.settings)
+
+
+def gates_loss(
+    net: ScoringNet,
+    prepared: Prepared,
+    batch: int,
+    share: float,
+    temperature: float,
+    stage: ScorerStage,
+    settings: ScorerSettings,
+) -> Tensor:
+    """The loss of the network as the allocator would cut it at this `share`, with slopes by the net's parameters."""
+    task, units = prepared.task, prepared.units
+    raw = net(units)
+    with torch.no_grad():
+        scores = net.positive(units, raw)
+    plan = task.allocate(task.axes, scores, share)
+    how = {"temperature": temperature, "share": share, "spend": settings.spend, "count": prepared.count}
+    gates = gates_of(task.axes, units, raw, plan, **how)  # type: ignore[arg-type]
+    output = trained(prepared, gates.hard, batch, settings.mode, settings.unrolled, settings.inner_lr)
+    _, target, answer = prepared.batches[batch]
+    return objective(prepared, stage.objective, output, target, answer, gates.excess)

@@ -1,0 +1,164 @@
+"""What a Scoring Net is, and what its training is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from secateur.core.errors import SecateurError, nearest
+
+CHOICES = {
+    "encoder": ("stats", "raw"),
+    "context": ("deepsets", "attention", "none"),
+    "mode": ("post", "init"),
+    "variant": ("gates", "regress", "reinforce"),
+    "spend": ("network", "axis"),
+    "optimizer": ("adam", "adamw", "sgd", "lbfgs"),
+}
+
+
+@dataclass(frozen=True)
+class NetSettings:
+    """The architecture. `encoder` "stats" reads statistics of each unit's weights, "raw" the weights themselves.
+
+    `gradients` adds what a few batches tell of the loss. `context` lets the units of an axis see each other: by their mean
+    ("deepsets"), by attention, or not. `scale` False leaves out all that changes when a layer's weights are multiplied by
+    one number. `width` of the hidden layers.
+    """
+
+    encoder: Literal["stats", "raw"] = "stats"
+    gradients: bool = False
+    context: Literal["deepsets", "attention", "none"] = "deepsets"
+    scale: bool = True
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        _known(self, "encoder", "context")
+        for name in ("gradients", "scale"):
+            if not isinstance(getattr(self, name), bool):
+                raise SecateurError(f"{name}={getattr(self, name)!r}", "neither true nor false", "give true or false")
+        if type(self.width) is not int or not 4 <= self.width <= 1024 or self.width % 4:
+            raise SecateurError(f"width={self.width!r}", "no width", "give a multiple of 4 from 4 to 1024")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What one stage of training minimises, as weights.
+
+    Of the `task`'s loss, of `kl` = `temperature`^2 KL(full || gated), of `logits`, the mean squared difference of outputs, and
+    of the `budget`'s excess (max(0, count / budget - 1))^2 in soft widths.
+    """
+
+    task: float = 1.0
+    kl: float = 1.0
+    logits: float = 0.0
+    budget: float = 1.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("task", "kl", "logits", "budget"):
+            _number(name, getattr(self, name), 0)
+        _number("temperature", self.temperature, 1e-3)
+        if not self.task + self.kl + self.logits > 0:
+            raise SecateurError("an objective", "no weight on task, kl or logits", "give at least one of them a weight")
+
+
+@dataclass(frozen=True)
+class ScorerStage:
+    """A stretch of a Scoring Net's training: `epochs` passes with an objective, an optimizer and a learning rate of its own."""
+
+    name: str = "score"
+    epochs: int = 15
+    objective: Objective = field(default_factory=Objective)
+    optimizer: Literal["adam", "adamw", "sgd", "lbfgs"] = "adam"
+    lr: float = 3e-3
+
+    def __post_init__(self) -> None:
+        _known(self, "optimizer")
+        _number("lr", self.lr, 1e-12)
+        _count("epochs", self.epochs, 0)
+
+
+@dataclass(frozen=True)
+class ScorerSettings:
+    """How a Scoring Net is trained.
+
+    `mode` "post" asks for a network that works as it is cut; "init" for one that works after `unrolled` steps of SGD at
+    `inner_lr` from where it is cut (first-order MAML, Finn et al., 2017). `variant`: "gates" trains through gates by a
+    straight-through estimate; "regress" fits measured changes of the loss under `masks` random masks that drop shares in
+    the range `drop` of every axis; "reinforce" samples gates and follows the policy gradient.
+
+    `keeps` are the shares the allocator is asked for, one drawn per step; the share falls to the one drawn during the first
+    `ramp` of training. `spend` says where a unit's place can go to: another unit of the "network" or of the same "axis".
+    `soft` is the temperature of the gates' slope at the start and at the end; `clip` bounds the norm of a step's gradient.
+    `limit` batches are held in memory with the full model's answers.
+    """
+
+    stages: tuple[ScorerStage, ...] = field(default_factory=lambda: (ScorerStage(),))
+    mode: Literal["post", "init"] = "post"
+    variant: Literal["gates", "regress", "reinforce"] = "gates"
+    spend: Literal["network", "axis"] = "network"
+    keeps: tuple[float, ...] = (0.5,)
+    soft: tuple[float, float] = (1.0, 0.1)
+    ramp: float = 0.3
+    clip: float = 1.0
+    unrolled: int = 1
+    inner_lr: float = 0.1
+    masks: int = 500
+    drop: tuple[float, float] = (0.1, 0.3)
+    limit: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("stages", "keeps", "soft", "drop"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _known(self, "mode", "variant", "spend")
+        for name, low in (("unrolled", 1), ("masks", 1), ("limit", 1)):
+            _count(name, getattr(self, name), low)
+        _number("inner_lr", self.inner_lr, 1e-12)
+        _number("clip", self.clip, 1e-12)
+        _number("ramp", self.ramp, 0)
+        if not self.keeps or not all(0 < share <= 1 for share in self.keeps):
+            raise SecateurError(f"keeps={self.keeps}", "no share", "say what remains, as shares above 0 and at most 1")
+        if len(self.soft) != 2 or min(self.soft) <= 0:
+            raise SecateurError(f"soft={self.soft}", "no pair of temperatures", "give two numbers above 0, as (1.0, 0.1)")
+        if len(self.drop) != 2 or not 0 < self.drop[0] <= self.drop[1] < 1:
+            raise SecateurError(f"drop={self.drop}", "no range of shares", "give two shares between 0 and 1, as (0.1, 0.3)")
+        if self.variant == "gates" and any(stage.optimizer == "lbfgs" for stage in self.stages) and len(self.keeps) > 1:
+            found = f"a loss that changes with the share drawn from keeps={self.keeps}"
+            raise SecateurError("optimizer='lbfgs'", found, "give one share, or another optimizer")
+
+
+def net_to_json(settings: NetSettings) -> dict[str, Any]:
+    """What the header of a saved Scoring Net holds."""
+    return asdict(settings)
+
+
+def net_from_json(value: Mapping[str, Any], asked: str) -> NetSettings:
+    """The inverse. Raises `SecateurError` beginning with `asked` for keys and values that are none of ours."""
+    known = {f.name for f in fields(NetSettings)}
+    if type(value) is not dict or set(value) != known:
+        odd = sorted(set(value) ^ known)[0] if isinstance(value, Mapping) else "a value that is no table"
+        raise SecateurError(asked, f"settings with {odd[:60]!r} missing or unknown", "train and save it again")
+    try:
+        return NetSettings(**value)
+    except (SecateurError, TypeError) as error:
+        raise SecateurError(asked, f"settings that are none ({error})", "train and save it again") from None
+
+
+def _known(settings: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value not in CHOICES[name]:
+            raise SecateurError(f"{name}={value!r}", "no such choice", nearest(str(value), CHOICES[name]))
+
+
+def _number(name: str, value: Any, low: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < float("inf"):
+        raise SecateurError(f"{name}={value!r}", "a value out of range", f"give a number of at least {low:g}")
+
+
+def _count(name: str, value: Any, low: int) -> None:
+    if type(value) is not int or value < low:
+        raise SecateurError(f"{name}={value!r}", "a value out of range", f"give a whole number of at least {low}")

@@ -1,0 +1,68 @@
+"""What a few batches tell of the loss, weight by weight, for a Scoring Net that reads gradients.
+
+Shape legend: B batches, N units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from secateur.core.errors import SecateurError
+from secateur.core.protocols import Batches, Loss
+from secateur.core.running import call, device_of, evaluating, to_device
+from secateur.criteria.places import Place, parameters, plain
+from secateur.criteria.taylor import differentiable, gradients
+
+
+class Slopes:
+    """Mean gradient and mean squared gradient of every parameter over at most `limit` batches, in evaluation mode."""
+
+    def __init__(self, model: nn.Module, batches: Batches, loss: Loss, *, limit: int = 10) -> None:
+        weights = list(dict.fromkeys(parameters(model).values()))
+        self._mean = {weight: torch.zeros_like(plain(weight)) for weight in weights}
+        self._square = {weight: torch.zeros_like(plain(weight)) for weight in weights}
+        device, count = device_of(model), 0
+        with evaluating(model), differentiable(weights):
+            for number, (inputs, target) in enumerate(islice(batches, limit)):
+                value = loss(call(model, to_device(inputs, device)), to_device(target, device))
+                for weight, gradient in zip(weights, gradients(value, weights, number), strict=True):
+                    self._mean[weight] += plain(gradient)
+                    self._square[weight] += plain(gradient).square()
+                count += 1
+        if not count:
+            raise SecateurError("gradients for a Scoring Net", "no batch", "give data that can be iterated anew for every pass")
+        for weight in weights:
+            self._mean[weight] /= count
+            self._square[weight] /= count
+
+    def mean(self, place: Place) -> Tensor:
+        """The mean gradient of the whole parameter of `place`."""
+        return self._mean[place.parameter]
+
+    def of(self, writers: Sequence[Place], readers: Sequence[Place]) -> Tensor:
+        """(N, 5): |sum of weight times gradient|, norm of the gradient, its cosine with the weights, sum of squares, and the
+        slope of the loss by a gate on the readers."""
+        w, g, square = (
+            torch.cat([_rows(place, what(place)) for place in writers], 1) for what in (_values, self.mean, self._of)
+        )
+        product = (w * g).sum(1)
+        norm = g.square().sum(1).sqrt()
+        cosine = product / (norm * w.square().sum(1).sqrt()).clamp_min(1e-24)
+        gates = [(_rows(place, _values(place)) * _rows(place, self.mean(place))).sum(1) for place in readers]
+        gate = torch.stack(gates).sum(0).abs() if gates else torch.zeros_like(norm)
+        return torch.stack([product.abs(), norm, cosine, square.sum(1), gate], 1)
+
+    def _of(self, place: Place) -> Tensor:
+        return self._square[place.parameter]
+
+
+def _values(place: Place) -> Tensor:
+    return plain(place.parameter)
+
+
+def _rows(place: Place, tensor: Tensor) -> Tensor:
+    return tensor.movedim(place.dim, 0)[place.entries.to(tensor.device)].flatten(1).double().cpu()

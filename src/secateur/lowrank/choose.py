@@ -1,0 +1,99 @@
+"""The format and the ranks of every layer, most energy kept under a budget.
+
+Shape legend: none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import log
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur.core.errors import SecateurError, nearest
+from secateur.core.factor import FORMATS, Format, Product
+from secateur.core.plan import Plan, factor
+from secateur.core.protocols import Batches
+from secateur.lowrank.cost import Costs, counted, timed
+from secateur.lowrank.energy import candidates, forms_of, kept_by
+from secateur.lowrank.knapsack import knapsack
+from secateur.lowrank.places import Place, places
+from secateur.measure import facts, latency
+from secateur.measure.moments import input_moments
+from secateur.surgery import fingerprint
+
+QUANTITIES = ("macs", "params", "latency")
+
+
+def choose(
+    model: nn.Module,
+    example: Any,
+    keep: Mapping[str, float],
+    *,
+    formats: Sequence[Format] = ("channel", "spatial", "tucker2"),
+    multiple: int = 8,
+    batches: Batches | None = None,
+    limit: int | None = None,
+    repeats: int = 10,
+    threads: int | None = None,
+    **which: Any,
+) -> Plan:
+    """The plan of products that keeps most energy within `keep`, the share of the dense {"macs": 0.5}, "params" or "latency".
+
+    Every layer takes one of `formats`, with ranks that are multiples of `multiple`, or stays as it is; products that cost no
+    less than the layer are left out. Energy is that of the weights, or, with `batches` (at most `limit` of them), that of
+    the responses; layers count by the logarithm of the share they keep, so that one that loses all its energy is never
+    chosen for the sake of the others (Zhang et al., 2016, eq. 13, a product over layers). Found by dynamic programming over
+    a table of costs: multiply-accumulates counted, or latencies measured layer by layer (`repeats` interleaved rounds on
+    `threads`), to which everything else in the network is added as a constant. `which`: as in `places`.
+
+    Raises `SecateurError` for a budget that cannot be met, saying the least that can.
+    """
+    what, share = _one(keep)
+    for name in formats:
+        if name not in FORMATS or name == "linear":
+            raise SecateurError(f"the format {name!r}", "no such format", nearest(name, [f for f in FORMATS if f != "linear"]))
+    inputs = example if isinstance(example, tuple) else (example,)
+    found = places(model, example, **which)
+    offers = {p: [c for form in forms_of(p, tuple(formats)) for c in candidates(p, form, multiple)] for p in found}
+    if what == "latency":
+        table: Mapping[Place, Costs] = timed(offers, repeats=repeats, threads=threads)
+        dense = latency(model, *inputs, repeats=max(repeats, 5), threads=threads)
+    else:
+        table = {p: counted(p, offers[p], what) for p in found}
+        dense = float(getattr(facts(model, *inputs), what))
+    rest = max(0.0, dense - sum(table[p][None] for p in found))
+    options = [_options(model, p, offers[p], table[p], batches, limit) for p in found]
+    budget = share * dense - rest
+    chosen = knapsack([[(cost, log(kept)) for _, cost, kept in row] for row in options], budget)
+    if chosen is None:
+        least = (rest + sum(min(cost for _, cost, _ in row) for row in options)) / dense
+        do = "ask for at least that, or allow more formats or a smaller multiple"
+        raise SecateurError(f"keep={{{what!r}: {share!r}}}", f"that {least:.4f} is the least possible share", do)
+    picked = [row[place][0] for row, place in zip(options, chosen, strict=True)]
+    return factor(fingerprint(model), [product for product in picked if product is not None])
+
+
+def _options(
+    model: nn.Module, place: Place, offers: Sequence[Product], costs: Costs, batches: Batches | None, limit: int | None
+) -> list[tuple[Product | None, float, float]]:
+    """(product, cost, share of energy kept) of each choice a layer has, itself first."""
+    covariance: Tensor | None = None
+    cheaper = [offer for offer in offers if costs[offer] < costs[None]]
+    if batches is not None and cheaper:  # one layer at a time: a covariance may take hundreds of megabytes
+        covariance = input_moments(model, [place.name], batches, limit)[place.name].centred().xx
+    kept = {form: kept_by(place, form, covariance) for form in dict.fromkeys(offer.format for offer in cheaper)}
+    return [(None, costs[None], 1.0), *((offer, costs[offer], kept[offer.format](offer.ranks)) for offer in cheaper)]
+
+
+def _one(keep: Mapping[str, float]) -> tuple[str, float]:
+    """The one quantity of a budget, and its share."""
+    if len(keep) != 1:
+        raise SecateurError(f"keep={dict(keep)!r}", "not one quantity", 'give for instance {"latency": 0.5}')
+    what, share = next(iter(keep.items()))
+    if what not in QUANTITIES:
+        raise SecateurError(f"keep={dict(keep)!r}", f"no quantity {what!r}", nearest(what, list(QUANTITIES)))
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise SecateurError(f"keep={dict(keep)!r}", f"{share!r}", "say what remains, as a share above 0 and at most 1")
+    return what, float(share)

@@ -1,0 +1,77 @@
+"""The Scoring Net by the words of a recipe: trained on the network at hand, or taken from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from torch import nn
+
+from secateur.core.axes import Axes
+from secateur.core.errors import SecateurError, nearest
+from secateur.core.protocols import Batches, Criterion, Loss
+from secateur.criteria.scoring import Allocate, NetSettings, Objective, ScorerSettings, ScorerStage
+from secateur.criteria.scoring_net import scoring_net
+from secateur.io.scorer import load_scorer
+
+PARTS: dict[str, type] = {"net": NetSettings, "objective": Objective, "stage": ScorerStage, "settings": ScorerSettings}
+
+
+def learned(
+    model: nn.Module,
+    axes: Axes,
+    batches: Batches | None,
+    loss: Loss | None,
+    args: Mapping[str, Any],
+    *,
+    allocate: Allocate,
+    share: tuple[str, float],
+    seed: int,
+) -> Criterion:
+    """The criterion "scoring_net" of a recipe.
+
+    `args`: ``file`` names a trained net, which scores without training; otherwise any field of `NetSettings`, `ScorerStage`,
+    `Objective` and `ScorerSettings`, and ``stages``, a list of tables, for several stages. `share` is (count, share) of the
+    budget. Raises `SecateurError` for other words, and where data are needed and there are none.
+    """
+    words = dict(args)
+    if file := words.pop("file", None):
+        if words:
+            raise SecateurError(f"prune.args = {dict(args)!r}", "settings of training beside a file", "give one or the other")
+        net: Any = load_scorer(file)
+        settings = ScorerSettings(seed=seed)
+        if batches is None and not net.settings.gradients:
+            return net.criterion(model, axes)
+    else:
+        net, settings = settings_of(words, share[1], seed)
+    if batches is None or loss is None:
+        raise SecateurError("criterion 'scoring_net'", "no data to run on", "give data, or args = { file = ... }")
+    return scoring_net(model, batches, loss, axes=axes, allocate=allocate, net=net, settings=settings, budget=share[0])
+
+
+def settings_of(words: Mapping[str, Any], share: float, seed: int) -> tuple[NetSettings, ScorerSettings]:
+    """Settings from one flat table. Raises `SecateurError` for a word that none of them has."""
+    words = dict(words)
+    stages = words.pop("stages", None)
+    net = NetSettings(**_of(NetSettings, words))
+    common = _stage(words)
+    rest = _of(ScorerSettings, words)
+    unknown = set(words) - {f.name for kind in PARTS.values() for f in fields(kind)} | set(words) & {"objective"}
+    if unknown:
+        known = sorted({f.name for kind in PARTS.values() for f in fields(kind)} - {"objective"} | {"file"})
+        raise SecateurError(f"prune.args: {sorted(unknown)[0]!r}", "no such setting", nearest(sorted(unknown)[0], known))
+    if stages is not None and (not isinstance(stages, list) or not all(isinstance(stage, Mapping) for stage in stages)):
+        raise SecateurError("prune.args: 'stages'", f"{stages!r}"[:80], "give a list of tables")
+    made = tuple(_stage({**words, **stage}) for stage in stages) if stages is not None else (common,)
+    return net, ScorerSettings(**{"keeps": (share,), "seed": seed, **rest, "stages": made})
+
+
+def _stage(words: Mapping[str, Any]) -> ScorerStage:
+    own = _of(ScorerStage, words)
+    own.pop("objective", None)
+    return ScorerStage(**own, objective=Objective(**_of(Objective, words)))
+
+
+def _of(kind: type, words: Mapping[str, Any]) -> dict[str, Any]:
+    return {f.name: words[f.name] for f in fields(kind) if f.name in words}

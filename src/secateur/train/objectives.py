@@ -1,0 +1,129 @@
+"""Losses by name, for the stages of a training.
+
+Shape legend: B images of a batch, K classes, C channels, P positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateur.core.errors import SecateurError, nearest
+from secateur.core.plan import Plan
+from secateur.core.protocols import Loss
+from secateur.core.running import call, evaluating
+from secateur.train.losses import cross_entropy, distillation
+
+LOSSES = ("cross_entropy", "label_smoothing", "kl", "logits", "features")
+TAUGHT = ("kl", "logits")
+"""Losses whose target is the pair `taught` makes."""
+
+
+def objective(name: str, *, alpha: float = 0.5, temperature: float = 4.0, smoothing: float = 0.0) -> Loss:
+    """The loss of that name.
+
+    "cross_entropy"; "label_smoothing", the same with a smoothing of 0.1 unless another is given; "kl", `distillation` with
+    the weight `alpha`; "logits", alpha times the mean squared difference of logits (Ba and Caruana, 2014) plus (1 - alpha)
+    cross-entropy; "features", cross-entropy beside which a `FeatureMatching` hook goes.
+    Raises `SecateurError` for another name.
+    """
+    if name not in LOSSES:
+        raise SecateurError(f"loss {name!r}", "no such loss", nearest(name, LOSSES))
+    if name == "kl":
+        return distillation(alpha, temperature, smoothing)
+    if name == "logits":
+        return _logits(alpha, smoothing)
+    return cross_entropy(smoothing or 0.1 if name == "label_smoothing" else smoothing)
+
+
+def _logits(alpha: float, smoothing: float) -> Loss:
+    def loss(output: Any, target: Any) -> Tensor:
+        labels, logits = target
+        plain = F.cross_entropy(output, labels, label_smoothing=smoothing)
+        return alpha * F.mse_loss(output, logits.to(output.dtype)) + (1 - alpha) * plain
+
+    return loss
+
+
+class FeatureMatching:
+    """A hook whose loss draws the features of `model` towards those of `teacher` on the same input.
+
+    Of each named layer's output (B, C, ...) the mean square over channels is taken, (B, P), and normalised: maps of networks
+    of different widths compare. The loss is `weight` times the mean squared distance of these maps, summed over `layers`.
+    Outputs of two dims (B, C) compare by the cosine where widths agree. `remove()` ends it.
+
+    Source: Zagoruyko and Komodakis, 2017, eq. 2 (attention transfer, p = 2).
+    """
+
+    def __init__(self, model: nn.Module, teacher: nn.Module, layers: Sequence[str], weight: float = 1.0) -> None:
+        if not layers:
+            raise SecateurError("feature matching", "no layer", "name at least one layer of the network")
+        self.weight, self._teacher = weight, teacher.eval()
+        self._ours: dict[str, Tensor] = {}
+        self._theirs: dict[str, Tensor] = {}
+        self._handles = [model.register_forward_pre_hook(self._ask, with_kwargs=True)]
+        for network, held in ((model, self._ours), (teacher, self._theirs)):
+            modules = dict(network.named_modules())
+            for layer in layers:
+                if layer not in modules:
+                    self.remove()
+                    raise SecateurError(f"features of layer {layer!r}", "no such layer", nearest(layer, list(modules)))
+                self._handles.append(modules[layer].register_forward_hook(_keep(layer, held)))
+
+    def loss(self) -> Tensor | float:
+        """The distance at the last forward."""
+        distances = [_distance(self._ours[layer], self._theirs[layer]) for layer in self._ours if layer in self._theirs]
+        return self.weight * torch.stack(distances).sum() if distances else 0.0
+
+    def remove(self) -> None:
+        """Take the hooks off both networks."""
+        for handle in self._handles:
+            handle.remove()
+
+    def after_backward(self) -> None:
+        """Nothing."""
+
+    def after_step(self) -> None:
+        """Features of before the step are forgotten."""
+        self._ours.clear()
+        self._theirs.clear()
+
+    def plan(self) -> Plan:
+        """Nothing is decided."""
+        return Plan({})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to keep."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to do."""
+
+    def _ask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module.training:
+            with torch.no_grad(), evaluating(self._teacher):
+                call(self._teacher, kwargs or args)
+
+
+def _keep(layer: str, held: dict[str, Tensor]):  # type: ignore[no-untyped-def]
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor):
+            held[layer] = output
+
+    return hook
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    if ours.dim() < 3:
+        if ours.shape != theirs.shape:
+            found = f"{list(ours.shape)} where the teacher has {list(theirs.shape)}"
+            raise SecateurError(
+                "feature matching", f"features of shape {found}", "name layers with positions, as convolutions have"
+            )
+        return (1 - F.cosine_similarity(ours, theirs, 1)).mean()
+    one, two = (F.normalize(features.square().mean(1).flatten(1), dim=1) for features in (ours, theirs))
+    return (one - two).square().sum(1).mean()

@@ -1,0 +1,195 @@
+"""Budgets on bytes, activation memory and latency: what was promised is what is measured, alone and several at once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from secateur import allocate, criteria, measure, save, score, trace
+from secateur.allocate.costs import activation_bytes, file_bytes, latency_ms
+from secateur.cli.main import main
+from secateur.core.axes import Axes
+from secateur.core.errors import SecateurError
+from secateur.io import read_plan
+from secateur.measure.table import Entry, LatencyTable, from_json, layer_calls, measure_table
+from secateur.recipes import schema, zoo
+from secateur.recipes.choose import choose
+
+X = torch.zeros(2, 1, 8, 8)
+
+
+def network() -> tuple[nn.Module, Axes]:
+    torch.manual_seed(0)
+    model = zoo.digits_resnet(widths=(8, 12, 16)).eval()
+    return model, trace(model, X)
+
+
+class Depthwise(nn.Module):
+    """A depthwise and a grouped convolution between pointwise ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.c, self.d = nn.Conv2d(8, 12, 1), nn.Conv2d(12, 6, 3, groups=3)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.d(self.c(self.b(self.a(x)).relu()).relu()).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def synthetic(model: nn.Module, example: torch.Tensor = X, rest: float = 0.5) -> LatencyTable:
+    """A table in which a layer takes inputs * outputs / 1000 ms, with two points a side."""
+    entries = {}
+    for key, _, _, inputs, outputs in layer_calls(model, example):
+        known = entries.get(key)
+        inputs, outputs = max(inputs, known.inputs[1] if known else 2), max(outputs, known.outputs[1] if known else 2)
+        sides = ((1, inputs), (1, outputs))
+        entries[key] = Entry(*sides, tuple(tuple(i * o / 1000 for o in sides[1]) for i in sides[0]))
+    return LatencyTable(entries, rest)
+
+
+@pytest.mark.parametrize("share", [0.4, 0.7])
+def test_the_file_is_as_small_as_was_promised(share: float, tmp_path: Path) -> None:
+    model, axes = network()
+    cost = file_bytes(model, axes)
+    plan = allocate.budget(axes, score(axes, criteria.l2(model)), {"bytes": share}, costs={"bytes": cost})
+    small = plan.apply(model)
+    widths = {name: after for name, (_, after) in plan.widths().items()}
+    held = sum(value.numel() * value.element_size() for value in small.state_dict().values())
+    assert cost(widths) == held == measure.facts(small, X).bytes
+    assert held <= share * cost({})
+    save(tmp_path / "a.safetensors", small)
+    assert (tmp_path / "a.safetensors").stat().st_size - held < 12_000, "the header is all that is beside"
+    for axis in axes.free:
+        if widths.get(axis.name, axis.units) < axis.units:
+            assert cost({**widths, axis.name: widths[axis.name] + 1}) > share * cost({})
+
+
+def test_tied_tensors_and_halves_are_counted_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)).half()
+    model.add_module("again", model[0])
+    axes = trace(model.float(), torch.zeros(1, 4))
+    assert file_bytes(model.half(), axes)({}) == 2 * (24 + 6 + 24 + 4)
+
+
+def test_activation_memory_is_what_is_measured() -> None:
+    model, axes = network()
+    cost = activation_bytes(model, axes, X)
+    assert cost({}) == measure.peak_memory(model, X)
+    plan = allocate.budget(axes, score(axes, criteria.l2(model)), {"memory": 0.8}, costs={"memory": cost})
+    small = plan.apply(model)
+    assert measure.peak_memory(small, X) <= 0.8 * measure.peak_memory(model, X)
+    assert cost({name: after for name, (_, after) in plan.widths().items()}) == measure.peak_memory(small, X)
+
+
+def test_several_budgets_at_once() -> None:
+    model, axes = network()
+    costs = {"bytes": file_bytes(model, axes), "memory": activation_bytes(model, axes, X)}
+    costs["latency"] = latency_ms(model, axes, X, synthetic(model))
+    keep = {"macs": 0.7, "bytes": 0.6, "memory": 0.9, "latency": 0.8}
+    plan = allocate.budget(axes, score(axes, criteria.l2(model)), keep, costs=costs)
+    widths = {name: after for name, (_, after) in plan.widths().items()}
+    used = {what: cost(widths) / cost({}) for what, cost in costs.items()}
+    used["macs"] = axes.count("macs", widths) / axes.count("macs")
+    assert all(used[what] <= share for what, share in keep.items())
+    assert any(used[what] > share - 0.06 for what, share in keep.items())
+    with pytest.raises(SecateurError, match="the least possible share"):
+        allocate.budget(axes, score(axes, criteria.l2(model)), {"latency": 0.01}, costs=costs)
+    with pytest.raises(SecateurError, match="no such count"):
+        allocate.budget(axes, score(axes, criteria.l2(model)), {"latency": 0.5})
+
+
+def test_a_table_adds_up_layers_and_interpolates() -> None:
+    model, axes = network()
+    table = synthetic(model, rest=0.25)
+    expected = 0.25 + sum(inputs * outputs for _, _, _, inputs, outputs in layer_calls(model, X)) / 1000
+    assert latency_ms(model, axes, X, table)({}) == pytest.approx(expected)
+    plan = axes.plan({axis.name: range(axis.units // 2) for axis in axes.free})
+    small = plan.apply(model)
+    expected = 0.25 + sum(inputs * outputs for _, _, _, inputs, outputs in layer_calls(small, X)) / 1000
+    widths = {name: after for name, (_, after) in plan.widths().items()}
+    assert latency_ms(model, axes, X, table)(widths) == pytest.approx(expected), "the product of widths is bilinear"
+    entry = Entry((2, 4), (3, 9), ((1.0, 2.0), (3.0, 8.0)))
+    assert entry.at(4, 9) == 8
+    assert entry.at(3, 3) == 2
+    assert entry.at(2, 6) == 1.5
+    assert entry.at(3, 6) == pytest.approx((1 + 2 + 3 + 8) / 4)
+    assert entry.at(1, 1) == 1
+    assert entry.at(8, 9) == 16
+
+
+def test_grouped_layers_have_entries() -> None:
+    model = Depthwise().eval()
+    axes = trace(model, X)
+    table = measure_table(model, X, repeats=1)
+    cost = latency_ms(model, axes, X, table)
+    assert cost({}) >= table.rest_ms
+    narrow = cost({axis.name: 1 for axis in axes.free if axis.kind != "group"})
+    assert 0 < narrow <= cost({}) + 1e-9
+
+
+def test_a_measured_table_is_monotone_and_survives_a_file() -> None:
+    model, _ = network()
+    table = measure_table(model, X, repeats=1)
+    assert set(table.entries) == {key for key, *_ in layer_calls(model, X)}
+    for entry in table.entries.values():
+        rows = [list(row) for row in entry.ms]
+        assert all(a <= b for row in rows for a, b in itertools.pairwise(row))
+        assert all(a <= b for one, two in itertools.pairwise(rows) for a, b in zip(one, two, strict=True))
+    assert from_json(json.loads(json.dumps(table.to_json()))) == table
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("rest_ms"), "without 'rest_ms'"),
+        (lambda t: t.update(rest_ms=-1), "for milliseconds"),
+        (lambda t: t.update(format=9), "format"),
+        (lambda t: next(iter(t["entries"].values())).update(inputs=[4, 2]), "no grid"),
+        (lambda t: next(iter(t["entries"].values()))["ms"].pop(), "no grid"),
+        (lambda t: t.update(entries=[]), "entries"),
+    ],
+)
+def test_damaged_tables_are_one_sentence(change, words: str) -> None:  # type: ignore[no-untyped-def]
+    value = synthetic(network()[0]).to_json()
+    change(value)
+    with pytest.raises(SecateurError, match=words):
+        from_json(value)
+
+
+def test_a_recipe_and_the_command_line_take_them(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    def call(*words: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as left:
+            main([str(word) for word in words])
+        printed = capsys.readouterr()
+        return int(left.value.code or 0), printed.out + printed.err
+
+    table, plan = tmp_path / "table.json", tmp_path / "plan.json"
+    assert call("measure", "zoo:digits_resnet", "--input", "1,1,8,8", "--table", table, "--threads", 1)[0] == 0
+    words = ("plan", "zoo:digits_resnet", "--input", "1,1,8,8", "-o", plan)
+    code, told = call(*words, "--keep", "latency=0.95", "--keep", "bytes=0.7", "--keep", "macs=0.8", "--table", table)
+    assert code == 0, told
+    assert read_plan(plan)
+    code, told = call(*words, "--keep", "latency=0.9", "--table", tmp_path / "none.json")
+    assert (code, told.count("\n")) == (2, 1)
+    code, told = call("plan", "zoo:digits_resnet", "--input", "3,1,8,8", "--keep", "latency=0.9", "--table", table, "-o", plan)
+    assert (code, "no layer" in told) == (2, True)
+    code, told = call(*words, "--keep", "energy=0.5")
+    assert (code, "no quantity 'energy'" in told) == (2, True)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("allocator", ["budget", "uniform"])
+def test_rounds_and_allocators_meet_them(rounds: int, allocator: str) -> None:
+    model, _ = network()
+    prune = schema.Prune(keep={"bytes": 0.6, "memory": 0.9}, criterion="l2", rounds=rounds, allocator=allocator)  # type: ignore
+    _, plan = choose(model, X, prune)
+    small = plan.apply(model)
+    assert measure.facts(small, X).bytes <= 0.6 * measure.facts(model, X).bytes + 1e-6
+    assert measure.peak_memory(small, X) <= 0.9 * measure.peak_memory(model, X)

@@ -1,0 +1,44 @@
+"""The page of low-rank results is what its script makes of the result files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("low_rank_table", ROOT / "bench" / "low_rank_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_up_to_date(script):
+    assert (ROOT / "docs" / "results" / "low_rank.md").read_text() == script.page(ROOT / "bench" / "results")
+
+
+def test_a_row_that_is_not_faster_says_so(script, tmp_path):
+    base = {
+        "model": "net", "keep": 0.5, "macs": 500, "dense_macs": 1000, "params": 3, "dense_params": 6, "seed": 0,
+        "judged_on": "test",
+        "epochs": {"all": 0.5, "batches": 10}, "training": {"lr": 0.1, "batch": 2, "precision": "bf16"},
+        "latency_ms": {"eager": 2.0, "dense_eager": 1.0, "onnx": 0.5, "dense_onnx": 1.0},
+    }  # fmt: skip
+    folder = tmp_path / "low_rank" / "net"
+    folder.mkdir(parents=True)
+    rows = {"dense": (0.9, 0.9), "trp_ranks": (0.85, 0.855), "svd": (0.1, 0.84)}
+    for name, (before, after) in rows.items():
+        (folder / f"{name}.json").write_text(json.dumps(base | {"method": name, "before": before, "after": after}))
+    text = script.page(tmp_path)
+    assert "2.00 ms (2.00x, not faster) | 0.50 ms (0.50x)" in text
+    assert "| 85.00 % | 85.50 % | -4.50 |" in text
+    assert "fine-tuning gains +0.50 points; +1.50 points to data-free SVD, channel after it" in text

@@ -1,0 +1,167 @@
+"""Scoring Nets in files, on the command line and in recipes; transfer to another network in one pass."""
+
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+import handmade
+from secateur import criteria, score, trace
+from secateur.cli.main import application
+from secateur.core.errors import SecateurError
+from secateur.criteria.scoring import NetSettings, ScorerSettings, ScorerStage, ScoringNet
+from secateur.io import load_scorer, read_metadata, save, save_scorer
+from secateur.recipes import zoo
+from secateur.recipes.choose import choose
+from secateur.recipes.schema import Prune
+from secateur.recipes.scoring import settings_of
+
+SMALL = ["zoo:digits_resnet", "--input", "1,1,8,8"]
+
+
+def random_net(**settings):
+    torch.manual_seed(3)
+    net = ScoringNet(NetSettings(**settings)).eval()
+    torch.nn.init.normal_(net.head.weight)
+    return net
+
+
+@pytest.mark.parametrize("settings", [{}, {"encoder": "raw", "context": "attention", "width": 32}, {"gradients": True}])
+def test_a_file_gives_the_same_net(tmp_path, settings):
+    net = random_net(**settings)
+    save_scorer(tmp_path / "net.safetensors", net, metadata={"trained on": "nothing"})
+    again = load_scorer(tmp_path / "net.safetensors")
+    assert again.settings == net.settings
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
+    assert not again.training
+    assert read_metadata(tmp_path / "net.safetensors")["trained on"] == "nothing"
+    assert (tmp_path / "net.safetensors").stat().st_size < 1_000_000
+
+
+def test_a_net_scores_networks_it_was_not_built_for(tmp_path):
+    save_scorer(tmp_path / "net.safetensors", random_net())
+    net = load_scorer(tmp_path / "net.safetensors")
+    for model, x in ((handmade.small(), torch.zeros(1, 3, 4, 4).double()), (zoo.digits_resnet(), torch.zeros(1, 1, 8, 8))):
+        axes = trace(model.eval(), x)
+        assert all(torch.isfinite(values).all() for values in score(axes, net.criterion(model, axes)).values())
+
+
+def bad_header(path, change):
+    net = random_net()
+    save(path, net, metadata={"scoring_net": json.dumps(change)})
+
+
+GOOD = {"encoder": "stats", "gradients": False, "context": "deepsets", "scale": True, "width": 64}
+BAD = {
+    "settings with 'color' missing or unknown": {**GOOD, "color": 1},
+    "settings with 'width' missing or unknown": {key: value for key, value in GOOD.items() if key != "width"},
+    "width=1000000000": {**GOOD, "width": 1000000000},
+    "encoder='__import__'": {**GOOD, "encoder": "__import__"},
+    "gradients='yes'": {**GOOD, "gradients": "yes"},
+    "settings that are none|missing or unknown": [1, 2],
+    "where the model has": {**GOOD, "width": 32},
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_files_of_strangers_are_refused_in_one_sentence(tmp_path, words):
+    bad_header(tmp_path / "net.safetensors", BAD[words])
+    with pytest.raises(SecateurError, match=words):
+        load_scorer(tmp_path / "net.safetensors")
+
+
+def test_other_files_are_no_scoring_nets(tmp_path):
+    save(tmp_path / "model.safetensors", handmade.small())
+    with pytest.raises(SecateurError, match="no Scoring Net"):
+        load_scorer(tmp_path / "model.safetensors")
+    net = random_net()
+    net.head.bias.data.fill_(float("nan"))
+    save_scorer(tmp_path / "net.safetensors", net)
+    with pytest.raises(SecateurError, match=r"'head\.bias' with numbers that are not finite"):
+        load_scorer(tmp_path / "net.safetensors")
+
+
+def test_the_command_scores_with_a_file(tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_scorer(path, random_net())
+    run = CliRunner().invoke(
+        application(), ["score", *SMALL, "--with", str(path), "-o", str(tmp_path / "scores.json"), "--json"]
+    )
+    assert run.exit_code == 0, run.output
+    found = json.loads(run.output)
+    torch.manual_seed(0)
+    model = zoo.digits_resnet()
+    axes = trace(model, torch.zeros(1, 1, 8, 8))
+    expected = score(axes, load_scorer(path).criterion(model, axes))
+    assert found == {name: values.tolist() for name, values in expected.items()}
+    assert json.loads((tmp_path / "scores.json").read_text()) == found
+    table = CliRunner().invoke(application(), ["score", *SMALL, "--criterion", "l1"])
+    assert table.exit_code == 0
+    assert "layer1.0.conv1" in table.output
+    missing = CliRunner().invoke(application(), ["score", *SMALL, "--with", str(tmp_path / "none.safetensors")])
+    assert isinstance(missing.exception, SecateurError)
+
+
+def batches():
+    draw = torch.Generator().manual_seed(0)
+    return [(torch.randn(8, 1, 8, 8, generator=draw), torch.randint(10, (8,), generator=draw)) for _ in range(2)]
+
+
+def test_recipes_train_one_or_take_a_file(tmp_path):
+    torch.manual_seed(0)
+    model, x = zoo.digits_resnet(widths=(4, 6, 8)), torch.zeros(1, 1, 8, 8)
+    args = {"epochs": 1, "encoder": "raw", "kl": 0.0, "stages": [{"name": "a", "lr": 0.1}, {"optimizer": "sgd"}]}
+    prune = Prune(keep={"macs": 0.5}, criterion="scoring_net", args=args, floor=0.0)
+    axes, plan = choose(model, x, prune, batches=batches(), loss=F.cross_entropy)
+    widths = {name: after for name, (_, after) in plan.widths().items()}
+    assert axes.count("macs", widths) <= 0.5 * axes.count("macs")
+    net = random_net()
+    save_scorer(tmp_path / "net.safetensors", net)
+    prune = Prune(keep={"macs": 0.5}, criterion="scoring_net", args={"file": str(tmp_path / "net.safetensors")})
+    _, plan = choose(model, x, prune)
+    kept = {cut.axis: cut.kept for cut in plan.steps[0].cuts}
+    for name, scores in score(axes, net.criterion(model, axes)).items():
+        if name in kept:
+            best = sorted(scores.argsort(descending=True, stable=True)[: len(kept[name])].tolist())
+            assert list(kept[name]) == best
+    with pytest.raises(SecateurError, match="no data to run on"):
+        choose(model, x, Prune(criterion="scoring_net"))
+    with pytest.raises(SecateurError, match="settings of training beside a file"):
+        choose(model, x, Prune(criterion="scoring_net", args={"file": "x", "lr": 0.1}))
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp", "synflow", "three_sp"])
+def test_recipes_prune_before_training(name):
+    torch.manual_seed(0)
+    model, x = zoo.digits_resnet(widths=(4, 6, 8)), torch.zeros(1, 1, 8, 8)
+    prune = Prune(keep={"macs": 0.5}, criterion=name, rounds=3 if name == "synflow" else 1)
+    _, plan = choose(model, x, prune, batches=batches(), loss=F.cross_entropy)
+    small = plan.apply(model)
+    assert small(batches()[0][0]).isfinite().all()
+
+
+def test_words_of_a_recipe_become_settings():
+    words = {"width": 32, "mode": "init", "epochs": 3, "task": 0.5, "stages": [{"name": "a"}, {"name": "b", "epochs": 7}]}
+    net, settings = settings_of(words, 0.3, 5)
+    assert net == NetSettings(width=32)
+    assert [(stage.name, stage.epochs, stage.objective.task) for stage in settings.stages] == [("a", 3, 0.5), ("b", 7, 0.5)]
+    assert settings.mode == "init"
+    assert settings.keeps == (0.3,)
+    assert settings.seed == 5
+    with pytest.raises(SecateurError, match=r"'epoch'.*did you mean 'epochs'"):
+        settings_of({"epoch": 3}, 0.5, 0)
+    with pytest.raises(SecateurError, match="give a list of tables"):
+        settings_of({"stages": 3}, 0.5, 0)
+    assert settings_of({}, 0.5, 0)[1] == ScorerSettings(stages=(ScorerStage(),), keeps=(0.5,))
+
+
+def test_a_trained_net_is_asked_and_not_trained_again():
+    model, net = handmade.small(), random_net()
+    axes = handmade.axes(model)
+    x = [(torch.randn(4, 3, 4, 4).double(), torch.zeros(4, dtype=torch.int64))]
+    before = [p.clone() for p in net.parameters()]
+    found = criteria.scoring_net(model, x, F.cross_entropy, axes=axes, allocate=lambda *_: 1 / 0, net=net)
+    assert torch.equal(found(axes["one"]), net.criterion(model, axes)(axes["one"]))
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))

@@ -1,0 +1,350 @@
+"""The Scoring Net: what must hold whatever it has learned, and that it learns."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import handmade
+from networks import ZOO
+from secateur import allocate, criteria, score, trace
+from secateur.core.axes import Axes
+from secateur.core.errors import SecateurError
+from secateur.core.plan import Plan
+from secateur.criteria.scoring import NetSettings, Objective, ScorerSettings, ScorerStage, ScoringNet, Slopes, Task, fit_
+from secateur.criteria.scoring.counts import count_of
+from secateur.criteria.scoring.fit import gates_loss
+from secateur.criteria.scoring.gates import budget_of, gates_of
+from secateur.criteria.scoring.task import divergence, prepare
+from secateur.criteria.scoring.units import units_of
+from secateur.surgery import Gated
+
+KINDS = {
+    "stats": NetSettings(),
+    "raw": NetSettings(encoder="raw"),
+    "stats and gradients": NetSettings(gradients=True),
+    "raw and gradients": NetSettings(encoder="raw", gradients=True),
+    "attention": NetSettings(context="attention"),
+    "no context": NetSettings(context="none"),
+}
+SHORT = ScorerSettings(stages=(ScorerStage(epochs=2),), limit=3)
+
+
+def data(batches: int = 3, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.randn(batches, 12, 3, 4, 4, dtype=torch.float64, generator=draw)
+    return list(zip(images, torch.randint(10, (batches, 12), generator=draw), strict=True))
+
+
+def budget(axes: Axes, scores: Any, share: float) -> Plan:
+    return allocate.budget(axes, scores, {"macs": share}, normalise="none", floor=0.0)
+
+
+def uniform(axes: Axes, scores: Any, share: float) -> Plan:
+    return allocate.uniform(axes, scores, share)
+
+
+def fresh(settings: NetSettings, seed: int = 0) -> ScoringNet:
+    """A net whose head is awake: as it is built, only norms count."""
+    torch.manual_seed(seed)
+    net = ScoringNet(settings).eval()
+    nn.init.normal_(net.head.weight, std=0.3)
+    nn.init.normal_(net.twin.weight, std=0.1)
+    return net
+
+
+def scores_of(net: ScoringNet, model: nn.Module, axes: Axes) -> dict[str, Tensor]:
+    slopes = Slopes(model, data(), F.cross_entropy) if net.settings.gradients else None
+    return score(axes, net.criterion(model, axes, slopes))
+
+
+def task(model: nn.Module, allocator: Any = budget) -> Task:
+    return Task(model, handmade.axes(model), data(), F.cross_entropy, allocator)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_finite_positive_and_leave_the_model_alone(kind: str) -> None:
+    model = handmade.small().train()
+    before = deepcopy(model.state_dict())
+    found = scores_of(fresh(KINDS[kind]), model, handmade.axes(model))
+    assert {name: len(values) for name, values in found.items()} == {"one": 8, "two": 6}
+    for values in found.values():
+        assert (values > 0).all()
+        assert len(set(values.tolist())) == len(values), "random weights tell all units apart"
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def permuted(model: handmade.Small, order: list[int]) -> handmade.Small:
+    """The same function, the units of axis "two" in another order."""
+    moved = deepcopy(model)
+    for name in ("two.weight", "three.weight", "last.weight", "last.bias", "last.running_mean", "last.running_var"):
+        moved.state_dict()[name].copy_(model.state_dict()[name][order])
+    moved.head.weight.data = model.head.weight.data.unflatten(1, (6, 16))[:, order].flatten(1)
+    return moved
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_follow_a_permutation_of_the_units(kind: str) -> None:
+    model, order, net = handmade.small(), [3, 1, 0, 5, 2, 4], fresh(KINDS[kind])
+    axes = handmade.axes(model)
+    straight, moved = scores_of(net, model, axes), scores_of(net, permuted(model, order), axes)
+    torch.testing.assert_close(moved["two"], straight["two"][order], rtol=1e-5, atol=1e-7)
+
+
+def twin(model: handmade.Small, one: int, other: int) -> None:
+    """Unit `other` of axis "two" becomes a copy of unit `one`."""
+    with torch.no_grad():
+        for name in ("two.weight", "three.weight", "last.weight", "last.bias", "last.running_mean", "last.running_var"):
+            model.state_dict()[name][other] = model.state_dict()[name][one]
+        model.head.weight.view(10, 6, 16)[:, other] = model.head.weight.view(10, 6, 16)[:, one]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_twins_have_equal_scores_and_the_later_one_goes_first(kind: str) -> None:
+    model, net = handmade.small(), fresh(KINDS[kind])
+    twin(model, 1, 4)
+    axes = handmade.axes(model)
+    found = scores_of(net, model, axes)["two"]
+    assert found[1] == found[4]
+    pushed = found.clone()
+    pushed[[1, 4]] = 0.0
+    plan = allocate.uniform(axes.ignore("one.weight"), {"one": torch.zeros(8), "two": pushed}, 5 / 6)
+    assert plan.steps[0].cuts[0].dropped == (4,)
+
+
+def test_a_twin_is_cheaper_than_a_unit_of_its_own_that_is_otherwise_equal() -> None:
+    """Rows with the same sorted entries have the same statistics; the third points elsewhere."""
+    model = nn.Sequential(nn.Linear(6, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False)).double()
+    row = torch.tensor([0.9, -0.5, 0.3, -0.2, 0.1, 0.05], dtype=torch.float64)
+    model[0].weight.data = torch.stack([row, row, row.flip(0)])
+    model[2].weight.data = torch.ones(2, 3, dtype=torch.float64)
+    axes = trace(model, torch.zeros(1, 6, dtype=torch.float64))
+    (name,) = [axis.name for axis in axes.free]
+    for seed in range(5):
+        found = fresh(NetSettings(), seed).criterion(model, axes)(axes[name])
+        assert found[0] == found[1] < found[2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dead_filter_comes_last(kind: str) -> None:
+    model = handmade.small()
+    with torch.no_grad():
+        model.two.weight[2] = 0
+        model.three.weight[2] = 0
+        model.head.weight.view(10, 6, 16)[:, 5] = 0  # nobody reads unit 5
+    found = scores_of(fresh(KINDS[kind]), model, handmade.axes(model))
+    assert found["two"][2] == found["two"][5] == 0
+    assert sorted((found["two"] == 0).nonzero().flatten().tolist()) == [2, 5]
+    assert (found["one"] > 0).all()
+    model.one.weight.data[3] = 0  # its bias is still there
+    assert (scores_of(fresh(KINDS[kind]), model, handmade.axes(model))["one"] > 0).all()
+
+
+@pytest.mark.parametrize("encoder", ["stats", "raw"])
+def test_scaling_a_layer_before_a_batch_norm_changes_no_score(encoder: str) -> None:
+    model = handmade.small()
+    scaled = deepcopy(model)
+    with torch.no_grad():
+        scaled.one.weight *= 7
+        scaled.one.bias *= 7
+        scaled.norm.running_mean *= 7
+        scaled.norm.running_var *= 49
+    axes, net = handmade.axes(model), fresh(NetSettings(encoder=encoder, scale=False))  # type: ignore[arg-type]
+    for name, values in scores_of(net, model, axes).items():
+        torch.testing.assert_close(scores_of(net, scaled, axes)[name], values, rtol=1e-5, atol=1e-7)
+    free = fresh(NetSettings(encoder=encoder))  # type: ignore[arg-type]
+    assert not torch.allclose(scores_of(free, model, axes)["one"], scores_of(free, scaled, axes)["one"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("spend", ["network", "axis"])
+def test_gates_are_the_plan_and_meet_the_budget_to_one_unit(share: float, spend: str) -> None:
+    model, net = handmade.small(), fresh(NetSettings())
+    axes = handmade.axes(model)
+    units = units_of(model, axes, net.settings)
+    raw = net(units)
+    plan = budget(axes, net.positive(units, raw.detach()), share)
+    count = budget_of(axes, "macs")
+    gates = gates_of(axes, units, raw, plan, temperature=0.5, share=share, spend=spend, count=count)
+    widths = {name: int(gate.sum()) for name, gate in gates.hard.items()}
+    assert all(set(gate.tolist()) <= {0.0, 1.0} for gate in gates.hard.values())
+    assert axes.count("macs", widths) <= share * axes.count("macs")
+    for name, width in widths.items():
+        if width < axes[name].units:
+            assert axes.count("macs", {**widths, name: width + 1}) > share * axes.count("macs")
+    for name, gate in gates.hard.items():
+        kept = net.positive(units, raw.detach())[name][gate > 0]
+        dropped = net.positive(units, raw.detach())[name][gate == 0]
+        assert not len(dropped) or kept.min() >= dropped.max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["post", "init"])
+def test_every_parameter_of_the_net_has_a_slope(kind: str, mode: str) -> None:
+    model, net = handmade.small(), fresh(KINDS[kind]).train()
+    ready = prepare(task(model), net.settings, 3)
+    settings = ScorerSettings(mode=mode)  # type: ignore[arg-type]
+    gates_loss(net, ready, 0, 0.5, 0.5, ScorerStage(), settings).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    assert sum(p.grad.abs().sum() for p in net.parameters()) > 0  # type: ignore[union-attr]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_slope_counts_what_a_unit_gains_over_others_of_its_cost() -> None:
+    """A gain that is the same per MAC for all units is spent already, so it moves no score."""
+    model, net = handmade.small(), fresh(NetSettings())
+    axes = handmade.axes(model)
+    units, count = units_of(model, axes, net.settings), count_of(axes, "macs")
+    raw = net(units).detach().requires_grad_()
+    plan = budget(axes, net.positive(units, raw.detach()), 0.5)
+    gates = gates_of(axes, units, raw, plan, temperature=0.5, share=0.5, spend="network", count=count)
+    widths = torch.stack([gates.hard["one"].sum(), torch.tensor(10.0), gates.hard["two"].sum()])
+    count(widths).backward()
+    assert raw.grad is not None
+    assert raw.grad.abs().max() <= 1e-3 * float(count(widths.detach()))
+
+
+def test_differentiable_counts_are_exact() -> None:
+    model = handmade.small()
+    axes = handmade.axes(model)
+    for what, exact in (("macs", handmade.macs), ("params", handmade.params)):
+        count = count_of(axes, what)
+        for a, b in ((8, 6), (3, 2), (1, 1)):
+            assert float(count(torch.tensor([a, 10, b]))) == exact(a, b) == axes.count(what, {"one": a, "two": b})
+        widths = torch.tensor([4.0, 10.0, 3.0], dtype=torch.float64, requires_grad=True)
+        count(widths).backward()
+        assert widths.grad is not None
+        assert float(widths.grad[0]) == exact(5, 3) - exact(4, 3)
+    with pytest.raises(SecateurError, match="no such count; did you mean 'macs'"):
+        count_of(axes, "mac")
+
+
+def test_distillation_equals_a_loop() -> None:
+    draw = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(4, 3, generator=draw), torch.randn(4, 3, generator=draw)
+    total = 0.0
+    for one, two in zip(ours, theirs, strict=True):
+        p, q = (two / 2).softmax(0), (one / 2).softmax(0)
+        total += sum(float(a * (a / b).log()) for a, b in zip(p, q, strict=True))
+    assert float(divergence(ours, theirs, 2.0)) == pytest.approx(4 * total / 4, rel=1e-5)
+
+
+SETTINGS = {
+    "network": SHORT,
+    "axis": replace(SHORT, spend="axis"),
+    "init": replace(SHORT, mode="init", unrolled=2),
+    "regress": replace(SHORT, variant="regress", masks=20),
+    "regress at initialisation": replace(SHORT, variant="regress", masks=8, mode="init"),
+    "regress by LBFGS": replace(SHORT, variant="regress", masks=20, stages=(ScorerStage(epochs=1, optimizer="lbfgs", lr=0.5),)),
+    "reinforce": replace(SHORT, variant="reinforce"),
+    "stages": replace(
+        SHORT,
+        stages=(
+            ScorerStage("warm", 1, Objective(task=1, kl=0), "sgd", 1e-2),
+            ScorerStage("teach", 1, Objective(task=0, kl=0, logits=1), "adamw", 1e-3),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_training_repeats_and_leaves_the_network_alone(name: str) -> None:
+    model = handmade.small()
+    before = deepcopy(model.state_dict())
+    allocator = uniform if name == "axis" else budget
+    nets = [fresh(NetSettings()), fresh(NetSettings())]
+    state = torch.get_rng_state()
+    records = [fit_(net, [task(model, allocator)], SETTINGS[name]) for net in nets]
+    assert torch.equal(state, torch.get_rng_state()), "the caller's random numbers are his own"
+    for one, two in zip(*records, strict=True):
+        assert {**one, "seconds": 0} == {**two, "seconds": 0}
+    assert records[0][-1]["forwards"] > 0
+    assert all(torch.equal(a, b) for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True))
+    start = fresh(NetSettings()).state_dict()
+    assert any(not torch.equal(value, start[key]) for key, value in nets[0].state_dict().items())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not nets[0].training
+
+
+def test_training_finds_the_units_that_matter() -> None:
+    """Half of the hidden units are noise that the head reads with large weights of zero sum: norms prefer them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)).double()
+    with torch.no_grad():
+        model[0].weight.normal_(std=0.3)
+        model[2].weight.normal_(std=1.0)
+        model[2].weight[:, 8:] = 3.0  # the same for both classes: no class gains
+        model[0].weight[8:] *= 4
+    x = torch.randn(4, 64, 8, dtype=torch.float64)
+    with torch.no_grad():
+        batches = [(part, model(part).argmax(1)) for part in x]
+    axes = trace(model, x[0])
+    (name,) = [axis.name for axis in axes.free]
+    assert criteria.l1(model)(axes[name]).topk(8).indices.min() >= 8
+    net = fresh(NetSettings())
+    settings = ScorerSettings(stages=(ScorerStage(epochs=60, lr=1e-2),), soft=(1.0, 0.5))
+    fit_(net, [Task(model, axes, batches, F.cross_entropy, budget, "macs")], settings)
+    kept = net.criterion(model, axes)(axes[name]).topk(8).indices
+    assert (kept < 8).sum() >= 7
+
+
+@pytest.mark.parametrize("encoder", ["stats", "raw"])
+@pytest.mark.parametrize("name", ZOO)
+def test_any_axis_is_scored_and_the_exported_network_is_the_gated_one(name: str, encoder: str) -> None:
+    torch.manual_seed(0)
+    build, example = ZOO[name]
+    model, x = build().eval(), example()
+    axes = trace(model, x)
+    net = fresh(NetSettings(encoder=encoder))  # type: ignore[arg-type]
+    scores = score(axes, net.criterion(model, axes))
+    plan = allocate.uniform(axes, scores, 0.6)
+    units = units_of(model, axes, net.settings)
+    raw = net(units)
+    gates = gates_of(axes, units, raw, plan, temperature=1.0, share=0.6, spend="axis", count=None)
+    arguments = x if isinstance(x, tuple) else (x,)
+    gated, cut = Gated(axes.free, model).eval()(gates.hard, x), plan.apply(model)(*arguments)
+    first, second = (out[0] if isinstance(out, tuple) else out for out in (gated, cut))
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+    first.square().mean().backward()
+    slopes = [p.grad for p in net.parameters() if p.grad is not None]
+    assert sum(float(slope.abs().sum()) for slope in slopes) > 0
+    assert all(torch.isfinite(slope).all() for slope in slopes)
+
+
+BAD = {
+    "encoder='row'.*did you mean 'raw'": lambda: NetSettings(encoder="row"),  # type: ignore[arg-type]
+    "width=7": lambda: NetSettings(width=7),
+    "no weight on task": lambda: Objective(task=0, kl=0),
+    "optimizer='adamm'.*did you mean 'adam": lambda: ScorerStage(optimizer="adamm"),  # type: ignore[arg-type]
+    r"keeps=\(\)": lambda: ScorerSettings(keeps=()),
+    "a loss that changes with the share": lambda: ScorerSettings(stages=(ScorerStage(optimizer="lbfgs"),), keeps=(0.5, 0.3)),
+    "soft=": lambda: ScorerSettings(soft=(1.0, 0.0)),
+    "drop=": lambda: ScorerSettings(drop=(0.5, 0.1)),
+    "unrolled=0": lambda: ScorerSettings(unrolled=0),
+    "no task": lambda: fit_(ScoringNet(), []),
+    "no batch": lambda: fit_(ScoringNet(), [replace(task(handmade.small()), batches=[])], SHORT),
+    "a loss of nan": lambda: fit_(
+        ScoringNet(), [replace(task(handmade.small()), loss=lambda out, y: out.sum() * float("nan"))], SHORT
+    ),
+    "no axis that can be cut": lambda: fit_(
+        ScoringNet(), [replace(task(handmade.small()), axes=handmade.axes(handmade.small()).ignore("*"))], SHORT
+    ),
+    "no gradients": lambda: ScoringNet(NetSettings(gradients=True)).criterion(
+        handmade.small(), handmade.axes(handmade.small())
+    ),
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_is_one_sentence(words: str) -> None:
+    with pytest.raises(SecateurError, match=words):
+        BAD[words]()

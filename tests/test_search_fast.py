@@ -1,0 +1,336 @@
+"""Searches that ask less, and judges that answer several questions at once."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import handmade
+from secateur import allocate, criteria, repair, score, trace
+from secateur.core.errors import SecateurError
+from secateur.core.plan import Plan
+from secateur.io import read_plan
+from secateur.recipes import zoo
+from secateur.recipes.predictions import prediction, reconstruction
+from secateur.search import (
+    AdaptiveSettings,
+    PredictedSettings,
+    Trial,
+    adaptive,
+    additive,
+    drive,
+    predicted,
+    previewing,
+    sensitivity,
+    stacked,
+)
+from secateur.testing import awake
+from test_search import SETTINGS, error_of, kept, redundant, setting
+
+
+def digits(double: bool = True) -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """A small residual network and random images with labels."""
+    torch.manual_seed(0)
+    model = awake(zoo.digits_resnet(widths=(4, 6, 8))).eval()
+    draw = torch.Generator().manual_seed(1)
+    images = [torch.randn(size, 1, 8, 8, generator=draw) for size in (12, 12, 5)]
+    batches = [(x.double() if double else x, torch.randint(10, (len(x),), generator=draw)) for x in images]
+    return (model.double() if double else model), batches
+
+
+def mean_loss(batches: list[tuple[torch.Tensor, torch.Tensor]]):  # type: ignore[no-untyped-def]
+    def evaluate(trial: nn.Module) -> float:
+        with torch.no_grad():
+            total = sum(float(F.cross_entropy(trial(x), y)) * len(y) for x, y in batches)
+        return total / sum(len(y) for _, y in batches)
+
+    return evaluate
+
+
+@pytest.mark.parametrize("settle", [False, True])
+def test_stacked_gates_judge_as_previews_do(settle: bool) -> None:
+    model, batches = digits()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    axes = trace(model, batches[0][0])
+    prepare = (lambda trial: repair.batchnorm(model, trial, batches)) if settle else None
+    one = previewing(model, mean_loss(batches), prepare)
+    refuse = lambda plan: pytest.fail("a plan that gates show")  # noqa: E731
+    many = stacked(model, batches, F.cross_entropy, settle=batches if settle else None, chunk=3, otherwise=refuse)
+    plans = [axes.plan({axis.name: range(1, axis.units)}) for axis in axes.free] + [axes.plan({})]
+    plans.append(axes.plan({axis.name: range(axis.units - 2) for axis in axes.free}))
+    assert len({round(one(plan), 9) for plan in plans}) == len(plans), "losses that tell mistakes"
+    assert many(plans) == pytest.approx([one(plan) for plan in plans], rel=1e-9)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training
+
+
+def test_what_gates_cannot_show_goes_to_the_other_judge() -> None:
+    model, batches = digits()
+    axes = trace(model, batches[0][0])
+    first = allocate.uniform(axes, score(axes, criteria.l2(model)), 0.8)
+    again = trace(first.apply(model), batches[0][0])
+    two = Plan(first.fingerprint, first.steps + again.plan({again.free[0].name: [0]}).steps)
+    many = stacked(model, batches, F.cross_entropy, otherwise=lambda plan: 7.0)
+    assert many([first, two])[1] == 7.0
+    assert many([first])[0] < 7
+
+
+def test_a_search_is_the_same_one_by_one_and_many_at_once() -> None:
+    model, batches = digits()
+    axes = trace(model, batches[0][0])
+    scores = score(axes, criteria.l1(model))
+    judge = previewing(model, mean_loss(batches))
+    many = stacked(model, batches, F.cross_entropy, otherwise=judge)
+    settings = AdaptiveSettings(step=0.3, trial=0.05, running=0.2, sweeps=4)
+    for search in (lambda: adaptive(axes, scores, settings), lambda: sensitivity(axes, scores, (0.3, 0.6))):
+        alone: list[Trial] = []
+        both: list[Trial] = []
+        calls: list[int] = []
+
+        def counted(plans, calls=calls):  # type: ignore[no-untyped-def]
+            calls.append(len(plans))
+            return many(plans)
+
+        one = drive(search(), judge, record=alone.append)
+        two = drive(search(), judge, record=both.append, many=counted)
+        assert max(calls) > 1
+        assert [trial.plan for trial in alone] == [trial.plan for trial in both]
+        assert [trial.loss for trial in alone] == pytest.approx([trial.loss for trial in both], rel=1e-9)
+        assert isinstance(one, dict) or one == two
+        # a history that ends inside a batch of plans goes on
+        for stop in (1, 2, 3):
+            rest: list[Trial] = []
+            drive(search(), judge, history=alone[:stop], record=rest.append, many=many)
+            assert [trial.number for trial in rest] == list(range(stop, len(alone)))
+
+
+def fast(settings: AdaptiveSettings = SETTINGS, how: PredictedSettings | None = None):  # type: ignore[no-untyped-def]
+    model, x = redundant()
+    axes = trace(model, x)
+    scores = score(axes, criteria.l1(model, group=False))
+    return (
+        axes,
+        predicted(axes, scores, reconstruction(model, axes, [(x, None)]), settings, how),
+        previewing(model, error_of(model, x)),
+    )
+
+
+@pytest.mark.parametrize("doubt", [0.0, 2.0])
+def test_a_predicted_search_finds_what_the_plain_one_finds_and_asks_less(doubt: float) -> None:
+    _, axes, scores, judge = setting()
+    plain: list[Trial] = []
+    drive(adaptive(axes, scores, SETTINGS), judge, record=plain.append)
+    asked: list[Trial] = []
+    _, search, judge = fast(how=PredictedSettings(doubt=doubt))
+    plan = drive(search, judge, record=asked.append)
+    assert list(kept(plan).values()) == [(1, 4, 6)]
+    assert len(asked) < len(plain)
+    _, search, _ = fast(how=PredictedSettings(doubt=doubt))
+    assert drive(search, lambda plan: math.nan, history=asked) == plan, "it replays"
+
+
+@pytest.mark.parametrize("verdict", [0.0, 1.0, math.inf, math.nan])
+@pytest.mark.parametrize("skip", ["settle", "sweep"])
+def test_a_predicted_search_ends_whatever_the_judge_says(verdict: float, skip: str) -> None:
+    settings = AdaptiveSettings(step=0.25, running=0.03, skip=skip, max_rate=0.99)  # type: ignore[arg-type]
+    _, search, _ = fast(settings)
+    count = 0
+
+    def judge(plan: Plan) -> float:
+        nonlocal count
+        count += 1
+        return 0.0 if not plan else verdict
+
+    plan = drive(search, judge)
+    assert count < 60
+    assert [after for _, after in plan.widths().values()] == ([] if verdict else [1, 1])
+
+
+def test_every_plan_a_predicted_search_returns_was_measured_within_the_limit() -> None:
+    model, batches = digits()
+    axes = trace(model, batches[0][0])
+    judge = previewing(model, mean_loss(batches))
+    dense = judge(axes.plan({}))
+    for name in ("reconstruction", "taylor", "group_fisher"):
+        predict = prediction(name, model, axes, batches[:1], F.cross_entropy)
+        trials: list[Trial] = []
+        settings = AdaptiveSettings(step=0.3, running=0.1)
+        search = predicted(axes, score(axes, criteria.l1(model)), predict, settings)
+        plan = drive(search, judge, record=trials.append)
+        assert judge(plan) <= dense + 0.1 + 1e-9
+        assert plan
+        widths = {axis: after for axis, (_, after) in plan.widths().items()}
+        assert widths in [dict(trial.widths) for trial in trials if trial.loss <= dense + 0.1 + 1e-9]
+
+
+def test_reconstruction_is_the_share_of_variance_that_goes() -> None:
+    model = handmade.small()
+    axes = trace(model, torch.zeros(1, 3, 4, 4, dtype=torch.float64))
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 3, 4, 4, dtype=torch.float64, generator=draw)
+    axis = next(axis for axis in axes.free if axis.units == 8)
+    gone = [1, 4, 6]
+    shares = []
+    with torch.no_grad():
+        hidden = model.norm(model.one(x)).relu()
+        part = torch.zeros_like(hidden)
+        part[:, gone] = hidden[:, gone]
+        for layer, padding in ((model.two, 1), (model.three, 0)):
+            lost, whole = (F.conv2d(h, layer.weight, padding=padding).transpose(0, 1).flatten(1) for h in (part, hidden))
+            shares.append(float(lost.var(1, correction=0).sum() / whole.var(1, correction=0).sum()))
+    predict = reconstruction(model, axes, [(x[:25], None), (x[25:], None)])
+    rest = [u for u in range(8) if u not in gone]
+    assert predict(axis, rest) == pytest.approx(sum(shares) / 2, rel=1e-9)
+    assert predict(axis, range(8)) == 0
+
+
+def test_additive_sums_what_goes() -> None:
+    axes = handmade.axes(handmade.small())
+    predict = additive({"one": torch.arange(8.0), "two": -torch.ones(6)})
+    assert predict(axes["one"], [0, 7]) == 21
+    assert predict(axes["two"], [0]) == 0
+    with pytest.raises(SecateurError, match="a predicted search"):
+        PredictedSettings(room=0)
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):  # type: ignore[no-untyped-def]
+    from secateur.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            main([str(word) for word in words])
+        printed = capsys.readouterr()
+        return int(left.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+SMALL = ("zoo:digits_resnet", "--data", "digits", "--holdout", "100", "--threads", "1", "--set", "model.args={widths=[4,6,8]}")
+QUICK = (
+    "--set",
+    "search.args.step=0.5",
+    "--set",
+    "search.args.sweeps=2",
+    "--set",
+    "search.args.trial=0.2",
+    "--set",
+    "search.batches=1",
+)
+
+
+@pytest.mark.parametrize("method", ["adaptive", "predicted", "bisect"])
+def test_the_command_searches_and_goes_on(method, call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    how = QUICK if method != "bisect" else ("--set", "search.args.tries=1", "--set", "search.batches=1")
+    words = ("search", *SMALL, "--method", method, *how, "-o", "out", "--json")
+    code, out, err = call(*words)
+    assert code == 0, err
+    plan = read_plan(tmp_path / "out" / "plan.json")
+    lines = (tmp_path / "out" / "search.jsonl").read_text().splitlines()
+    assert json.loads(out)["widths"] == {name: list(pair) for name, pair in plan.widths().items()}
+    (tmp_path / "out" / "search.jsonl").write_text("".join(f"{line}\n" for line in lines[:2]) + lines[2][:9])
+    assert call(*words)[0] == 0
+    assert (tmp_path / "out" / "search.jsonl").read_text().splitlines() == lines
+    assert read_plan(tmp_path / "out" / "plan.json") == plan
+
+
+def test_the_command_says_what_is_wrong(call) -> None:  # type: ignore[no-untyped-def]
+    for words, told in (
+        (("--set", "search.args.stride=1"), "set args to what the search takes"),
+        (("--set", "search.args.step='a'"), "set args to what the search takes"),
+        (("--set", "search.args.step=0"), "an adaptive search"),
+        (("--method", "random"), "search.method"),
+        (("--set", "data.holdout=0"), "no held-out images"),
+    ):
+        code, _, err = call("search", *SMALL, *words)
+        assert (code, told in err, err.count("\n")) == (2, True, 1), err
+
+
+def test_the_command_draws_sensitivity(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = call("sensitivity", *SMALL, "--rates", "0.5", "-o", "here", "--set", "search.batches=1")
+    assert code == 0, err
+    table = json.loads((tmp_path / "here" / "sensitivity.json").read_text())["axes"]
+    assert all([rate for rate, _ in curve] == [0, 0.5] for curve in table.values())
+    assert len({curve[0][1] for curve in table.values()}) == 1
+    picture = (tmp_path / "here" / "sensitivity.svg").read_text()
+    assert all(name in picture for name in table)
+    assert all(name in out for name in table)
+    again = call("sensitivity", *SMALL, "--rates", "0.5", "-o", "here", "--set", "search.batches=1")[1]
+    assert again == out
+    assert (tmp_path / "here" / "sensitivity.svg").read_text() == picture
+    assert call("sensitivity", *SMALL, "--rates", "half")[0] == 2
+
+
+def test_a_recipe_searches_recovers_and_resumes(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from secateur.recipes import schema
+    from secateur.recipes import searching as module
+    from secateur.recipes.run import run
+
+    table = {
+        "model": {"build": "zoo:digits_resnet", "args": {"widths": [4, 6, 8]}},
+        "data": {"name": "digits", "holdout": 100, "batch": 300},
+        "threads": 1,
+        "search": {
+            "method": "adaptive",
+            "recover": 1,
+            "batches": 1,
+            "args": {"step": 0.4, "sweeps": 2, "trial": 0.5, "running": 0.5},
+        },
+        "prune": {"criterion": "l1"},
+        "repair": {"batches": 2},
+        "measure": {"latency": False},
+    }
+    recipe = schema.from_dict(table)
+    assert schema.from_dict({**table, "search": {}}).search.method == "none"
+    whole = run(recipe, tmp_path / "whole")
+    plan = read_plan(tmp_path / "whole" / "plan.json")
+    assert plan
+    assert (tmp_path / "whole" / "search.jsonl").exists()
+
+    fits: list[int] = []
+    fit = module.fit
+
+    def stopping(*args, **kwargs):  # type: ignore[no-untyped-def]
+        fits.append(1)
+        if len(fits) == 2:
+            raise KeyboardInterrupt
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(module, "fit", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, tmp_path / "stopped")
+    again = run(recipe, tmp_path / "stopped")
+    assert len(fits) == 3, "the first recovery is read from disk"
+    assert read_plan(tmp_path / "stopped" / "plan.json") == plan
+    drop = [{k: v for k, v in stage.items() if k != "latency_ms"} for stage in whole["stages"]]
+    assert drop == [{k: v for k, v in stage.items() if k != "latency_ms"} for stage in again["stages"]]
+    assert sys.modules
+
+
+@pytest.mark.parametrize("cliff", [0.5, 0.8, 0.9])
+def test_a_cliff_that_no_prediction_sees_is_not_fallen_from(cliff: float) -> None:
+    """The loss rises by a little until some share of the parameters is gone, and then by much."""
+    model, batches = digits()
+    axes = trace(model, batches[0][0])
+
+    def judge(plan: Plan) -> float:
+        share = axes.count("params", {name: after for name, (_, after) in plan.widths().items()}) / axes.count("params")
+        return 0.001 * (1 - share) + (share < cliff)
+
+    predict = reconstruction(model, axes, batches)
+    trials: list[Trial] = []
+    settings = AdaptiveSettings(step=0.3, running=0.1)
+    plan = drive(predicted(axes, score(axes, criteria.l1(model)), predict, settings), judge, record=trials.append)
+    assert judge(plan) < 0.1
+    assert any(trial.loss > 0.1 for trial in trials)
+    left = axes.count("params", {name: after for name, (_, after) in plan.widths().items()}) / axes.count("params")
+    assert left < (1 + cliff) / 2

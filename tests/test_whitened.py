@@ -1,0 +1,144 @@
+"""Products fitted to data: the least error of responses, against numpy and against all other products of the rank."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from secateur import Plan, Product, SecateurError, repair, trace
+from secateur.core.plan import factor
+from secateur.linalg import patch_covariance
+from secateur.surgery import fingerprint
+
+FORMS = {"channel": (3,), "spatial": (4,), "tucker2": (3, 4)}
+
+
+def correlated(count: int = 4, size: int = 9) -> list[tuple[torch.Tensor, None]]:
+    """Inputs whose channels lean on few directions, with a mean."""
+    generator = torch.Generator().manual_seed(2)
+    mix = torch.randn(5, 5, generator=generator) * torch.tensor([3.0, 1.0, 0.3, 0.1, 0.03])[:, None]
+    noise = [torch.randn(3, size, size, 5, generator=generator) @ mix + torch.arange(5.0) for _ in range(count)]
+    return [(x.permute(0, 3, 1, 2).contiguous(), None) for x in noise]
+
+
+def model(bias: bool = True, **changes) -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(5, 7, **{"kernel_size": 3, "padding": 1, "bias": bias, **changes}))
+
+
+def error(one: nn.Module, two: nn.Module, batches) -> float:
+    with torch.no_grad():
+        return float(sum((one(x).double() - two(x).double()).square().sum() for x, _ in batches))
+
+
+def products(net: nn.Module, form: str, ranks) -> Plan:
+    return factor(fingerprint(net), [Product("0", form, ranks)])
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"stride": 2}, {"kernel_size": (3, 1), "padding": (1, 0)}, {"padding_mode": "reflect"}]
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_responses_change_less_than_with_the_weights_own_product(form, changes):
+    net, data = model(**changes), correlated()
+    plan = products(net, form, tuple(min(r, 3) for r in FORMS[form]))
+    plain, fitted = plan.apply(net), plan.apply(net)
+    repair.whitened(net, fitted, data, plan=plan)
+    assert error(net, fitted, data) < 0.7 * error(net, plain, data)
+    ours = error(net, fitted, data)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        last = fitted[0][-1]
+        for _ in range(5):
+            push = 1e-2 * torch.randn(last.weight.shape, generator=generator)
+            last.weight.add_(push)
+            assert error(net, fitted, data) > ours, "the last layer is optimal given the others"
+            last.weight.sub_(push)
+
+
+def test_channel_products_are_the_principal_components_of_the_responses():
+    """Zhang et al., 2016: y' = U U^T (y - mean) + mean, by numpy on the responses themselves."""
+    net, data = model(), correlated()
+    plan = products(net, "channel", (3,))
+    small = plan.apply(net)
+    repair.whitened(net, small, data, plan=plan)
+    with torch.no_grad():
+        y = np.concatenate([net(x).permute(0, 2, 3, 1).reshape(-1, 7).double().numpy() for x, _ in data])
+        z = np.concatenate([small(x).permute(0, 2, 3, 1).reshape(-1, 7).double().numpy() for x, _ in data])
+    mean = y.mean(0)
+    u = np.linalg.eigh(np.cov(y.T, bias=True))[1][:, -3:]
+    assert np.abs((y - mean) @ u @ u.T + mean - z).max() < 1e-3
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_a_spatial_product_of_a_column_kernel_is_the_optimum(rank):
+    """With one column both formats are the same set of maps, and response PCA has the least error among them."""
+    net, data = model(kernel_size=(3, 1), padding=(1, 0)), correlated()
+    errors = []
+    for form in ("channel", "spatial"):
+        plan = products(net, form, (rank,))
+        small = plan.apply(net)
+        repair.whitened(net, small, data, plan=plan)
+        errors.append(error(net, small, data))
+    assert errors[1] == pytest.approx(errors[0], rel=1e-3)
+
+
+def test_without_a_bias_the_mean_goes_into_the_batch_norm_behind():
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(5, 7, 3, bias=False), nn.BatchNorm2d(7)).eval()
+    with torch.no_grad():
+        net[1].running_mean.copy_(torch.randn(7))
+    biased = nn.Sequential(nn.Conv2d(5, 7, 3), nn.BatchNorm2d(7)).eval()
+    biased.load_state_dict({**net.state_dict(), "0.bias": torch.zeros(7)})
+    data = correlated()
+    plans = [products(net, "spatial", (4,)), products(biased, "spatial", (4,))]
+    small = [plan.apply(each) for plan, each in zip(plans, (net, biased), strict=True)]
+    for plan, one, two in zip(plans, (net, biased), small, strict=True):
+        repair.whitened(one, two, data, plan=plan)
+    with torch.no_grad():
+        assert (small[0](data[0][0]) - small[1](data[0][0])).abs().max() < 1e-4
+    bare = model(bias=False)
+    plan = products(bare, "spatial", (4,))
+    fitted, plain = plan.apply(bare), plan.apply(bare)
+    repair.whitened(bare, fitted, data, plan=plan)
+    assert error(bare, fitted, data) < error(bare, plain, data), "raw moments, with no place for a constant"
+
+
+def test_linear_layers_and_full_ranks():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6))
+    data = [(x.permute(0, 2, 3, 1).reshape(-1, 5), None) for x, _ in correlated()]
+    plan = products(net, "linear", (2,))
+    plain, fitted = plan.apply(net), plan.apply(net)
+    repair.whitened(net, fitted, data, plan=plan)
+    assert error(net, fitted, data) < 0.5 * error(net, plain, data)
+    for form, ranks in (("channel", (7,)), ("spatial", (15,)), ("tucker2", (5, 7))):
+        conv = model()
+        plan = products(conv, form, ranks)
+        whole = plan.apply(conv)
+        repair.whitened(conv, whole, correlated(), plan=plan)
+        x = correlated()[0][0]
+        assert (whole(x) - conv(x)).abs().max() < 1e-2 * conv(x).abs().max()
+
+
+def test_covariances_of_columns_and_points_are_means_over_taps():
+    x = np.random.default_rng(0).normal(size=(50, 2, 3, 2))
+    covariance = torch.from_numpy(np.einsum("nahw,nbij->ahwbij", x, x).reshape(12, 12) / 50)
+    column = sum(np.einsum("nah,nbi->ahbi", x[..., w], x[..., w]).reshape(6, 6) / 50 for w in range(2)) / 2
+    assert np.abs(patch_covariance(covariance, (3, 2), "column").numpy() - column).max() < 1e-12
+    point = sum(x[:, :, h, w].T @ x[:, :, h, w] / 50 for h in range(3) for w in range(2)) / 6
+    assert np.abs(patch_covariance(covariance, (3, 2), "point").numpy() - point).max() < 1e-12
+
+
+def test_other_plans_and_other_layers():
+    net, data = model(), correlated()
+    axes = trace(nn.Sequential(nn.Conv2d(5, 7, 3), nn.Conv2d(7, 2, 3)), torch.zeros(1, 5, 9, 9))
+    with pytest.raises(SecateurError, match="not one factor step"):
+        repair.whitened(net, net, data, plan=axes.plan({"0": [0, 1]}))
+    plan = products(net, "decouple", (2,))
+    small = plan.apply(net)
+    weights = [layer.weight.clone() for layer in small[0]]
+    repair.whitened(net, small, data, plan=plan)
+    assert all(torch.equal(layer.weight, value) for layer, value in zip(small[0], weights, strict=True))

@@ -41,12 +41,16 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       task_ = &task;
       count_ = count;
-      left_.store(size() - 1, std::memory_order_relaxed);
+      open_ = true;
       round_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
     task(0);
-    for (int spin = 0; left_.load(std::memory_order_acquire) != 0; ++spin)
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      open_ = false;  // all work is taken: who has not come by now is not waited for
+    }
+    for (int spin = 0; busy_.load(std::memory_order_acquire) != 0; ++spin)
       if (spin < SPINS) relax(); else std::this_thread::yield();
   }
 
@@ -55,18 +59,20 @@ class Pool {
     unsigned seen = 0;
     for (;;) {
       for (int spin = 0; spin < SPINS && round_.load(std::memory_order_acquire) == seen; ++spin) relax();
-      int count;
-      const std::function<void(int)>* task;
+      const std::function<void(int)>* task = nullptr;
       {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return ending_ || round_.load(std::memory_order_relaxed) != seen; });
         if (ending_) return;
         seen = round_.load(std::memory_order_relaxed);
-        count = count_;
-        task = task_;
+        if (open_ && index < count_) {
+          task = task_;
+          busy_.fetch_add(1, std::memory_order_relaxed);
+        }
       }
-      if (index < count) (*task)(index);
-      left_.fetch_sub(1, std::memory_order_release);
+      if (!task) continue;
+      (*task)(index);
+      busy_.fetch_sub(1, std::memory_order_release);
     }
   }
 
@@ -75,9 +81,10 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::atomic<unsigned> round_{0};
-  std::atomic<int> left_{0};
+  std::atomic<int> busy_{0};
   const std::function<void(int)>* task_ = nullptr;
   int count_ = 0;
+  bool open_ = false;
   bool ending_ = false;
 };
 
@@ -92,8 +99,8 @@ void together(int count, const std::function<void(int)>& task) {
     return;
   }
   std::unique_lock<std::mutex> lock(guard, std::try_to_lock);
-  if (!lock.owns_lock()) {  // another caller's threads hold the pool: do it alone
-    for (int index = 0; index < count; ++index) task(index);
+  if (!lock.owns_lock()) {  // another caller's work holds the pool: do it alone
+    task(0);
     return;
   }
   if (pool && !pool->mine()) pool = nullptr;  // the parent's: its threads are not here to be joined

@@ -63,7 +63,9 @@ def choose(
     else:
         table = {p: counted(p, offers[p], what) for p in found}
         dense = float(getattr(facts(model, *inputs), what))
-    rest = max(0.0, dense - sum(table[p][None] for p in found))
+    layers = sum(table[p][None] for p in found)
+    dense = max(dense, layers)  # timed one by one, layers may take longer than the network does
+    rest = dense - layers
     options = [_options(model, p, offers[p], table[p], batches, limit) for p in found]
     budget = share * dense - rest
     chosen = knapsack([[(cost, log(kept)) for _, cost, kept in row] for row in options], budget)

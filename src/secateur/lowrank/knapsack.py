@@ -15,8 +15,9 @@ BINS = 10_000
 def knapsack(options: Sequence[Sequence[tuple[float, float]]], limit: float, *, bins: int = BINS) -> list[int] | None:
     """The place of one (cost, worth) in each of `options` so that the worths add up to most and the costs to at most `limit`.
 
-    None where even the cheapest do not fit. Costs are rounded up to a `bins`-th of the limit, so the limit holds; the
-    answer is optimal for the rounded costs. Equal worths go to the option listed first. O(L * K * B).
+    None where even the cheapest do not fit; where only these fit, they are it. Costs are rounded up to a `bins`-th of the
+    limit, so the limit holds; the answer is optimal for the rounded costs. Equal worths go to the option listed first.
+    O(L * K * B).
 
     >>> knapsack([[(4, 0.0), (2, -1.0)], [(4, 0.0), (1, -0.5)]], 6)
     [0, 1]
@@ -33,8 +34,10 @@ def knapsack(options: Sequence[Sequence[tuple[float, float]]], limit: float, *, 
                 offers[place, size:] = best[: bins + 1 - size] + worth
         taken.append(offers.argmax(0))
         best = offers.max(0)
-    if not np.isfinite(best[bins]):
-        return None
+    if not np.isfinite(best[bins]):  # what is rounded up may not fit where the costs themselves do
+        cheapest = [min(range(len(row)), key=lambda place: row[place][0]) for row in options]
+        least = sum(row[place][0] for row, place in zip(options, cheapest, strict=True))
+        return cheapest if least <= limit * (1 + 1e-9) else None
     at, chosen = bins, []
     for row, places in zip(reversed(options), reversed(taken), strict=True):
         place = int(places[at])

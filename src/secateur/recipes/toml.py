@@ -29,8 +29,9 @@ def dumps(table: Mapping[str, Any]) -> str:
 
 
 def _nested(value: Any) -> bool:
-    """A section, or a list of them (of none too: a list at the top is always one of sections)."""
-    return isinstance(value, Mapping) or (isinstance(value, (list, tuple)) and all(isinstance(row, Mapping) for row in value))
+    """A section, or a list of them."""
+    rows = value if isinstance(value, (list, tuple)) else ()
+    return isinstance(value, Mapping) or (bool(rows) and all(isinstance(row, Mapping) for row in rows))
 
 
 def _key(key: str) -> str:

@@ -17,6 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -96,6 +97,7 @@ def one(tool: str, name: str) -> dict[str, float | None]:
     seconds, memory = time.perf_counter() - start, peak() - before
     share = macs(small, x) / dense
     error = distance(record.preview(build(name)).eval(), small, x) if tool == "secateur" else masked_error(name, x)
+    error = error if error is not None and isfinite(error) else None  # a masked model whose output is zero
     return {"seconds": seconds, "memory": memory, "macs_share": share, "law4": error}
 
 

@@ -85,7 +85,10 @@ def test_the_limit_counts_batches() -> None:
 
 def test_without_running_statistics_there_is_nothing_to_do() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False))
-    repair.batchnorm(model, model, [])
+    before = deepcopy(model.state_dict())
+    repair.batchnorm(model, model, [])  # would say that there is no batch
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.training
 
 
 @pytest.mark.parametrize(

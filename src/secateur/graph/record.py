@@ -1,6 +1,6 @@
 """Run a model on the meta device and write down every ATen operation with its tensors, module and source line.
 
-Compared with `torch.export` (non-strict) this needs a seventh of the time, keeps no graph module, and accepts every
+Compared with `torch.export` (non-strict) this needs a fraction of the time, keeps no graph module, and accepts every
 forward that runs; `docs/decisions.md` has the measurement. Operations that ATen would take apart (linear, matmul,
 attention, recurrent layers) are recorded whole, because their meaning is lost in the pieces.
 """

@@ -1,4 +1,4 @@
-"""A copy of a module tree in which chosen tensors are replaced: `copy.deepcopy` for modules, ten times as fast.
+"""A copy of a module tree in which chosen tensors are replaced: `copy.deepcopy` for modules, without its cost.
 
 Half of the time of a trace used to go into copying the empty hook tables of every module one by one.
 """

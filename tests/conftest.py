@@ -10,6 +10,6 @@ SEED = int(os.environ.get("SECATEUR_SEED", "20261122"))
 torch.set_num_threads(1)
 
 
-def pytest_report_header():
-    """Printed by the main process, also when workers run the tests."""
-    return f"random networks: SECATEUR_SEED={SEED}"
+def pytest_terminal_summary(terminalreporter):
+    """Printed by the main process, quiet runs and runs by workers included."""
+    terminalreporter.write_line(f"random networks: SECATEUR_SEED={SEED}")

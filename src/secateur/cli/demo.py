@@ -24,15 +24,19 @@ def demo(
     trained sparse at high rank (RPG): a twentieth of the weights is left.
     """
     from secateur.recipes.demo import low_rank, recipe, sparse
+    from secateur.report import table
 
     facts = carried_out(recipe(seed=seed, threads=threads), folder, quiet=quiet or as_json)
     other = carried_out(low_rank(folder, seed=seed, threads=threads), folder / "low_rank", quiet=quiet or as_json)
     zeros = carried_out(sparse(folder, seed=seed, threads=threads), folder / "sparse", quiet=quiet or as_json)
     last = [(other, "low rank (TRP)"), (zeros, "sparse (RPG)")]
     rows = [*facts["stages"], *(found["stages"][-1] | {"stage": name} for found, name in last)]
-    screen.show_facts(facts | {"stages": rows}, as_json)
     channel = channel_rows(folder, seed, threads)
-    if not as_json:
+    if as_json:
+        both = {"channel": table.to_json(table.headline(channel))}
+        screen.show_json(table.to_json(table.headline(facts | {"stages": rows})) | both)
+    else:
+        screen.show_facts(facts | {"stages": rows}, as_json)
         screen.say("\nchannel pruning of the same network to half of its MACs, without retraining but where it says so")
         screen.show_facts(channel, as_json)
         screen.say(f"report: {folder / 'report.html'}")

@@ -1,5 +1,6 @@
 """Models without memory: a large language model is traced and planned on shapes alone; tracing a real one costs little."""
 
+import random
 import resource
 import time
 import tracemalloc
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from secateur import trace
+from secateur.graph.execute import convolved
 from secateur.testing import random_plan
 
 
@@ -136,3 +138,25 @@ def test_a_trace_needs_little_memory():
         tracemalloc.stop()
     assert peak < 0.05 * size
     assert resident_bytes() - resident < 0.05 * size + 4e6
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_shape_of_a_convolution_is_pytorch_s_own(seed: int) -> None:
+    """Geometries drawn at random, sizes that do not fit among them: the same shape, or left to PyTorch to refuse."""
+    draw = random.Random(seed)
+    room, groups = draw.choice([1, 2, 3]), draw.choice([1, 2, 3])
+    inputs, outputs = groups * draw.randint(1, 3), groups * draw.randint(1, 3) + draw.choice([0, 0, 1])
+    x = torch.empty(2, inputs + draw.choice([0, 0, 1]), *(draw.randint(1, 9) for _ in range(room)), device="meta")
+    weight = torch.empty(outputs, inputs // groups, *(draw.randint(1, 4) for _ in range(room)), device="meta")
+    bias = torch.empty(outputs + draw.choice([0, 0, 0, 1]), device="meta") if draw.random() < 0.5 else None
+    stride, padding, dilation = ([draw.randint(low, 3) for _ in range(draw.choice([1, room]))] for low in (1, 0, 1))
+    args = (x, weight, bias, stride, padding, dilation, False, [0] * room, groups)
+    mine = convolved(args)
+    try:
+        expected = torch.ops.aten.convolution.default(*args)
+    except (RuntimeError, ValueError):
+        assert mine is None
+    else:
+        assert mine is None or (mine.shape == expected.shape and mine.dtype == expected.dtype and mine.is_meta)
+        fits = x.shape[1] == inputs and not outputs % groups and (bias is None or len(bias) == outputs)
+        assert mine is not None or not fits or 0 in expected.shape

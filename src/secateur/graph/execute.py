@@ -34,6 +34,24 @@ def execute(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: 
     return func(*args, **kwargs)
 
 
+def convolved(args: tuple[Any, ...]) -> Tensor | None:
+    """What a convolution over plain meta tensors puts out, without PyTorch's own shape function, which is far slower.
+
+    None where that function has to judge: transposed, other layouts in memory, sizes that do not fit.
+    """
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = args
+    if transposed or not (x.is_meta and weight.is_meta and x.is_contiguous() and weight.is_contiguous()):
+        return None
+    (outputs, inputs, *kernel), room = weight.shape, x.dim() - 2
+    if len(kernel) != room or x.dtype != weight.dtype or x.shape[1] != inputs * groups or outputs % groups or not outputs:
+        return None
+    if bias is not None and bias.shape != (outputs,):
+        return None
+    one, two, three = (list(way) * room if len(way) == 1 else way for way in (stride, padding, dilation))
+    sides = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(x.shape[2:], kernel, one, two, three, strict=True)]
+    return x.new_empty([x.shape[0], outputs, *sides]) if min(sides) > 0 else None
+
+
 def all_meta(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The same arguments with every tensor on the meta device."""
     moved: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(

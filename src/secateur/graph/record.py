@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.graph.execute import all_meta, devices, execute
+from secateur.graph.execute import all_meta, convolved, devices, execute
 from secateur.surgery import is_rms_norm
 
 F = nn.functional
@@ -94,7 +94,7 @@ class _Dispatch(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         if name.rstrip("_") in ACTIVATIONS and args[0].is_meta:
             out = args[0] if name.endswith("_") else torch.empty_like(args[0])
-        else:
+        elif name != "convolution" or (out := convolved(args)) is None:
             out = execute(func, name, args, kwargs or {})
         if not self.recorder.inside:
             self.recorder.add(name, args, kwargs or {}, out)

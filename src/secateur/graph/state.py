@@ -137,7 +137,10 @@ def flat_tensors(value: object) -> Iterable[Tensor]:
         yield value
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from flat_tensors(item)
+            if isinstance(item, Tensor):
+                yield item
+            elif isinstance(item, (list, tuple, dict)):
+                yield from flat_tensors(item)
     elif isinstance(value, dict):
         yield from flat_tensors(list(value.values()))
 

@@ -17,7 +17,7 @@ from secateur.surgery import attributes
 from secateur.surgery.attention import follow_heads
 from secateur.surgery.copies import clone, duplicate, forget
 from secateur.surgery.factor import factor_, without
-from secateur.surgery.fingerprint import survivors, tensors
+from secateur.surgery.fingerprint import holders, survivors, tensors
 from secateur.surgery.mask import copies, mask_
 from secateur.surgery.optimizer import carry
 from secateur.surgery.split import split_, unsplit
@@ -127,31 +127,24 @@ def _copy_cut(step: Keep, model: nn.Module) -> nn.Module:
 def _cut_in_place(step: Keep, model: nn.Module, optimizer: optim.Optimizer | None = None) -> None:
     """Replace tensor after tensor, so that no more than one is held twice (all of them, where an optimizer knows them)."""
     kept, numbers = changes(step, model)
-    names: dict[int, list[str]] = {}
-    for name, tensor in tensors(model):
-        names.setdefault(id(tensor), []).append(name)
-    del tensor
+    places: dict[int, list[tuple[str, dict[str, Tensor], str]]] = {}
+    for place in holders(model):
+        places.setdefault(id(place[1][place[2]]), []).append(place)
     replaced = []
-    for tied in names.values():
-        dims = kept.get(tied[0])
+    for tied in places.values():
+        name, table, last = tied[0]
+        dims = kept.get(name)
         if dims:
-            old = _holder(model, tied[0])[tied[0].rpartition(".")[2]]
+            old = table[last]
             new = like(old, cut_tensor(old, dims))
-            for name in tied:
-                _holder(model, name)[name.rpartition(".")[2]] = new
+            for _, table, last in tied:
+                table[last] = new
             if optimizer is not None:
                 replaced.append((old, new, dims))
             del old, new
     _settle(model, kept, numbers)
     if optimizer is not None:
         carry(optimizer, replaced)
-
-
-def _holder(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """The table of the module that holds the parameter or buffer `name`."""
-    path, _, last = name.rpartition(".")
-    module = model.get_submodule(path)
-    return module._parameters if last in module._parameters else module._buffers  # type: ignore[return-value]
 
 
 def _settle(model: nn.Module, kept: Changes, numbers: Mapping[str, int]) -> None:

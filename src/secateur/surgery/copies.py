@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 PLAIN = (int, float, str, bool, type(None))
-HELD = (dict, list, OrderedDict)
+TABLES = (dict, OrderedDict)
+HELD = (*TABLES, list)
 COMPILED = "_compiled_call_impl"
 """What `module.compile()` leaves behind; PyTorch's own copies leave it out too."""
 
@@ -41,8 +42,12 @@ def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for module in modules:
         memo[id(module)] = module.__class__.__new__(module.__class__)
     for module in modules:
-        held = {key: _copied(value, memo) for key, value in vars(module).items() if key != COMPILED}
-        memo[id(module)].__dict__.update(held)
+        held = memo[id(module)].__dict__
+        for key, value in vars(module).items():
+            if type(value) in TABLES and not value:  # most of what a module holds is empty tables of hooks
+                held[key] = type(value)()
+            elif key != COMPILED:
+                held[key] = _copied(value, memo)
     return memo[id(model)]
 
 
@@ -62,7 +67,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     known = memo.get(id(value))
     if known is not None:
         return known
-    if type(value) in (dict, OrderedDict):
+    if type(value) in TABLES:
         return type(value)((key, _copied(item, memo)) for key, item in value.items())
     if type(value) is tuple and all(isinstance(item, PLAIN) for item in value):
         return value

@@ -16,9 +16,29 @@ from secateur.core.split import Split, split_shapes
 
 
 def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer with its dotted name; a tied tensor comes under each of its names."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
+    """Every parameter and buffer with its dotted name, parameters first; a tied tensor comes under each of its names."""
+    return ((name, table[last]) for name, table, last in holders(model))
+
+
+def holders(model: nn.Module) -> Iterator[tuple[str, dict[str, Tensor], str]]:
+    """Every parameter, then every buffer, as (dotted name, the table of its module, its key there).
+
+    PyTorch's `named_parameters` climbs through a generator per level for each module, which in a deep network is most of
+    the cost; here modules are listed once.
+    """
+    modules: list[tuple[str, nn.Module]] = []
+    waiting: list[tuple[str, nn.Module]] = [("", model)]
+    while waiting:
+        prefix, module = waiting.pop()
+        modules.append((prefix, module))
+        inner = [(f"{prefix}{name}.", child) for name, child in module._modules.items() if child is not None]
+        waiting.extend(reversed(inner))
+    for which in ("_parameters", "_buffers"):
+        for prefix, module in modules:
+            table = getattr(module, which)
+            for last, tensor in table.items():
+                if tensor is not None:
+                    yield prefix + last, table, last
 
 
 def fingerprint(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -29,7 +29,7 @@ def repair_by_name(name: str, plan: Plan, *, sample: int | None = None) -> Repai
 
     `sample`: rows that fits take of each batch; None takes all.
     """
-    extra: dict[str, dict[str, Any]] = {"batchnorm": {}, "mean_bias": {"plan": plan}, "whitened": {"plan": plan}}
+    extra: dict[str, dict[str, Any]] = {"batchnorm": {}, "distil": {}, "mean_bias": {"plan": plan}, "whitened": {"plan": plan}}
     parts = [(getattr(repair, part), extra.get(part, {"plan": plan, "sample": sample})) for part in name.split("+")]
     return repair.chain(*[partial(part, **named) for part, named in parts])
 

@@ -4,7 +4,8 @@ from secateur.repair.batchnorm import batchnorm
 from secateur.repair.bias import mean_bias
 from secateur.repair.chain import chain
 from secateur.repair.compensation import compensation
+from secateur.repair.distil import distil
 from secateur.repair.least_squares import least_squares
 from secateur.repair.whitened import whitened
 
-__all__ = ["batchnorm", "chain", "compensation", "least_squares", "mean_bias", "whitened"]
+__all__ = ["batchnorm", "chain", "compensation", "distil", "least_squares", "mean_bias", "whitened"]

@@ -9,6 +9,9 @@ inside blocks are cut: those of the residual stream cost most without retraining
 Torch-Pruning's criteria run through its own pruner, global ranks, on the same images; what it prunes is read off and repaired
 like ours.
 
+`--distil STEPS` adds to each speedup one row: that which is best on the held-out images, trained without labels towards the
+original's block outputs (`repair.distil`) on `--distil-images` further training images.
+
 Evaluation runs in bfloat16, the dense network too. docs/results/channel.md is made by bench/channel_page.py.
 """
 
@@ -40,6 +43,7 @@ from secateur.io.weights import load_weights
 from secateur.recipes import zoo
 from secateur.recipes.predictions import reconstruction
 from secateur.recipes.reconstruct import channel_pruning, repair_by_name
+from secateur.repair import distil
 from secateur.search import AdaptiveSettings, PredictedSettings, drive, predicted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -228,6 +232,27 @@ def row_of(bench: Bench, plan: Plan, small: nn.Module) -> dict[str, Any]:
     }
 
 
+def distilled(bench: Bench, arguments: argparse.Namespace, known: list[dict[str, Any]], done: Callable[[], None]) -> None:
+    """For each speedup, the repaired row that is best on held-out images, distilled; appended to `known`."""
+    plain = BatchSettings(batch=128, holdout=arguments.calibration + arguments.holdout, augment=False, seed=arguments.seed)
+    source = loaders(cifar10(arguments.data).normalised("imagenet"), plain).train
+    images = [pair for _, pair in zip(range(arguments.distil_images // 128), source, strict=False)]
+    for speedup in map(float, arguments.speedups.split(",")):
+        choice = [r for r in known if r["speedup"] == speedup and r["repair"] in REPAIRS[1:]]
+        if not choice or any(r["repair"] == "distil" and r["speedup"] == speedup for r in known):
+            continue
+        best = max(choice, key=lambda row: row["holdout"])
+        _, plan, _ = next(plans(best["criterion"], bench, [1 / speedup], arguments.seed))
+        small, start = plan.apply(bench.model), time.perf_counter()
+        repair_by_name(best["repair"], plan, sample=SAMPLE)(bench.model, small, bench.calibration)
+        distil(bench.model, small, images, steps=arguments.distil, precision="bf16")
+        row = {"criterion": best["criterion"], "repair": "distil", "speedup": speedup} | row_of(bench, plan, small)
+        how = {"after": best["repair"], "steps": arguments.distil, "images": 128 * len(images)}
+        known.append(row | how | {"seconds": {"repair": round(time.perf_counter() - start, 2)}})
+        print(json.dumps(known[-1]), flush=True)
+        done()
+
+
 def write(path: Path, value: dict[str, Any]) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -271,6 +296,8 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=1024)
     parser.add_argument("--holdout", type=int, default=1024)
     parser.add_argument("--test", type=int, default=10000)
+    parser.add_argument("--distil", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--distil-images", type=int, default=8192)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -297,6 +324,8 @@ def main() -> None:
 
     done()
     rows(bench, arguments, value["rows"], done)
+    if arguments.distil:
+        distilled(bench, arguments, value["rows"], done)
     done()
 
 

@@ -17,14 +17,15 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "bench" / "results" / "channel", ROOT / "docs" / "results"
-REPAIRS = ("none", "batchnorm", "compensation", "least_squares+batchnorm", "own")
-HEADS = ("no repair", "batch norm", "compensation", "least squares", "its own")
+REPAIRS = ("none", "batchnorm", "compensation", "least_squares+batchnorm", "own", "distil")
+HEADS = ("no repair", "batch norm", "compensation", "least squares", "its own", "distilled")
 PAINT = {
     "none": "#b9b9b3",
     "batchnorm": "#7fa8c9",
     "compensation": "#d98c3f",
     "least_squares+batchnorm": "#1f6f54",
     "own": "#7d3f98",
+    "distil": "#b3202c",
 }
 NAMES = {"cifar_resnet20_a": "ResNet-20", "cifar_resnet56_a": "ResNet-56"}
 
@@ -71,8 +72,19 @@ def network(value: dict[str, Any]) -> list[str]:
         lines += [f"### {speedup}x fewer MACs", ""]
         lines += table(["criterion", *[HEADS[REPAIRS.index(r)] for r in used], "parameters left"], body)
         lines.append("")
-        lines += [peer_sentence(rows), ""]
+        lines += [peer_sentence(rows), "", *distilled(rows)]
     return lines
+
+
+def distilled(rows: list[dict[str, Any]]) -> list[str]:
+    """What the rows trained without labels were given."""
+    told = [
+        f"Distilled: {row['criterion']} after {row['after']}, {row['steps']} steps towards the original's outputs on "
+        f"{row['images']:,} training images without labels, {row['seconds']['repair'] / 60:.0f} minutes on one thread."
+        for row in rows
+        if row["repair"] == "distil"
+    ]
+    return [*told, ""] if told else []
 
 
 def shown(criterion: str) -> str:

@@ -31,7 +31,7 @@ from secateur.io.files import write_json
 from secateur.measure.machine import hardware, versions
 from secateur.recipes import zoo
 from secateur.surgery import fold, unfold
-from secateur.train.trp_layers import Layer
+from secateur.train.trp.layers import Layer
 
 FLUSH = 1 << 24
 """Numbers written to make the processor forget: more than its caches hold."""

@@ -20,8 +20,8 @@ from secateur.measure import facts
 from secateur.surgery import unfold
 from secateur.testing import distance
 from secateur.train import FitSettings, TRPSettings, fit
-from secateur.train.trp_layers import Layer
-from secateur.train.trp_plan import relative_cost
+from secateur.train.trp.layers import Layer
+from secateur.train.trp.plan import relative_cost
 
 
 class Net(nn.Module):

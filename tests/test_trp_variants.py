@@ -12,7 +12,7 @@ from torch import nn
 from secateur import TRP, SecateurError
 from secateur.surgery import unfold
 from secateur.train import FitSettings, TRPSettings, fit
-from secateur.train.trp_period import Periods
+from secateur.train.trp.period import Periods
 
 LR, STRENGTH = 0.1, 3.0
 

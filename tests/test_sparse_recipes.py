@@ -13,7 +13,7 @@ from secateur.core.mask import Mask
 from secateur.io import load, read_json, read_plan
 from secateur.recipes import run, schema, zoo
 from secateur.recipes.parts import cpu, parts
-from secateur.recipes.schema_sparse import Sparsity
+from secateur.recipes.schema import Sparsity
 from secateur.recipes.sparsing import GRADUAL, sparse_hook
 
 ROOT = Path(__file__).parents[1]

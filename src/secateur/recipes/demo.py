@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from secateur.recipes.schema import Data, Fit, Measure, Model, Prune, Recipe, Repair
-from secateur.recipes.schema_lowrank import LowRank
-from secateur.recipes.schema_sparse import Sparsity
+from secateur.recipes.schema import Data, Fit, LowRank, Measure, Model, Prune, Recipe, Repair, Sparsity
 
 
 def recipe(seed: int = 0, threads: int = 1) -> Recipe:

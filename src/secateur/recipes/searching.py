@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,6 +35,7 @@ from secateur.search import (
     drive,
     predicted,
     previewing,
+    processes,
     read_history,
     recorder,
     sensitivity,
@@ -136,19 +136,15 @@ def held_out(batches: Batches, images: int) -> list[tuple[Any, Any]]:
 
 def _driven(search: Generator[Any, Any, Result], judge: Judge, folder: Path | None) -> Result:
     """What the search returns; its history on disk, and its trials shared out among processes where there are several."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo")
-    if folder is None:
-        return drive(search, judge, many=across(judge) if world > 1 else None)
-    path = folder / "search.jsonl"
-    history = read_history(path)
-    if world > 1:
-        dist.barrier()  # the first process rewrites the file others still read
-    first = world == 1 or dist.get_rank() == 0
-    return drive(
-        search, judge, history=history, record=recorder(path) if first else None, many=across(judge) if world > 1 else None
-    )
+    with processes() as (rank, world):
+        many = across(judge) if world > 1 else None
+        if folder is None:
+            return drive(search, judge, many=many)
+        path = folder / "search.jsonl"
+        history = read_history(path)
+        if world > 1:
+            dist.barrier()  # the first process rewrites the file others still read
+        return drive(search, judge, history=history, record=None if rank else recorder(path), many=many)
 
 
 def _recovery(model: nn.Module, recipe: Recipe, parts: Parts, folder: Path | None) -> Callable[[Plan], None]:

@@ -1,7 +1,7 @@
 """Searches: generators that yield candidate plans, are sent their losses, and return what they decide."""
 
 from secateur.search.adaptive import adaptive
-from secateur.search.batched import across, stacked
+from secateur.search.batched import across, processes, stacked
 from secateur.search.bisect import bisect
 from secateur.search.drive import Trial, drive, read_history, recorder
 from secateur.search.evolution import EvolutionSettings, Evolved, evolve, gaussian
@@ -28,6 +28,7 @@ __all__ = [
     "legr",
     "predicted",
     "previewing",
+    "processes",
     "read_history",
     "recorder",
     "sensitivity",

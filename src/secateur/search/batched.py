@@ -5,7 +5,9 @@ Shape legend: C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,23 @@ from secateur.core.plan import Keep, Plan
 from secateur.core.protocols import Batches, Judge, JudgeMany, Loss
 from secateur.core.running import call, device_of, to_device
 from secateur.surgery import duplicate, gates, tensors
+
+
+@contextmanager
+def processes() -> Iterator[tuple[int, int]]:
+    """The number of this process and how many `torchrun` started; their group is made here, and closed once all are through."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if dist.is_available() and dist.is_initialized():
+        yield dist.get_rank(), dist.get_world_size()
+    elif world == 1:
+        yield 0, 1
+    else:
+        dist.init_process_group("gloo")
+        try:
+            yield dist.get_rank(), world
+            dist.barrier()  # one that ended early would take down connections others still use
+        finally:
+            dist.destroy_process_group()
 
 
 def across(judge: Judge) -> JudgeMany:

@@ -103,6 +103,10 @@ WRONG = {
     "no share": ({"sparse": {"method": "rpg", "keep": 0}}, "share"),
     "no training": ({"sparse": {"method": "rpg"}, "finetune": {"epochs": 0}}, "no training"),
     "args": ({"sparse": {"method": "gmp", "args": {"evry": 3, "every": 2}}, "finetune": {"epochs": 1}}, "sparse.args"),
+    "text": (
+        {"sparse": {"method": "gmp", "args": {"begin": "soon", "every": 2}}, "finetune": {"epochs": 1}},
+        "what the method takes",
+    ),
     "a layout": ({"sparse": {"method": "magnitude", "args": {"allocation": "all"}}}, "allocation 'all'"),
 }
 

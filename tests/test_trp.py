@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 import secateur
+from loops import batches, train
 from secateur import TRP, SecateurError
 from secateur.core.factor import Product
 from secateur.measure import facts
@@ -43,24 +44,6 @@ class Net(nn.Module):
 def net(seed: int = 0) -> Net:
     torch.manual_seed(seed)
     return Net()
-
-
-def batches(count: int, seed: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        (torch.randn(4, 3, 8, 8, generator=generator), torch.randint(0, 4, (4,), generator=generator)) for _ in range(count)
-    ]
-
-
-def train(model: nn.Module, method: TRP, data, optimizer) -> None:
-    """The three lines of the user's own loop."""
-    for x, y in data:
-        loss = functional.cross_entropy(model(x), y) + method.loss()
-        loss.backward()
-        method.after_backward()
-        optimizer.step()
-        method.after_step()
-        optimizer.zero_grad()
 
 
 def low(matrix: np.ndarray, discarded: float) -> tuple[np.ndarray, np.ndarray]:

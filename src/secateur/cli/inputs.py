@@ -114,13 +114,9 @@ def plan_of(path: Path) -> Plan:
 
 def has_plan(weights: Path) -> bool:
     """Are these the weights of a cut model, saved with its plan?"""
-    from safetensors import SafetensorError, safe_open
+    from secateur.io.artefact import has_metadata
 
-    try:
-        with safe_open(weights, "pt") as file:
-            return "plan" in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
+    return has_metadata(weights, "plan")
 
 
 def engine_of(model: str) -> tuple[CompiledModel, tuple[Tensor, ...]] | None:

@@ -296,6 +296,7 @@ def test_what_makes_no_sense_is_one_sentence(case):
 
 def test_the_benchmark_runs(tmp_path, monkeypatch):
     path = Path(__file__).parents[1] / "bench" / "trp_overhead.py"
+    monkeypatch.syspath_prepend(path.parent)
     spec = importlib.util.spec_from_file_location("trp_overhead", path)
     assert spec is not None
     assert spec.loader is not None

@@ -21,8 +21,6 @@ import argparse
 import copy
 import json
 import os
-import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -34,13 +32,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import secateur
+from common import command, parted, pretrained
 from secateur import allocate, criteria, measure, score, trace
 from secateur.core.axes import Axes
 from secateur.core.plan import Plan
 from secateur.data import BatchSettings, cifar10, loaders
-from secateur.io.weights import load_weights
-from secateur.recipes import zoo
+from secateur.io import write_json
+from secateur.measure import machine
 from secateur.recipes.predictions import reconstruction
 from secateur.recipes.reconstruct import channel_pruning, repair_by_name
 from secateur.repair import distil
@@ -201,24 +199,18 @@ def peer(name: str, bench: Bench, share: float, seed: int) -> Plan:
 
 def bench_of(arguments: argparse.Namespace) -> Bench:
     """Network and images."""
-    model = load_weights(Path(arguments.data) / "weights" / f"{arguments.model.removeprefix('')}.safetensors".replace(
-        "cifar_", "cifar10_"), zoo.build(arguments.model)).eval()  # fmt: skip
+    model = pretrained(arguments.model, arguments.data)
     held = arguments.calibration + arguments.holdout
     made = loaders(
         cifar10(arguments.data).normalised("imagenet"),
         BatchSettings(batch=128, test_batch=250, holdout=held, seed=arguments.seed),
     )
-    images = torch.cat([x for x, _ in made.holdout]), torch.cat([y for _, y in made.holdout])  # type: ignore[union-attr]
-    parts = [tensor.split([arguments.calibration, arguments.holdout]) for tensor in images]
-
-    def batches(part: int) -> list[tuple[Tensor, Tensor]]:
-        return list(zip(parts[0][part].split(128), parts[1][part].split(128), strict=True))
-
+    calibration, holdout = parted(made.holdout or [], [arguments.calibration, arguments.holdout])
     test = [pair for _, pair in zip(range(arguments.test // 250), made.test, strict=False)]
     axes = trace(model, test[0][0][:1])
     inside = [axis if axis.name.endswith(".conv1") else axis.freeze("a residual stream, left whole here") for axis in axes]
     axes = Axes(tuple(inside), axes.fingerprint, axes.terms, axes.notes)
-    return Bench(model, axes, batches(0), batches(1), test)
+    return Bench(model, axes, calibration, holdout, test)
 
 
 def row_of(bench: Bench, plan: Plan, small: nn.Module) -> dict[str, Any]:
@@ -251,13 +243,6 @@ def distilled(bench: Bench, arguments: argparse.Namespace, known: list[dict[str,
         known.append(row | how | {"seconds": {"repair": round(time.perf_counter() - start, 2)}})
         print(json.dumps(known[-1]), flush=True)
         done()
-
-
-def write(path: Path, value: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".part").write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(path.with_suffix(".part"), path)
 
 
 def rows(bench: Bench, arguments: argparse.Namespace, known: list[dict[str, Any]], done: Callable[[], None]) -> None:
@@ -306,21 +291,21 @@ def main() -> None:
     value = json.loads(path.read_text()) if path.exists() else {"rows": [], "seconds": 0.0}
     torch.manual_seed(arguments.seed)
     bench, start, before = bench_of(arguments), time.perf_counter(), value["seconds"]
-    words = [word for word in sys.argv[1:] if not word.startswith("/")]
     value |= {
-        "command": " ".join(["python", "bench/channel.py", *words]).replace(str(arguments.data), "FOLDER"),
+        "command": command("channel.py", FOLDER=arguments.data, FILE=arguments.out),
         "model": arguments.model,
         "seed": arguments.seed,
         "images": {"calibration": arguments.calibration, "holdout": arguments.holdout, "test": 250 * len(bench.test)},
-        "versions": {"secateur": secateur.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "hardware": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "versions": machine.versions(),
+        "hardware": machine.hardware(),
     }
     if "dense" not in value:
         value["dense"] = row_of(bench, bench.axes.plan({}), bench.model)
 
     def done() -> None:
         value["seconds"] = round(before + time.perf_counter() - start, 1)
-        write(path, value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
 
     done()
     rows(bench, arguments, value["rows"], done)

@@ -6,7 +6,6 @@ python bench/linear.py --out bench/results/linear.json
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform
@@ -19,6 +18,9 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from common import resident
+from secateur.io import write_json
 
 LAYERS = (10, 50, 200, 500, 1000, 2000)
 WEIGHED = ("resnet50", "vgg16_bn", "vit_b_16", "convnext_base", "wide_resnet101_2")
@@ -86,12 +88,6 @@ def seconds(build: Callable[[int], tuple[nn.Module, torch.Tensor]], layers: int,
     return dict(zip(("trace", "plan", "apply"), map(statistics.median, zip(*rows, strict=True)), strict=True))
 
 
-def resident(line: str) -> int:
-    """A line of this process's memory, bytes: "VmRSS" now, "VmHWM" at most so far."""
-    text = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(line))
-    return int(text.split()[1]) * 1024
-
-
 def weigh(name: str) -> dict[str, float]:
     """Memory and seconds of one trace and one plan, in this process."""
     import secateur
@@ -155,7 +151,7 @@ def main() -> None:
         setting = {"python": platform.python_version(), "torch": torch.__version__}
         setting["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, 1 used"
         found = {"command": "python bench/linear.py", "setting": setting, "rows": rows, "memory": memory}
-        options.out.write_text(json.dumps(found, indent=1))
+        write_json(options.out, found)
 
 
 if __name__ == "__main__":

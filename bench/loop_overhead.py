@@ -20,6 +20,7 @@ import torch
 from torch.optim import optimizer as optimizers
 
 from secateur import data
+from secateur.io import write_json
 from secateur.measure import machine
 from secateur.recipes import zoo
 from secateur.train import FitSettings, fit
@@ -98,7 +99,7 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
     if options.out:
         record = {**machine.record(), "model": "ResNet-20, batch 128", "rows": rows}
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(options.out, record)
 
 
 if __name__ == "__main__":

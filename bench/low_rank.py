@@ -11,8 +11,6 @@ bench/results/low_rank/MODEL/METHOD-KEEP-SEED.json; rows that are there are not 
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -25,13 +23,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from common import command, pretrained
 from secateur import TRP, lowrank, repair
 from secateur.core.plan import Plan
 from secateur.io.files import write_json
 from secateur.measure import compare, facts
 from secateur.measure.machine import hardware, versions
-from secateur.recipes import schema, zoo
-from secateur.recipes.parts import limited, load_data, with_weights
+from secateur.recipes import schema
+from secateur.recipes.parts import limited, load_data
 from secateur.train import FitSettings, distillation, evaluate, fit, taught
 
 RESULTS = Path(__file__).parent / "results" / "low_rank"
@@ -209,9 +208,7 @@ def row(name: str, options: argparse.Namespace, keep: float, data: tuple[Any, An
     train, plain, test = data
     begun = time.perf_counter()
     torch.manual_seed(options.seed)
-    weights = f"weights/cifar10_{options.model.removeprefix('cifar_')}.safetensors"
-    model = with_weights(zoo.build(options.model), weights, str(options.data)).eval()
-    whole = with_weights(zoo.build(options.model), weights, str(options.data)).eval()
+    model, whole = (pretrained(options.model, options.data) for _ in range(2))
     example = torch.zeros(1, 3, 32, 32)
     steps = round(options.epochs * len(train))
     work = Work(model, example, train, plain, keep, steps, options)
@@ -251,7 +248,7 @@ def row(name: str, options: argparse.Namespace, keep: float, data: tuple[Any, An
             "dense_onnx": onnx["dense"],
         },
         "plan": str(plan).splitlines(),
-        "command": shlex.join(["python", "bench/low_rank.py", *sys.argv[1:]]),
+        "command": command("low_rank.py", FOLDER=options.data),
         "versions": versions(),
         "hardware": hardware("cpu", options.threads),
         "seed": options.seed,

@@ -16,7 +16,6 @@ import argparse
 import copy
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,10 +28,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-import secateur
+from common import command
 from secateur import allocate, measure, trace
 from secateur.allocate.partition import shares
 from secateur.data import BatchSettings, fashion_mnist, loaders
+from secateur.io import write_json
+from secateur.measure import machine
 from secateur.surgery.workers import summed, worker
 from secateur.train import FitSettings, evaluate, fit
 
@@ -179,19 +180,18 @@ def main() -> None:
     arguments.longer = evaluate(longer, data.test)["accuracy"]
     rows = [row_of(arguments, dense, data, int(word)) for word in arguments.workers.split(",")]
     value = {
-        "command": " ".join(["python bench/partition.py", *sys.argv[1:]]).replace(str(arguments.data), "FOLDER"),
+        "command": command("partition.py", FOLDER=arguments.data, FILE=arguments.out),
         "data": "fashion_mnist",
         "seed": 0,
         "batch": BATCH,
         "dense": {"accuracy": accuracy, "params": measure.facts(dense).params},
-        "versions": {"secateur": secateur.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "hardware": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": 1},
+        "versions": machine.versions(),
+        "hardware": machine.hardware(),
         "seconds": round(time.perf_counter() - start, 1),
         "rows": rows,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix(".part").write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(arguments.out.with_suffix(".part"), arguments.out)
+    write_json(arguments.out, value)
     print(json.dumps(value, indent=1))
 
 

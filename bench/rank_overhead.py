@@ -13,42 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
 
+from common import network, seconds
 from secateur.io.files import write_json
 from secateur.measure import machine
-from secateur.recipes import zoo
 from secateur.train import sparse
 from secateur.train.sparse import Rank
 from secateur.train.sparse.rank import RankTerm
 from secateur.train.sparse.weights import Weight
-
-
-def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Of one call, the device's share included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def build(name: str) -> nn.Module:
-    """A network of the zoo, or of torchvision."""
-    if name in zoo.BUILDERS:
-        return zoo.build(name)
-    import torchvision
-
-    return torchvision.models.get_model(name, weights=None)
 
 
 def reference(weights: list[Weight]) -> None:
@@ -65,7 +42,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Medians of seconds, and shares of training time."""
     torch.manual_seed(0)
     device = torch.device(options.device)
-    model = build(options.model).to(device).train()
+    model = network(options.model).to(device).train()
     images = torch.randn(options.batch, 3, options.size, options.size, device=device)
     labels = torch.randint(0, 10, (options.batch,), device=device)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)

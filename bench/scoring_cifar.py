@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common import command, pretrained
 from secateur import allocate, criteria, data, repair, score, trace
 from secateur.core.axes import Axes
 from secateur.core.plan import Plan
 from secateur.criteria.scoring import ScorerSettings, ScorerStage, ScoringNet, Task, fit_
 from secateur.data import BatchSettings, loaders
 from secateur.io import read_json, save_scorer, write_json
-from secateur.io.weights import load_weights
 from secateur.measure import machine
-from secateur.recipes import zoo
 from secateur.train import evaluate
 
 OUT = Path(__file__).parent / "results" / "scoring_net_cifar.json"
@@ -62,10 +59,8 @@ def main() -> None:
     shared: ScoringNet | None = None
     for name in asked.networks:
         begun = time.perf_counter()
-        model = load_weights(
-            Path(asked.data) / "weights" / f"cifar10_{name.removeprefix('cifar_')}.safetensors", zoo.build(name)
-        )
-        axes = trace(model.eval(), torch.zeros(1, 3, 32, 32))
+        model = pretrained(name, asked.data)
+        axes = trace(model, torch.zeros(1, 3, 32, 32))
         plans = {
             "random": by_mean(axes, score(axes, criteria.random(model)), SHARE),
             "l1": by_mean(axes, score(axes, criteria.l1(model)), SHARE),
@@ -86,7 +81,7 @@ def main() -> None:
         known["networks"][name] = {"dense": evaluate(model, test)["accuracy"], "rows": rows}
         known["networks"][name]["seconds"] = round(time.perf_counter() - begun, 1)
         known |= {
-            "command": shlex.join(["python", "bench/scoring_cifar.py", *sys.argv[1:]]).replace(asked.data, "FOLDER"),
+            "command": command("scoring_cifar.py", FOLDER=asked.data),
             "versions": machine.versions(),
             "hardware": machine.hardware(torch.device("cpu"), 1),
             "words": [

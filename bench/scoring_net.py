@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common import command
 from secateur import allocate, criteria, repair, score, trace
 from secateur.core.axes import Axes
 from secateur.core.plan import Plan
@@ -226,7 +225,7 @@ def main() -> None:
             found = PARTS[part](seed)
             known.setdefault(part, {})[str(seed)] = found | {"seconds": round(time.perf_counter() - begun, 1)}
             known |= {
-                "command": shlex.join(["python", "bench/scoring_net.py", *sys.argv[1:]]),
+                "command": command("scoring_net.py"),
                 "versions": machine.versions(),
                 "hardware": machine.hardware(torch.device("cpu"), 1),
                 "settings": {"dense": DENSE.__dict__, "tune": TUNE.__dict__, "floor": FLOOR, "trials": TRIALS},

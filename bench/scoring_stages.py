@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from common import command
 from secateur import allocate, repair, score, trace
 from secateur.criteria.scoring import Objective, ScorerSettings, ScorerStage, ScoringNet, Task, fit_
 from secateur.data import BatchSettings, digits, loaders
@@ -93,7 +92,7 @@ def main() -> None:
         begun = time.perf_counter()
         known["grid"][str(seed)] = one(seed) | {"seconds": round(time.perf_counter() - begun, 1)}
         known |= {
-            "command": shlex.join(["python", "bench/scoring_stages.py", *sys.argv[1:]]),
+            "command": command("scoring_stages.py"),
             "versions": machine.versions(),
             "hardware": machine.hardware(torch.device("cpu"), 1),
             "words": [

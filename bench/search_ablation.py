@@ -12,31 +12,33 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-import secateur
+from common import Pairs, command, parted, pretrained
 from secateur import criteria, measure, repair, score, trace
+from secateur.core.axes import Axes
 from secateur.core.plan import Plan
-from secateur.core.protocols import Searcher
+from secateur.core.protocols import Judge, Searcher
 from secateur.data import BatchSettings, cifar10, loaders
-from secateur.io.weights import load_weights
-from secateur.recipes import zoo
+from secateur.io import write_json
+from secateur.measure import machine
 from secateur.recipes.predictions import prediction
 from secateur.search import AdaptiveSettings, PredictedSettings, Trial, adaptive, bisect, drive, predicted, previewing
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNNING, TRIAL = 0.5, 0.1
 """Cross-entropy above the dense network's, in all and per step of the plain search."""
+PLAIN = AdaptiveSettings(step=0.1, trial=TRIAL, running=RUNNING)
+PREDICTIONS = ("reconstruction", "taylor", "group_fisher")
 
 
 def mean_loss(model: nn.Module, batches: list[Any]) -> float:
@@ -51,6 +53,97 @@ def accuracy(model: nn.Module, batches: list[Any]) -> float:
         return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / sum(len(y) for _, y in batches)
 
 
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """The network, its axes and scores, and images: to judge by, to re-estimate batch norm on, and to test on."""
+
+    model: nn.Module
+    axes: Axes
+    scores: dict[str, Tensor]
+    judged: Pairs
+    settled: Pairs
+    test: Pairs
+
+    @property
+    def judge(self) -> Judge:
+        """The loss of a plan after batch norm was re-estimated."""
+        return previewing(
+            self.model,
+            lambda trial: mean_loss(trial, self.judged),
+            lambda trial: repair.batchnorm(self.model, trial, self.settled),
+        )
+
+
+def setting_of(arguments: argparse.Namespace) -> Setting:
+    """Network and images of the command line."""
+    model = pretrained(arguments.model, arguments.data)
+    made = loaders(
+        cifar10(arguments.data).normalised("imagenet"),
+        BatchSettings(batch=128, test_batch=250, holdout=arguments.images + arguments.settle),
+    )
+    judged, settled = parted(made.holdout or [], [arguments.images, arguments.settle])
+    test = [pair for _, pair in zip(range(arguments.test // 250), made.test, strict=False)]
+    axes = trace(model, judged[0][0][:1])
+    return Setting(model, axes, score(axes, criteria.l1(model, group=False)), judged, settled, test)
+
+
+def changes(setting: Setting) -> Iterator[tuple[str, Searcher]]:
+    """The plain search with one thing changed, and the binary one."""
+    axes, scores = setting.axes, setting.scores
+    forward = replace(PLAIN, order="forward")
+    yield "plain, sequential", adaptive(axes, scores, replace(forward, schedule="sequential"))
+    yield "plain, forward order", adaptive(axes, scores, forward)
+    yield "binary", bisect(axes, scores, fall=RUNNING, tries=6)
+
+
+def predictions(setting: Setting, share: float) -> Iterator[tuple[str, Searcher]]:
+    """Predicted searches: under the limit and down to `share` of the parameters, and without parts of the method."""
+    axes, scores = setting.axes, setting.scores
+    known = {name: prediction(name, setting.model, axes, setting.settled, F.cross_entropy) for name in PREDICTIONS}
+    settings = AdaptiveSettings(step=0.1, running=RUNNING)
+    for name, predict in known.items():
+        yield f"predicted by {name}", predicted(axes, scores, predict, settings, PredictedSettings())
+        smaller = replace(settings, keep={"params": share})
+        told = f"predicted by {name}, to the plain search's parameters"
+        yield told, predicted(axes, scores, predict, smaller, PredictedSettings())
+    for told, how in (("no skipping", PredictedSettings(doubt=0)), ("room 1", PredictedSettings(room=1.0))):
+        yield f"predicted by reconstruction, {told}", predicted(axes, scores, known["reconstruction"], settings, how)
+
+
+def row_of(setting: Setting, name: str, search: Searcher) -> dict[str, Any]:
+    """What one search took and what it ends with."""
+    trials: list[Trial] = []
+    start = time.perf_counter()
+    plan: Plan = drive(search, setting.judge, record=trials.append)
+    seconds = time.perf_counter() - start
+    small = plan.apply(setting.model)
+    repair.batchnorm(setting.model, small, setting.settled)
+    counted = measure.facts(small, setting.judged[0][0][:1])
+    return {
+        "search": name,
+        "judgements": len(trials),
+        "params": counted.params,
+        "macs": counted.macs,
+        "loss": round(setting.judge(plan), 5),
+        "test": round(accuracy(small.eval(), setting.test), 5),
+        "seconds": round(seconds, 1),
+    }
+
+
+def head_of(arguments: argparse.Namespace, setting: Setting) -> dict[str, Any]:
+    """What all rows share."""
+    return {
+        "command": command("search_ablation.py", FOLDER=arguments.data, FILE=arguments.out),
+        "model": arguments.model,
+        "seed": 0,
+        "images": {"judged": arguments.images, "settled": arguments.settle, "test": 250 * len(setting.test)},
+        "limits": {"running": RUNNING, "trial": TRIAL},
+        "versions": machine.versions(),
+        "hardware": machine.hardware(),
+        "dense": {"loss": mean_loss(setting.model, setting.judged), "test": accuracy(setting.model, setting.test)},
+    }
+
+
 def main() -> None:
     """Run every search; write the file after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -63,83 +156,19 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    path = Path(arguments.data) / "weights" / f"{arguments.model.replace('cifar_', 'cifar10_')}.safetensors"
-    model = load_weights(path, zoo.build(arguments.model)).eval()
-    made = loaders(
-        cifar10(arguments.data).normalised("imagenet"),
-        BatchSettings(batch=128, test_batch=250, holdout=arguments.images + arguments.settle),
-    )
-    x, y = torch.cat([x for x, _ in made.holdout]), torch.cat([y for _, y in made.holdout])  # type: ignore[union-attr]
-    images = list(zip(x[: arguments.images].split(128), y[: arguments.images].split(128), strict=True))
-    settle = list(zip(x[arguments.images :].split(128), y[arguments.images :].split(128), strict=True))
-    test = [pair for _, pair in zip(range(arguments.test // 250), made.test, strict=False)]
-    axes = trace(model, x[:1])
-    scores = score(axes, criteria.l1(model, group=False))
-    judge = previewing(model, lambda trial: mean_loss(trial, images), lambda trial: repair.batchnorm(model, trial, settle))
-    plain = AdaptiveSettings(step=0.1, trial=TRIAL, running=RUNNING)
-    predictions = {
-        name: prediction(name, model, axes, settle, F.cross_entropy) for name in ("reconstruction", "taylor", "group_fisher")
-    }
-    value: dict[str, Any] = {
-        "command": "python bench/search_ablation.py "
-        + " ".join(sys.argv[1:]).replace(str(arguments.data), "FOLDER").replace(str(arguments.out), "FILE"),
-        "model": arguments.model,
-        "seed": 0,
-        "images": {"judged": arguments.images, "settled": arguments.settle, "test": 250 * len(test)},
-        "limits": {"running": RUNNING, "trial": TRIAL},
-        "versions": {"secateur": secateur.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "hardware": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "dense": {"loss": mean_loss(model, images), "test": accuracy(model, test)},
-        "rows": [],
-    }
+    setting = setting_of(arguments)
+    head, rows = head_of(arguments, setting), []
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
 
     def run(name: str, search: Searcher) -> dict[str, Any]:
-        trials: list[Trial] = []
-        start = time.perf_counter()
-        plan: Plan = drive(search, judge, record=trials.append)
-        seconds = time.perf_counter() - start
-        small = plan.apply(model)
-        repair.batchnorm(model, small, settle)
-        counted = measure.facts(small, x[:1])
-        row = {
-            "search": name,
-            "judgements": len(trials),
-            "params": counted.params,
-            "macs": counted.macs,
-            "loss": round(judge(plan), 5),
-            "test": round(accuracy(small.eval(), test), 5),
-            "seconds": round(seconds, 1),
-        }
-        value["rows"].append(row)
-        print(json.dumps(row), flush=True)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.with_suffix(".part").write_text(json.dumps(value, indent=1) + "\n")
-        os.replace(arguments.out.with_suffix(".part"), arguments.out)
-        return row
+        rows.append(row_of(setting, name, search))
+        print(json.dumps(rows[-1]), flush=True)
+        write_json(arguments.out, head | {"rows": rows})
+        return rows[-1]
 
-    first = run("plain", adaptive(axes, scores, plain))
-    share = first["params"] / axes.count("params")
-    changes: dict[str, Callable[[], Searcher]] = {
-        "plain, sequential": lambda: adaptive(
-            axes, scores, AdaptiveSettings(step=0.1, trial=TRIAL, running=RUNNING, schedule="sequential", order="forward")
-        ),
-        "plain, forward order": lambda: adaptive(
-            axes, scores, AdaptiveSettings(step=0.1, trial=TRIAL, running=RUNNING, order="forward")
-        ),
-        "binary": lambda: bisect(axes, scores, fall=RUNNING, tries=6),
-    }
-    for name, make in changes.items():
-        run(name, make())
-    for name, predict in predictions.items():
-        for keep in ({}, {"params": share}):
-            told = f"predicted by {name}" + (", to the plain search's parameters" if keep else "")
-            settings = AdaptiveSettings(step=0.1, running=RUNNING, keep=keep)
-            run(told, predicted(axes, scores, predict, settings, PredictedSettings()))
-    settings = AdaptiveSettings(step=0.1, running=RUNNING)
-    run("predicted by reconstruction, no skipping", predicted(
-        axes, scores, predictions["reconstruction"], settings, PredictedSettings(doubt=0)))  # fmt: skip
-    run("predicted by reconstruction, room 1", predicted(
-        axes, scores, predictions["reconstruction"], settings, PredictedSettings(room=1.0)))  # fmt: skip
+    share = run("plain", adaptive(setting.axes, setting.scores, PLAIN))["params"] / setting.axes.count("params")
+    for name, search in (*changes(setting), *predictions(setting, share)):
+        run(name, search)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -98,89 +99,128 @@ def vgg19() -> Any:
 Run = Callable[[], Any]
 
 
+@dataclass(frozen=True)
+class Dense:
+    """What a dense rival is given: the network's name, inputs, threads, and a folder for exported files."""
+
+    network: str
+    x: Any
+    threads: int
+    folder: Path
+
+    def model(self) -> Any:
+        """The network without zeros."""
+        return build(self.network, 0.0)
+
+    @property
+    def onnx(self) -> Path:
+        """The exported network, once `_export` has run."""
+        return self.folder / "model.onnx"
+
+
 def dense_runs(network: str, x: Any, threads: int, folder: Path) -> tuple[dict[str, Run], dict[str, str]]:
     """Dense rivals by name, and why the missing ones are missing."""
-    import torch
-
-    model = build(network, 0.0)
+    given = Dense(network, x, threads, folder)
     runs: dict[str, Run] = {}
     absent: dict[str, str] = {}
-    last = build(network, 0.0).to(memory_format=torch.channels_last)
-    wide = x.contiguous(memory_format=torch.channels_last)
-    runs["PyTorch eager"] = lambda: model(x)
-    runs["PyTorch eager, channels_last"] = lambda: last(wide)
-
-    def compiled() -> Run:
-        import torch._inductor.config as inductor
-
-        inductor.freezing = True
-        inductor.compile_threads = 1
-        fast = torch.compile(build(network, 0.0))
-        fast(x)
-        return lambda: fast(x)
-
-    def bfloat16() -> Run:
-        half = build(network, 0.0).to(memory_format=torch.channels_last).bfloat16()
-        given = wide.bfloat16()
-        half(given)
-        return lambda: half(given)
-
-    path = folder / "model.onnx"
-
-    def onnx() -> Run:
-        session = _session(str(path), threads)
-        given = {session.get_inputs()[0].name: x.numpy()}
-        session.run(None, given)
-        return lambda: session.run(None, given)
-
-    def onnx_int8() -> Run:
-        from onnxruntime import quantization
-
-        class Reader(quantization.CalibrationDataReader):
-            def __init__(self) -> None:
-                self.left: Iterator[Any] = iter(
-                    [{name: x[:1].numpy()} for name in [_session(str(path), 1).get_inputs()[0].name]]
-                )
-
-            def get_next(self) -> Any:
-                return next(self.left, None)
-
-        thin = folder / "int8.onnx"
-        quantization.quantize_static(
-            str(path), str(thin), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True
-        )
-        session = _session(str(thin), threads)
-        given = {session.get_inputs()[0].name: x.numpy()}
-        session.run(None, given)
-        return lambda: session.run(None, given)
-
-    def openvino() -> Run:
-        import openvino as ov
-
-        core = ov.Core()
-        fast = core.compile_model(
-            core.read_model(str(path)),
-            "CPU",
-            {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1},
-        )
-        request, given = fast.create_infer_request(), x.numpy()
-        request.infer([given])
-        return lambda: request.infer([given])
-
-    def export() -> Run:
-        torch.onnx.export(model, (x,), str(path), dynamo=True, verbose=False, dynamic_shapes=None, external_data=False)
-        return lambda: None
-
-    for name, make in {
-        "export": export, "torch.compile": compiled, "ONNX Runtime": onnx, "OpenVINO": openvino, "PyTorch bf16": bfloat16,
-        "ONNX Runtime int8": onnx_int8,
-    }.items():  # fmt: skip
+    for name, make in RIVALS.items():
         try:
-            runs[name] = make()
+            runs[name] = make(given)
         except Exception as error:
             absent[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
     runs.pop("export", None)
     return runs, absent
+
+
+def _eager(given: Dense) -> Run:
+    model = given.model()
+    return lambda: model(given.x)
+
+
+def _channels_last(given: Dense) -> Run:
+    import torch
+
+    model = given.model().to(memory_format=torch.channels_last)
+    x = given.x.contiguous(memory_format=torch.channels_last)
+    return lambda: model(x)
+
+
+def _export(given: Dense) -> Run:
+    """Writes the file that the other runtimes read; nothing to run."""
+    import torch
+
+    torch.onnx.export(
+        given.model(), (given.x,), str(given.onnx), dynamo=True, verbose=False, dynamic_shapes=None, external_data=False
+    )
+    return lambda: None
+
+
+def _compiled(given: Dense) -> Run:
+    import torch
+    import torch._inductor.config as inductor
+
+    inductor.freezing = True
+    inductor.compile_threads = 1
+    fast = torch.compile(given.model())
+    fast(given.x)
+    return lambda: fast(given.x)
+
+
+def _onnx_runtime(given: Dense, path: Path | None = None) -> Run:
+    session = _session(str(path or given.onnx), given.threads)
+    named = {session.get_inputs()[0].name: given.x.numpy()}
+    session.run(None, named)
+    return lambda: session.run(None, named)
+
+
+def _onnx_int8(given: Dense) -> Run:
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            name = _session(str(given.onnx), 1).get_inputs()[0].name
+            self.left: Iterator[Any] = iter([{name: given.x[:1].numpy()}])
+
+        def get_next(self) -> Any:
+            return next(self.left, None)
+
+    thin = given.folder / "int8.onnx"
+    quantization.quantize_static(
+        str(given.onnx), str(thin), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True
+    )
+    return _onnx_runtime(given, thin)
+
+
+def _openvino(given: Dense) -> Run:
+    import openvino as ov
+
+    core = ov.Core()
+    options = {"INFERENCE_NUM_THREADS": given.threads, "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
+    fast = core.compile_model(core.read_model(str(given.onnx)), "CPU", options)
+    request, x = fast.create_infer_request(), given.x.numpy()
+    request.infer([x])
+    return lambda: request.infer([x])
+
+
+def _bfloat16(given: Dense) -> Run:
+    import torch
+
+    model = given.model().to(memory_format=torch.channels_last).bfloat16()
+    x = given.x.contiguous(memory_format=torch.channels_last).bfloat16()
+    model(x)
+    return lambda: model(x)
+
+
+RIVALS: dict[str, Callable[[Dense], Run]] = {
+    "PyTorch eager": _eager,
+    "PyTorch eager, channels_last": _channels_last,
+    "export": _export,
+    "torch.compile": _compiled,
+    "ONNX Runtime": _onnx_runtime,
+    "OpenVINO": _openvino,
+    "PyTorch bf16": _bfloat16,
+    "ONNX Runtime int8": _onnx_int8,
+}
 
 
 def _session(path: str, threads: int) -> Any:
@@ -351,10 +391,10 @@ def main() -> None:
         if target.exists() and not options.again:
             continue
         if options.here:
+            from secateur.io import write_json
+
             record = measure(part, options.rounds, f"python bench/sparse_engine.py {part} --rounds {options.rounds}")
-            waiting = target.with_suffix(".part")
-            waiting.write_text(json.dumps(record, indent=1) + "\n")
-            waiting.replace(target)
+            write_json(target, record)
             speeds = {name: round(row["speedup"], 2) for name, row in record["engine"].items()}
             print(part, record["best_dense"], round(record["dense_ms"][record["best_dense"]], 3), speeds, flush=True)
         else:

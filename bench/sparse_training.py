@@ -26,8 +26,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from common import pretrained
 from secateur import data
-from secateur.io import load_weights
 from secateur.io.files import write_json
 from secateur.measure import machine, rank_facts
 from secateur.recipes import zoo
@@ -71,7 +71,7 @@ METHODS: dict[str, tuple[str, Make]] = {
     "rpg_acdc": ("RPG on AC/DC (0.1, per layer)", lambda m, k, s, e: sparse.rpg(m, k, s, reading="acdc")),
 }
 """Key of a file name to what a table says and the hook of (model, keep, steps, every)."""
-WEIGHTS = {"resnet20": "cifar10_resnet20_a", "resnet56": "cifar10_resnet56_a"}
+NETWORKS = {"resnet20": "cifar_resnet20_a", "resnet56": "cifar_resnet56_a"}
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,9 @@ def digits_network() -> nn.Module:
     return model
 
 
-def pretrained(name: str, folder: Path) -> nn.Module:
+def start_of(name: str, folder: Path) -> nn.Module:
     """The network with its published weights."""
-    if name == "digits":
-        return copy.deepcopy(digits_network())
-    return load_weights(folder / "weights" / f"{WEIGHTS[name]}.safetensors", zoo.build(f"cifar_{name}_a"))
+    return copy.deepcopy(digits_network()) if name == "digits" else pretrained(NETWORKS[name], folder)
 
 
 def structure(model: nn.Module, names: list[str]) -> dict[str, Any]:
@@ -133,7 +131,7 @@ def run(options: argparse.Namespace, method: str, seed: int, folder: Path) -> di
     source = data.digits() if options.model == "digits" else data.cifar10(folder).normalised("imagenet")
     cut = data.BatchSettings(options.batch, holdout=0, channels_last=fast, seed=seed)
     loaders = data.loaders(source, cut)
-    model = pretrained(options.model, folder)
+    model = start_of(options.model, folder)
     told = {"precision": options.precision, "channels_last": fast, "seed": seed}
     settings = FitSettings(epochs=1, lr=options.lr, weight_decay=1e-4, nesterov=False, warmup=0.05, grad_clip=3.0, **told)
     hook = None if method == "dense" else METHODS[method][1](model, options.keep, options.steps, options.every)
@@ -167,7 +165,7 @@ def run(options: argparse.Namespace, method: str, seed: int, folder: Path) -> di
 def call(words: list[str] | None) -> None:
     """Carry out what one call asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="resnet20", choices=["digits", *WEIGHTS])
+    parser.add_argument("--model", default="resnet20", choices=["digits", *NETWORKS])
     parser.add_argument("--methods", default="gmp", help=f"of {', '.join(METHODS)}, dense")
     parser.add_argument("--keep", type=float, default=0.05)
     parser.add_argument("--seeds", default="0")

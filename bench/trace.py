@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from common import resident
+from secateur.io import write_json
 from secateur.measure import machine
 
 FIVE = ("resnet50", "vgg16_bn", "mobilenet_v2", "densenet121", "vit_b_16")
@@ -47,12 +49,6 @@ def build(name: str) -> nn.Module:
 
     torch.manual_seed(0)
     return awake(torchvision().models.get_model(name, weights=None).eval())
-
-
-def peak() -> int:
-    """Highest resident size so far, bytes."""
-    line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 def ours(model: nn.Module, x: torch.Tensor) -> tuple[nn.Module, Any]:
@@ -92,9 +88,9 @@ def one(tool: str, name: str) -> dict[str, float | None]:
     run(warm.eval(), torch.randn(1, 3, 16, 16))
     dense = macs(model, x)
     Path("/proc/self/clear_refs").write_text("5")
-    before, start = peak(), time.perf_counter()
+    before, start = resident("VmHWM"), time.perf_counter()
     small, _ = run(model, x)
-    seconds, memory = time.perf_counter() - start, peak() - before
+    seconds, memory = time.perf_counter() - start, resident("VmHWM") - before
     return {"seconds": seconds, "memory": memory, "macs_share": macs(small, x) / dense, "law4": law4(tool, name)}
 
 
@@ -169,7 +165,7 @@ def measure(names: Sequence[str], repeats: int, out: Path | None) -> dict[str, d
         table[name] = {tool: _median(found) for tool, found in rows.items()}
         print(line(name, table[name]), flush=True)
         if out:
-            out.write_text(json.dumps({**head, "models": table}, indent=1))
+            write_json(out, {**head, "models": table})
     return table
 
 
@@ -209,7 +205,7 @@ def main() -> None:
             for tool in TOOLS:
                 record["models"][name][tool]["law4"] = law4(tool, name)
             print(line(name, record["models"][name]), flush=True)
-        options.out.write_text(json.dumps(record, indent=1))
+        write_json(options.out, record)
         return
     print("model               ours     theirs   time, memory (ours / theirs)")
     table = measure(FIVE + MORE if options.all else FIVE, options.repeats, options.out)

@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import common
 from secateur import TRP
 from secateur.io.files import write_json
 from secateur.measure.machine import hardware, versions
-from secateur.recipes import zoo
 from secateur.surgery import fold, unfold
-from secateur.train.trp_layers import Layer
+from secateur.train.trp.layers import Layer
 
 FLUSH = 1 << 24
 """Numbers written to make the processor forget: more than its caches hold."""
@@ -61,87 +59,116 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
 
     On one thread of a processor its own time counts: what other programs take meanwhile does not.
     """
-    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     if device.type == "cpu":
         torch.ones(FLUSH).add_(1)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = clock()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock() - start
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return common.seconds(work, device, time.process_time if alone else time.perf_counter)
 
 
-def build(name: str) -> nn.Module:
-    """A network of the zoo, or of torchvision."""
-    if name in zoo.BUILDERS:
-        return zoo.build(name)
-    import torchvision
+class Step:
+    """Forward, backward and optimizer of a network on random images."""
 
-    return torchvision.models.get_model(name, weights=None)
+    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
+        self.model = common.network(options.model).to(device).train()
+        self.images = torch.randn(options.batch, options.colours, options.size, options.size, device=device)
+        self.labels = torch.randint(0, 10, (options.batch,), device=device)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), options.lr, momentum=0.9)
+        self.device, self.bf16 = device, options.bf16
+
+    def gradients(self) -> None:
+        """Forward and backward."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = functional.cross_entropy(self.model(self.images).float(), self.labels)
+        loss.backward()
+
+    def timed(self, method: TRP) -> dict[str, float]:
+        """Seconds of a step, and of the nuclear term in it."""
+        first = seconds(self.gradients, self.device)
+        nuclear = seconds(method.after_backward, self.device)
+        second = seconds(self.optimizer.step, self.device)
+        self.optimizer.zero_grad()
+        return {"step": first + second, "nuclear": nuclear}
+
+
+class Truncations:
+    """The same weights truncated three ways: "warm" from the vectors of the last time, "cold", and by the reference.
+
+    The network of "warm" is the one that trains. `apart` is how far ours are from the reference at most.
+    """
+
+    def __init__(self, model: nn.Module, options: argparse.Namespace) -> None:
+        settings = {"format": options.format, "energy": options.energy, "every": 1}
+        self.methods = {"warm": TRP(model, **settings), "cold": TRP(copy.deepcopy(model), **settings)}
+        self.other = TRP(copy.deepcopy(model), **settings | {"energy": 1.0})  # knows the layers and changes nothing
+        self.discarded = 1 - options.energy
+        self.found: dict[str, tuple[int, Tensor]] = {}
+        self.apart, self.equal = dict.fromkeys(self.methods, 0.0), True
+
+    def timed(self, turn: int, device: torch.device) -> dict[str, float]:
+        """Seconds of each, who comes first going by `turn`."""
+        start = {layer.name: layer.weight.detach().clone() for layer in self.methods["warm"].layers}
+        self.methods["cold"]._bases.clear()
+        for hook in (self.methods["cold"], self.other):
+            with torch.no_grad():
+                for layer in hook.layers:
+                    layer.weight.copy_(start[layer.name])
+        calls: list[tuple[str, Callable[[], Any]]] = [(name, method.after_step) for name, method in self.methods.items()]
+        calls.append(("reference", self._refer))
+        first = turn % len(calls)  # who comes first finds the least of its code in the caches
+        took = {name: seconds(call, device) for name, call in calls[first:] + calls[:first]}
+        self._compare()
+        return took
+
+    def mean_rank_share(self) -> float:
+        """Of the full ranks, after the last truncation."""
+        full = {layer.name: min(unfold(layer.weight.detach(), layer.format).shape[1:]) for layer in self.other.layers}
+        return statistics.mean(self.found[name][0] / most for name, most in full.items())
+
+    def _refer(self) -> None:
+        self.found = reference(self.other, self.discarded)
+
+    def _compare(self) -> None:
+        for name, method in self.methods.items():
+            pairs = zip(method.layers, self.other.layers, strict=True)
+            self.apart[name] = max(self.apart[name], *(float((a.weight - b.weight).detach().abs().max()) for a, b in pairs))
+            self.equal &= all(rank_of(layer) == self.found[layer.name][0] for layer in method.layers)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Medians of seconds, overheads, and how far the truncations are apart."""
     torch.manual_seed(0)
     device = torch.device(options.device)
-    model = build(options.model).to(device).train()
-    images = torch.randn(options.batch, options.colours, options.size, options.size, device=device)
-    labels = torch.randint(0, 10, (options.batch,), device=device)
-    optimizer = torch.optim.SGD(model.parameters(), options.lr, momentum=0.9)
-    settings = {"format": options.format, "energy": options.energy, "every": 1}
-    methods = {"warm": TRP(model, **settings), "cold": TRP(copy.deepcopy(model), **settings)}
-    other = TRP(copy.deepcopy(model), **settings | {"energy": 1.0})  # knows the layers and changes nothing
-    names = [layer.name for layer in other.layers]
-    times: dict[str, list[float]] = {name: [] for name in ("step", "nuclear", "warm", "cold", "reference")}
-    apart = dict.fromkeys(methods, 0.0)
-    equal = True
-
-    def gradients() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
-            loss = functional.cross_entropy(model(images).float(), labels)
-        loss.backward()
-
+    step = Step(options, device)
+    ways = Truncations(step.model, options)
+    rounds: list[dict[str, float]] = []
     for number in range(options.settle + options.rounds):
-        first = seconds(gradients, device)
-        nuclear = seconds(methods["warm"].after_backward, device)
-        second = seconds(optimizer.step, device)
-        optimizer.zero_grad()
-        start = {layer.name: layer.weight.detach().clone() for layer in methods["warm"].layers}
+        times = step.timed(ways.methods["warm"])
         if number < options.settle:
-            methods["warm"].after_step()
-            continue
-        methods["cold"]._bases.clear()
-        for hook in (methods["cold"], other):
-            with torch.no_grad():
-                for layer in hook.layers:
-                    layer.weight.copy_(start[layer.name])
-        slow: dict[str, tuple[int, Tensor]] = {}
-        calls: list[tuple[str, Callable[[], Any]]] = [(name, method.after_step) for name, method in methods.items()]
-        calls.append(("reference", lambda slow=slow: slow.update(reference(other, 1 - options.energy))))
-        turn = number % len(calls)  # who comes first finds the least of its code in the caches
-        took = {name: seconds(call, device) for name, call in calls[turn:] + calls[:turn]}
-        for name, taken in {"step": first + second, "nuclear": nuclear, **took}.items():
-            times[name].append(taken)
-        for name, method in methods.items():
-            pairs = zip(method.layers, other.layers, strict=True)
-            apart[name] = max(apart[name], *(float((a.weight - b.weight).detach().abs().max()) for a, b in pairs))
-            equal &= all(rank_of(layer) == slow[layer.name][0] for layer in method.layers)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+            ways.methods["warm"].after_step()
+        else:
+            rounds.append(times | ways.timed(number, device))
+    medians = {
+        name: statistics.median(row[name] for row in rounds) for name in ("step", "nuclear", "warm", "cold", "reference")
+    }
+    return {
+        **{f"{name}_seconds": value for name, value in medians.items()},
+        **overheads(medians),
+        **{f"largest_difference_{name}": value for name, value in ways.apart.items()},
+        "largest_weight": max(float(layer.weight.detach().abs().max()) for layer in ways.other.layers),
+        "ranks_equal": ways.equal,
+        "mean_rank_share": ways.mean_rank_share(),
+    }
+
+
+def overheads(medians: dict[str, float]) -> dict[str, float]:
+    """What a truncation every step, and one every 20, adds to a step: ours, the reference, their ratio."""
     one = medians["step"]
     ours = {m: (medians["nuclear"] + medians[which] / m) / one for m, which in ((1, "warm"), (20, "cold"))}
     theirs = {m: (medians["nuclear"] + medians["reference"] / m) / one for m in ours}
-    full = {layer.name: min(unfold(layer.weight.detach(), layer.format).shape[1:]) for layer in other.layers}
     return {
-        **{f"{name}_seconds": value for name, value in medians.items()},
         **{f"overhead_m{m}": value for m, value in ours.items()},
         **{f"reference_overhead_m{m}": value for m, value in theirs.items()},
         **{f"share_of_reference_m{m}": ours[m] / theirs[m] for m in ours},
-        **{f"largest_difference_{name}": value for name, value in apart.items()},
-        "largest_weight": max(float(layer.weight.detach().abs().max()) for layer in other.layers),
-        "ranks_equal": equal,
-        "mean_rank_share": statistics.mean(slow[name][0] / full[name] for name in names),
     }
 
 
@@ -170,7 +197,7 @@ def main() -> None:
     print(json.dumps(row), flush=True)
     if options.out:
         record = {
-            "command": shlex.join(["python", "bench/trp_overhead.py", *sys.argv[1:]]),
+            "command": common.command("trp_overhead.py"),
             "versions": versions(),
             "hardware": hardware(options.device, options.threads),
             "seed": 0,

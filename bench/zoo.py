@@ -209,6 +209,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs/zoo.md")
     options = parser.parse_args()
     import zoo
+    from secateur.io import write_json
     from secateur.io.vision import torchvision
 
     torchvision()
@@ -233,9 +234,7 @@ def main() -> None:
         found = child(entry, options.limit, deploy=options.deploy)
         results[key] = {**results[key], **found} if options.deploy else found
         print(line(key, results[key]), found if options.deploy else "", flush=True)
-        text = json.dumps(results, indent=1)
-        options.results.with_suffix(".part").write_text(text)
-        options.results.with_suffix(".part").replace(options.results)
+        write_json(options.results, results)
     options.page.write_text(page(entries, results))
 
 

@@ -77,6 +77,13 @@ def axes(model: Small) -> Axes:
     return Axes((first, classes, second), fingerprint, {"params": PARAMS, "macs": MACS})
 
 
+def data(batches: int = 3, size: int = 5, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
+    """Batches of random images and labels for a `Small`, in double precision."""
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.randn(batches, size, 3, 4, 4, dtype=torch.float64, generator=draw)
+    return list(zip(images, torch.randint(10, (batches, size), generator=draw), strict=True))
+
+
 A: Size = ((1, (0,)),)
 B: Size = ((1, (2,)),)
 FLAT: Size = ((16, (2,)),)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateur.testing import awake
+
 
 class Residual(nn.Module):
     def __init__(self, channels=8):
@@ -238,6 +240,18 @@ class HardCoded(nn.Module):
         return self.head(self.b(y).relu())
 
 
+class TiedPair(nn.Module):
+    """Two linear layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
 def plain():
     """Convolutions, pooling, flatten, linear."""
     return nn.Sequential(
@@ -271,3 +285,16 @@ ZOO = {
     "1-D and 3-D": (Sequence1d, image(2, 4, 5)),
     "hard-coded": (HardCoded, image(3, 6)),
 }
+VARIED = ("residual", "depthwise, squeeze-excite", "grouped", "transformer encoder")
+"""Networks of the zoo that are unlike each other, for what would take too long on all."""
+
+
+def builder(make, dtype=torch.float32):
+    """A function that builds `make()` with the same random weights each time, none of them idle."""
+
+    def build():
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            return awake(make()).to(dtype)
+
+    return build

@@ -13,7 +13,7 @@ import torch
 
 import secateur
 import small_run
-from secateur.cli.main import COMMANDS, main
+from secateur.cli.main import COMMANDS
 from secateur.io import read_plan
 
 NET = """
@@ -43,19 +43,6 @@ def here(tmp_path, monkeypatch):
     torch.set_num_threads(1)
     yield tmp_path
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def call(capsys):
-    """(exit code, standard output, standard error) of one command."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main([str(word) for word in words])
-        printed = capsys.readouterr()
-        return int(left.value.code or 0), printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from torch import nn
 
 from secateur import allocate, criteria, measure, save, score, trace
 from secateur.allocate.costs import activation_bytes, file_bytes, latency_ms
-from secateur.cli.main import main
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
 from secateur.io import read_plan
@@ -163,24 +162,20 @@ def test_damaged_tables_are_one_sentence(change, words: str) -> None:  # type: i
         from_json(value)
 
 
-def test_a_recipe_and_the_command_line_take_them(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
-    def call(*words: object) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as left:
-            main([str(word) for word in words])
-        printed = capsys.readouterr()
-        return int(left.value.code or 0), printed.out + printed.err
-
+def test_a_recipe_and_the_command_line_take_them(tmp_path: Path, call) -> None:  # type: ignore[no-untyped-def]
     table, plan = tmp_path / "table.json", tmp_path / "plan.json"
     assert call("measure", "zoo:digits_resnet", "--input", "1,1,8,8", "--table", table, "--threads", 1)[0] == 0
     words = ("plan", "zoo:digits_resnet", "--input", "1,1,8,8", "-o", plan)
-    code, told = call(*words, "--keep", "latency=0.95", "--keep", "bytes=0.7", "--keep", "macs=0.8", "--table", table)
+    code, _, told = call(*words, "--keep", "latency=0.95", "--keep", "bytes=0.7", "--keep", "macs=0.8", "--table", table)
     assert code == 0, told
     assert read_plan(plan)
-    code, told = call(*words, "--keep", "latency=0.9", "--table", tmp_path / "none.json")
+    code, _, told = call(*words, "--keep", "latency=0.9", "--table", tmp_path / "none.json")
     assert (code, told.count("\n")) == (2, 1)
-    code, told = call("plan", "zoo:digits_resnet", "--input", "3,1,8,8", "--keep", "latency=0.9", "--table", table, "-o", plan)
+    code, _, told = call(
+        "plan", "zoo:digits_resnet", "--input", "3,1,8,8", "--keep", "latency=0.9", "--table", table, "-o", plan
+    )
     assert (code, "no layer" in told) == (2, True)
-    code, told = call(*words, "--keep", "energy=0.5")
+    code, _, told = call(*words, "--keep", "energy=0.5")
     assert (code, "no quantity 'energy'" in told) == (2, True)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import handmade
+from handmade import data
 from secateur import allocate, criteria
 from secateur.core.axes import Axes
 from secateur.core.axis import Axis, Slot
@@ -29,13 +30,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def data(batches: int = 3, seed: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Random images and labels in double precision."""
-    draw = torch.Generator().manual_seed(seed)
-    images = torch.randn(batches, 5, 3, 4, 4, dtype=torch.float64, generator=draw)
-    return list(zip(images, torch.randint(10, (batches, 5), generator=draw), strict=True))
 
 
 def owned(model: handmade.Small, axis: str, unit: int) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from networks import ZOO
+from networks import VARIED, ZOO, TiedPair, builder
 from secateur import Factor, Plan, Product, SecateurError, allocate, criteria, score, trace
 from secateur.core.codec import dumps, from_json, loads, to_json
 from secateur.core.factor import full_ranks
@@ -18,7 +18,6 @@ from secateur.core.plan import factor
 from secateur.measure import facts
 from secateur.surgery import expand, fingerprint, fold, pieces, shapes_after, unfold
 from secateur.testing import (
-    awake,
     distance,
     file_round_trip,
     input_is_untouched,
@@ -149,15 +148,6 @@ def factor_plan(model: nn.Module, form: str, share: float = 0.5) -> Plan:
     return factor(fingerprint(model), products)
 
 
-def builder(name):
-    def build():
-        with torch.random.fork_rng():
-            torch.manual_seed(7)
-            return awake(ZOO[name][0]())
-
-    return build
-
-
 LAWS = (
     preview_equals_apply,
     plans_compose,
@@ -167,14 +157,13 @@ LAWS = (
     wrong_model_is_refused,
     optimizer_fits,
 )
-NETWORKS = ("residual", "depthwise, squeeze-excite", "grouped", "transformer encoder")
-CASES = [("residual", form) for form in RANKS] + [(name, "spatial") for name in NETWORKS[1:]]
+CASES = [("residual", form) for form in RANKS] + [(name, "spatial") for name in VARIED[1:]]
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_laws(name, form, law):
-    build, example = builder(name), ZOO[name][1]()
+    build, example = builder(ZOO[name][0]), ZOO[name][1]()
     axes = trace(build(), example)
     plan = factor_plan(build(), form)
     assert plan
@@ -185,9 +174,9 @@ def test_laws(name, form, law):
     law(build, example, axes, both)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", VARIED)
 def test_keep_and_factor_compose_in_both_orders(name):
-    model, example = builder(name)().eval(), ZOO[name][1]()
+    model, example = builder(ZOO[name][0])().eval(), ZOO[name][1]()
     axes = trace(model, example)
     narrow = random_plan(axes, seed=5)
     first = narrow.then(factor_plan(narrow.apply(model), "spatial"))
@@ -258,13 +247,6 @@ def test_a_plan_with_products_prints_and_differs():
     assert not Plan(one.fingerprint, (Factor(()),))
 
 
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
-        self.b.weight = self.a.weight
-
-
 REFUSED = {
     "of the model itself": (lambda: nn.Linear(3, 3), lambda: Product("", "linear", (1,)), "the model itself"),
     "unknown format": (lambda: nn.Linear(3, 3), lambda: Product("0", "cp", (1,)), "format 'cp'"),
@@ -279,7 +261,7 @@ REFUSED = {
         lambda: Product("0", "channel", (1,)),
         "ConvTranspose2d",
     ),
-    "tied": (Tied, lambda: Product("a", "linear", (1,)), "shared with 'b.weight'"),
+    "tied": (TiedPair, lambda: Product("a", "linear", (1,)), "shared with 'b.weight'"),
     "read by its parent": (
         lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8)),
         lambda: Product("0.linear1", "linear", (1,)),

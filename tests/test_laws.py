@@ -4,21 +4,12 @@ import pytest
 import torch
 
 from conftest import SEED
-from networks import ZOO
+from networks import ZOO, builder
 from networks_structures import STRUCTURES
 from networks_vision import VISION
 from random_networks import random_network
 from secateur.graph import trace
-from secateur.testing import LAWS, awake, laws, preview_equals_apply, random_plan
-
-
-def builder(make, dtype=torch.float32):
-    def build():
-        with torch.random.fork_rng():
-            torch.manual_seed(7)
-            return awake(make()).to(dtype)
-
-    return build
+from secateur.testing import LAWS, laws, preview_equals_apply, random_plan
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)

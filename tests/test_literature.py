@@ -22,11 +22,8 @@ LOSS = nn.CrossEntropyLoss()
 NAMES = ("hrank", "chip", "apoz", "thinet", "cap", "lasso")
 
 
-def data(batches: int = 2, size: int = 5, seed: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Random images and labels of the hand-made network."""
-    draw = torch.Generator().manual_seed(seed)
-    images = torch.randn(batches, size, 3, 4, 4, dtype=torch.float64, generator=draw)
-    return list(zip(images, torch.randint(10, (batches, size), generator=draw), strict=True))
+def data(batches: int = 2) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return handmade.data(batches)
 
 
 def maps(model: handmade.Small) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import secateur
-from networks import ZOO
+from networks import VARIED, ZOO, TiedPair, builder
 from secateur import Mask, Plan, SecateurError, support, trace
 from secateur.core.codec import dumps, from_json, loads, to_json
 from secateur.core.factor import Product
@@ -21,7 +21,6 @@ from secateur.io import artefact
 from secateur.measure import facts
 from secateur.surgery import fingerprint, masks_after, shapes_after
 from secateur.testing import (
-    awake,
     distance,
     file_round_trip,
     input_is_untouched,
@@ -42,15 +41,6 @@ def random_masks(model: nn.Module, share: float, seed: int = 0) -> dict[str, tor
         for name, value in model.named_parameters()
         if value.dim() > 1
     }
-
-
-def builder(name):
-    def build():
-        with torch.random.fork_rng():
-            torch.manual_seed(7)
-            return awake(ZOO[name][0]())
-
-    return build
 
 
 # the code ----------------------------------------------------------------------------------------------------------
@@ -112,13 +102,12 @@ LAWS = (
     input_is_untouched,
     optimizer_fits,
 )
-NETWORKS = ("residual", "depthwise, squeeze-excite", "grouped", "transformer encoder")
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", VARIED)
 def test_laws(name, law):
-    build, example = builder(name), ZOO[name][1]()
+    build, example = builder(ZOO[name][0]), ZOO[name][1]()
     axes = trace(build(), example)
     sparse = mask(fingerprint(build()), random_masks(build(), 0.4))
     law(build, example, axes, sparse)
@@ -129,9 +118,9 @@ def test_laws(name, law):
     wrong_model_is_refused(build, example, axes, both)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", VARIED)
 def test_masked_entries_are_exact_zeros_and_others_untouched(name):
-    model = builder(name)()
+    model = builder(ZOO[name][0])()
     masks = random_masks(model, 0.3)
     small = mask(fingerprint(model), masks).apply(model)
     for (key, before), after in zip(model.named_parameters(), small.parameters(), strict=True):
@@ -149,9 +138,9 @@ def test_nan_and_infinity_become_zero_too():
     assert plan.preview(model)(torch.ones(1, 2)).tolist() == [[1, 2]]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", VARIED)
 def test_masks_compose_with_cuts_and_products_in_every_order(name):
-    model, example = builder(name)().eval(), ZOO[name][1]()
+    model, example = builder(ZOO[name][0])().eval(), ZOO[name][1]()
     sparse = mask(fingerprint(model), random_masks(model, 0.5, seed=1))
     thin = random_plan(trace(model, example), seed=5)
     first = sparse.then(thin)
@@ -206,26 +195,16 @@ def test_momentum_is_masked_in_place_with_the_weights():
             assert value[~gone].all()
 
 
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
-        self.b.weight = self.a.weight
-
-    def forward(self, x):
-        return self.b(self.a(x))
-
-
 def test_tied_tensors_are_masked_under_each_of_their_names(tmp_path):
     torch.manual_seed(0)
-    model, x = Tied(), torch.randn(2, 4)
+    model, x = TiedPair(), torch.randn(2, 4)
     plan = mask(fingerprint(model), {"a.weight": np.tri(4), "b.weight": 1 - np.eye(4)})
     small = plan.apply(model)
     assert small.a.weight is small.b.weight
     assert torch.equal(small.a.weight != 0, torch.from_numpy(np.tri(4, k=-1)) != 0)
     assert distance(plan.preview(model), small, x) == 0
     secateur.save(tmp_path / "tied.safetensors", small, plan)
-    assert torch.equal(secateur.load(tmp_path / "tied.safetensors", into=Tied()).b.weight, small.b.weight)
+    assert torch.equal(secateur.load(tmp_path / "tied.safetensors", into=TiedPair()).b.weight, small.b.weight)
 
 
 def test_a_plan_with_masks_prints_differs_and_drops_what_says_nothing():

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import loops
 import secateur
+from loops import train
 from secateur import SecateurError
 from secateur.linalg import normalised, repulsion, tail_basis, tail_mask
 from secateur.measure import rank_facts
@@ -41,20 +43,8 @@ def net(seed: int = 0, dtype: torch.dtype = torch.float64) -> Net:
     return Net().to(dtype)
 
 
-def batches(count: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    g = torch.Generator().manual_seed(seed)
-    return [(torch.randn(4, 3, 8, 8, generator=g, dtype=dtype), torch.randint(0, 4, (4,), generator=g)) for _ in range(count)]
-
-
-def train(model: nn.Module, hook: Sparse, data, optimizer, watch=lambda: None) -> None:
-    """The three lines of the user's own loop."""
-    for x, y in data:
-        (functional.cross_entropy(model(x), y) + hook.loss()).backward()
-        hook.after_backward()
-        optimizer.step()
-        hook.after_step()
-        optimizer.zero_grad()
-        watch()
+def batches(count: int, dtype: torch.dtype = torch.float64) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return loops.batches(count, dtype=dtype)
 
 
 # the rank term -----------------------------------------------------------------------------------------------------

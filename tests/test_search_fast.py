@@ -201,18 +201,9 @@ def test_additive_sums_what_goes() -> None:
 
 
 @pytest.fixture
-def call(capsys, monkeypatch, tmp_path):  # type: ignore[no-untyped-def]
-    from secateur.cli.main import main
-
+def call(call, monkeypatch, tmp_path):  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main([str(word) for word in words])
-        printed = capsys.readouterr()
-        return int(left.value.code or 0), printed.out, printed.err
-
-    return run
+    return call
 
 
 SMALL = ("zoo:digits_resnet", "--data", "digits", "--holdout", "100", "--threads", "1", "--set", "model.args={widths=[4,6,8]}")

@@ -13,7 +13,7 @@ from secateur.core.mask import Mask
 from secateur.io import load, read_json, read_plan
 from secateur.recipes import run, schema, zoo
 from secateur.recipes.parts import cpu, parts
-from secateur.recipes.schema_sparse import Sparsity
+from secateur.recipes.schema import Sparsity
 from secateur.recipes.sparsing import GRADUAL, sparse_hook
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +103,10 @@ WRONG = {
     "no share": ({"sparse": {"method": "rpg", "keep": 0}}, "share"),
     "no training": ({"sparse": {"method": "rpg"}, "finetune": {"epochs": 0}}, "no training"),
     "args": ({"sparse": {"method": "gmp", "args": {"evry": 3, "every": 2}}, "finetune": {"epochs": 1}}, "sparse.args"),
+    "text": (
+        {"sparse": {"method": "gmp", "args": {"begin": "soon", "every": 2}}, "finetune": {"epochs": 1}},
+        "what the method takes",
+    ),
     "a layout": ({"sparse": {"method": "magnitude", "args": {"allocation": "all"}}}, "allocation 'all'"),
 }
 

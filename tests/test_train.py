@@ -24,6 +24,7 @@ from secateur import data
 from secateur.core.errors import SecateurError
 from secateur.recipes import zoo
 from secateur.train import FitSettings, cross_entropy, distillation, evaluate, fit, taught
+from secateur.train.checkpoint import save
 from secateur.train.settings import lr_at
 from secateur.train.share import Share
 
@@ -270,8 +271,23 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(SecateurError, match="the checkpoint"):
+    with pytest.raises(SecateurError, match=r"the checkpoint .*: found Not a directory; choose a folder that can be written"):
         fit(net(), batches(16), FitSettings(epochs=1), checkpoint=tmp_path / "file" / "c")
+
+
+def test_a_checkpoint_the_disk_has_no_room_for_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c"
+    save(path, {"epoch": 1})
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise RuntimeError("file write failed\nat some line")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(SecateurError, match="found file write failed; choose a folder"):
+        save(path, {"epoch": 2})
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["c"]
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,15 @@ from torch import nn
 from torch.nn import functional
 
 import secateur
+from loops import batches, train
 from secateur import TRP, SecateurError
 from secateur.core.factor import Product
 from secateur.measure import facts
 from secateur.surgery import unfold
 from secateur.testing import distance
 from secateur.train import FitSettings, TRPSettings, fit
-from secateur.train.trp_layers import Layer
-from secateur.train.trp_plan import relative_cost
+from secateur.train.trp.layers import Layer
+from secateur.train.trp.plan import relative_cost
 
 
 class Net(nn.Module):
@@ -43,24 +44,6 @@ class Net(nn.Module):
 def net(seed: int = 0) -> Net:
     torch.manual_seed(seed)
     return Net()
-
-
-def batches(count: int, seed: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        (torch.randn(4, 3, 8, 8, generator=generator), torch.randint(0, 4, (4,), generator=generator)) for _ in range(count)
-    ]
-
-
-def train(model: nn.Module, method: TRP, data, optimizer) -> None:
-    """The three lines of the user's own loop."""
-    for x, y in data:
-        loss = functional.cross_entropy(model(x), y) + method.loss()
-        loss.backward()
-        method.after_backward()
-        optimizer.step()
-        method.after_step()
-        optimizer.zero_grad()
 
 
 def low(matrix: np.ndarray, discarded: float) -> tuple[np.ndarray, np.ndarray]:
@@ -313,6 +296,7 @@ def test_what_makes_no_sense_is_one_sentence(case):
 
 def test_the_benchmark_runs(tmp_path, monkeypatch):
     path = Path(__file__).parents[1] / "bench" / "trp_overhead.py"
+    monkeypatch.syspath_prepend(path.parent)
     spec = importlib.util.spec_from_file_location("trp_overhead", path)
     assert spec is not None
     assert spec.loader is not None

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from loops import batches
 from secateur import TRP, SecateurError
 from secateur.surgery import unfold
 from secateur.train import FitSettings, TRPSettings, fit
-from secateur.train.trp_period import Periods
+from secateur.train.trp.period import Periods
 
 LR, STRENGTH = 0.1, 3.0
 
@@ -141,18 +142,12 @@ def test_the_next_period_is_the_longest_that_stays_below_the_bound(moved, period
     ids=lambda changes: next(iter(changes)),
 )
 def test_every_variant_resumes_bit_for_bit_in_the_loop(changes, tmp_path):
-    def data(count: int):
-        generator = torch.Generator().manual_seed(1)
-        return [
-            (torch.randn(4, 3, 5, 5, generator=generator), torch.randint(0, 8, (4,), generator=generator)) for _ in range(count)
-        ]
-
     def run(epochs: int, path) -> nn.Module:
         model = net()
         hook = TRP(model, **{"nuclear": 0.01, **changes})
         fit(
             model,
-            data(3),
+            batches(3, size=5, classes=8),
             FitSettings(epochs=3, lr=0.05, schedule="constant"),
             hooks=[hook],
             checkpoint=path,

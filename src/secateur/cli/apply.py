@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli import screen
+from secateur.cli import options, screen
 
 
 def apply(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json, a saved model, or a run folder")],
-    model: screen.Build,
+    model: options.Build,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the small model goes.")],
-    weights: screen.Weights = None,
-    as_json: screen.Json = False,
+    weights: options.Weights = None,
+    as_json: options.Json = False,
 ) -> None:
     """Cut a model as a plan says; write one safetensors file with the plan in it."""
     from secateur.cli.inputs import dense_of, plan_of

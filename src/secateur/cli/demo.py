@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.cli import screen
+from secateur.cli import options, screen
 from secateur.cli.run import carried_out
 
 
@@ -15,8 +15,8 @@ def demo(
     folder: Annotated[Path, typer.Option("-o", "--output", help="The run folder.")] = Path("runs/demo"),
     seed: int = 0,
     threads: Annotated[int, typer.Option(help="More do not help a network this small.")] = 1,
-    as_json: screen.Json = False,
-    quiet: screen.Quiet = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a small network on handwritten digits, cut it to a third, repair, fine-tune, measure, report; and two other ways.
 

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli import screen
+from secateur.cli import options, screen
 
 
 def diff(
     first: Annotated[Path, typer.Argument(help="plan.json, a saved model, or a run folder")],
     second: Annotated[Path, typer.Argument(help="the same")],
-    as_json: screen.Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Print where two plans differ. Exit 0 if they are equal, 1 if not."""
     from secateur.cli.inputs import plan_of

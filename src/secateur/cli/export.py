@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli import screen
+from secateur.cli import options, screen
 
 
 class Target(StrEnum):
@@ -18,13 +18,13 @@ class Target(StrEnum):
 
 
 def export(
-    model: screen.Build,
+    model: options.Build,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the file goes.")],
     to: Annotated[Target, typer.Option(help="sparse: the engine that skips zeros, on a CPU.")] = Target.sparse,
-    weights: Annotated[Path | None, typer.Option(help="Weights, of the dense or of a cut model.")] = None,
+    weights: options.AnyWeights = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="Export the model after this plan.")] = None,
-    shapes: screen.Input = None,
-    as_json: screen.Json = False,
+    shapes: options.Input = None,
+    as_json: options.Json = False,
 ) -> None:
     """Write a model to one file that runs without its code: secateur measure FILE runs it."""
     from secateur import runtime

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from secateur.core.plan import Plan
+    from secateur.recipes.parts import Parts
+    from secateur.recipes.schema import Recipe
     from secateur.runtime import CompiledModel
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
@@ -60,6 +62,49 @@ def dense_of(build: str, weights: Path | None, seed: int = 0) -> nn.Module:
     return with_weights(model, str(weights)) if weights else model
 
 
+def weighted(build: str, weights: Path | None) -> dict[str, Any]:
+    """The [model] section of a recipe: what builds the model, and its weights where there are any."""
+    return {"build": build} | ({"weights": str(weights)} if weights else {})
+
+
+def source(data: str | None, folder: str | None, **more: Any) -> dict[str, Any]:
+    """The [data] section of a recipe for --data and --folder, without augmentation unless `more` says so; {} without data."""
+    if data is None:
+        return {}
+    return {"name": data, "augment": False} | ({"folder": folder} if folder else {}) | more
+
+
+def scoring_inputs(
+    recipe: Recipe, weights: Path | None, shapes: Sequence[str] | None, *, with_data: bool
+) -> tuple[nn.Module, Any, list[tuple[Any, Any]] | None]:
+    """(dense model, example input, training batches or None) of a command that scores one.
+
+    The example has the given shapes, or is one input of the data.
+    """
+    from secateur.recipes import parts
+
+    network = dense_of(recipe.model.build, weights, recipe.seed)
+    if not with_data:
+        return network, example(shapes), None
+    batches = parts.limited(parts.scoring_batches(recipe, parts.cpu()), recipe.prune.batches, parts.cpu())
+    return network, example(shapes) if shapes else parts.first_input(batches, 1), batches
+
+
+def prepared(table: dict[str, Any]) -> tuple[nn.Module, Recipe, Parts]:
+    """(model with its weights, recipe, parts of a run) for the table of a recipe."""
+    import torch
+
+    from secateur.recipes import parts, schema
+
+    recipe = schema.from_dict(table)
+    known = parts.parts(recipe, parts.cpu())
+    torch.manual_seed(recipe.seed)
+    network = known.model()
+    if recipe.model.weights:
+        network = parts.with_weights(network, recipe.model.weights, recipe.data.folder)
+    return network.eval(), recipe, known
+
+
 def plan_of(path: Path) -> Plan:
     """The plan in a JSON file, in a saved model, or in a run folder."""
     from secateur.io import read_plan
@@ -69,13 +114,9 @@ def plan_of(path: Path) -> Plan:
 
 def has_plan(weights: Path) -> bool:
     """Are these the weights of a cut model, saved with its plan?"""
-    from safetensors import SafetensorError, safe_open
+    from secateur.io.artefact import has_metadata
 
-    try:
-        with safe_open(weights, "pt") as file:
-            return "plan" in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
+    return has_metadata(weights, "plan")
 
 
 def engine_of(model: str) -> tuple[CompiledModel, tuple[Tensor, ...]] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from secateur.cli import screen
+from secateur.cli import options, screen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    model: screen.Build,
-    shapes: screen.Input = None,
-    ignore: screen.Ignore = None,
-    as_json: screen.Json = False,
+    model: options.Build,
+    shapes: options.Input = None,
+    ignore: options.Ignore = None,
+    as_json: options.Json = False,
 ) -> None:
     """List what can be cut in a model, and what cannot and why; of an exported sparse model, how each layer runs."""
     from secateur.cli.inputs import dense_of, engine_of, example

@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli import screen
+from secateur.cli import options, screen
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 def measure(
-    model: screen.Build,
-    weights: Annotated[Path | None, typer.Option(help="Weights, of the dense or of a cut model.")] = None,
+    model: options.Build,
+    weights: options.AnyWeights = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="Measure the model after this plan too.")] = None,
-    shapes: screen.Input = None,
+    shapes: options.Input = None,
     table: Annotated[
         Path | None, typer.Option("--table", help="Write the latencies of all kinds of layers there, for --keep latency=SHARE.")
     ] = None,
     repeats: Annotated[int, typer.Option(help="Rounds of the latency; the median counts.")] = 30,
-    threads: screen.Threads = 0,
-    as_json: screen.Json = False,
+    threads: options.Threads = 0,
+    as_json: options.Json = False,
 ) -> None:
     """Count and time a model; with a plan or a cut model's weights, dense and small in the same rounds."""
     from secateur.cli.inputs import dense_of, engine_of, example, has_plan, plan_of

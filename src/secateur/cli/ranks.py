@@ -7,41 +7,36 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.cli import screen
+from secateur.cli import options, screen
 
 
 def ranks(
-    model: screen.Build,
+    model: options.Build,
     keep: Annotated[
         str | None, typer.Option("--keep", metavar="macs=SHARE", help="What remains of macs, params or latency; lists without.")
     ] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where the plan goes.")] = Path("plan.json"),
+    output: options.PlanFile = Path("plan.json"),
     formats: Annotated[str, typer.Option(help="channel, spatial, tucker2 and decouple, by comma.")] = "channel,spatial,tucker2",
     multiple: Annotated[int, typer.Option(min=1, help="Ranks are multiples of this.")] = 8,
     stem: Annotated[bool, typer.Option("--stem", help="The first convolution too.")] = False,
     linear: Annotated[bool, typer.Option("--linear", help="Linear layers too.")] = False,
-    weights: screen.Weights = None,
+    weights: options.Weights = None,
     data: Annotated[str | None, typer.Option(help="Weigh by what layers answer: file.py:function, or a built-in set.")] = None,
-    folder: Annotated[str | None, typer.Option("--folder", envvar="SECATEUR_DATA", help="Where a built-in set lies.")] = None,
-    shapes: screen.Input = None,
-    ignore: screen.Ignore = None,
+    folder: options.Folder = None,
+    shapes: options.Input = None,
+    ignore: options.Ignore = None,
     seed: int = 0,
-    as_json: screen.Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """List the layers that can become products of low rank; with --keep, choose formats and ranks and write the plan."""
     from secateur import lowrank
-    from secateur.cli.inputs import dense_of, example
+    from secateur.cli.inputs import scoring_inputs, source
     from secateur.io import write_plan
     from secateur.measure import facts
-    from secateur.recipes import parts, schema
+    from secateur.recipes import schema
 
-    network = dense_of(model, weights, seed)
-    source = {"name": data, "augment": False} | ({"folder": folder} if folder else {}) if data else {}
-    batches = None
-    if data:
-        recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "data": source})
-        batches = parts.limited(parts.scoring_batches(recipe, parts.cpu()), recipe.prune.batches, parts.cpu())
-    inputs = example(shapes) if shapes or batches is None else parts.first_input(batches, 1)
+    recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "data": source(data, folder)})
+    network, inputs, batches = scoring_inputs(recipe, weights, shapes, with_data=bool(data))
     which: dict[str, Any] = {"stem": stem, "linear": linear, "ignore": tuple(ignore or ())}
     names: Any = tuple(formats.split(","))
     if keep is None:

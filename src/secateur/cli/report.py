@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli import screen
+from secateur.cli import options, screen
 
 
-def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")], as_json: screen.Json = False) -> None:
+def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")], as_json: options.Json = False) -> None:
     """Make report.html of a run again, from the run folder alone."""
     from secateur.report.build import build
 

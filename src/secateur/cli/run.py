@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli import screen
+from secateur.cli import options, screen
 
 if TYPE_CHECKING:
     from secateur.recipes.schema import Recipe
@@ -19,10 +19,10 @@ def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="a TOML file")],
     folder: Annotated[Path | None, typer.Option("-o", "--output", help="The run folder; runs/NAME unless given.")] = None,
     data: Annotated[str | None, typer.Option("--data", envvar="SECATEUR_DATA", help="Where the data set lies.")] = None,
-    settings: screen.Set = None,
+    settings: options.Set = None,
     max_drop: Annotated[float | None, typer.Option(help="Exit 1 if accuracy ends more than this below dense.")] = None,
-    as_json: screen.Json = False,
-    quiet: screen.Quiet = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Plan, apply, repair, fine-tune, measure, report. The same command again goes on where it stopped."""
     from secateur.recipes import schema

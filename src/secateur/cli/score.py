@@ -7,24 +7,24 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli import screen
+from secateur.cli import options, screen
 
 
 def score(
-    model: screen.Build,
+    model: options.Build,
     net: Annotated[Path | None, typer.Option("--with", metavar="FILE", help="A trained Scoring Net.")] = None,
     criterion: Annotated[str, typer.Option(help="Without --with: a function of secateur.criteria.")] = "l2",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where all scores go, as JSON.")] = None,
-    weights: screen.Weights = None,
-    data: Annotated[str | None, typer.Option(help="file.py:function, or the name of a built-in set.")] = None,
-    folder: Annotated[str | None, typer.Option("--folder", envvar="SECATEUR_DATA", help="Where a built-in set lies.")] = None,
-    shapes: screen.Input = None,
-    ignore: screen.Ignore = None,
+    weights: options.Weights = None,
+    data: options.AnyData = None,
+    folder: options.Folder = None,
+    shapes: options.Input = None,
+    ignore: options.Ignore = None,
     seed: int = 0,
-    as_json: screen.Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Score every unit that can be cut, in one pass and without training; higher is dearer."""
-    from secateur.cli.inputs import dense_of, example
+    from secateur.cli.inputs import scoring_inputs, source
     from secateur.criteria.score import score as score_all
     from secateur.graph import trace
     from secateur.io import write_json
@@ -32,12 +32,9 @@ def score(
     from secateur.recipes.choose import criterion as named
 
     prune = {"criterion": "scoring_net", "args": {"file": str(net)}} if net else {"criterion": criterion}
-    source = {"name": data, "augment": False} | ({"folder": folder} if folder else {}) if data else {}
-    recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "prune": prune, "data": source})
-    network, batches = dense_of(model, weights, seed), None
-    if data:
-        batches = parts.limited(parts.scoring_batches(recipe, parts.cpu()), recipe.prune.batches, parts.cpu())
-    inputs = example(shapes) if shapes or batches is None else parts.first_input(batches, 1)
+    given = source(data, folder)
+    recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "prune": prune, "data": given})
+    network, inputs, batches = scoring_inputs(recipe, weights, shapes, with_data=bool(data))
     axes = trace(network, inputs).ignore(*(ignore or ()))
     loss = parts.load_loss(recipe.loss)
     scores = score_all(axes, named(network, recipe.prune, inputs, axes=axes, batches=batches, loss=loss, seed=seed))

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -20,19 +20,6 @@ if TYPE_CHECKING:
     from secateur.core.axes import Axes
     from secateur.core.plan import Plan
     from secateur.recipes.progress import Progress
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Build = Annotated[
-    str, typer.Argument(metavar="MODEL", help="file.py:function, package:function, torchvision:NAME, timm:NAME, zoo:NAME")
-]
-Weights = Annotated[Path | None, typer.Option("--weights", help="safetensors, or a state dict saved by torch.save.")]
-Input = Annotated[
-    list[str] | None, typer.Option("--input", metavar="SHAPE", help="1,3,224,224 or 1,16:int64; once per argument.")
-]
-Ignore = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Leave axes whole that match, as in 'head*'.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value, named as in a recipe.")]
-Threads = Annotated[int, typer.Option(min=0, help="0 leaves it to torch.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
 def say(text: str) -> None:

@@ -7,41 +7,38 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.cli import screen
-from secateur.cli.search import Data, Folder, Holdout, prepared
+from secateur.cli import options, screen
 
 
 def sensitivity(
-    model: screen.Build,
-    data: Data,
+    model: options.Build,
+    data: options.Data,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The folder for the picture, the numbers and the trials.")
     ] = Path("sensitivity"),
     rates: Annotated[str, typer.Option(help="Shares that are cut.")] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
-    criterion: Annotated[str, typer.Option(help="The name of a function of secateur.criteria.")] = "l1",
-    weights: screen.Weights = None,
-    folder: Folder = None,
-    holdout: Holdout = 1000,
-    settings: screen.Set = None,
-    ignore: screen.Ignore = None,
-    threads: screen.Threads = 0,
+    criterion: options.Criterion = "l1",
+    weights: options.Weights = None,
+    folder: options.Folder = None,
+    holdout: options.Holdout = 1000,
+    settings: options.Set = None,
+    ignore: options.Ignore = None,
+    threads: options.Threads = 0,
     seed: int = 0,
-    as_json: screen.Json = False,
-    quiet: screen.Quiet = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Cut each axis alone at each rate and judge it on held-out images; write sensitivity.svg and sensitivity.json."""
+    from secateur.cli.inputs import prepared, source, weighted
     from secateur.core.errors import SecateurError
     from secateur.io.files import write_json, write_text
     from secateur.recipes.run import threads as on_threads
     from secateur.recipes.searching import sensitivities
     from secateur.report.sensitivity import picture
 
-    network, recipe, parts = prepared(
-        {"build": model, "weights": str(weights) if weights else None},
-        {"name": data, "folder": folder, "holdout": holdout, "augment": False},
-        {"seed": seed, "prune": {"criterion": criterion, "ignore": list(ignore or ())}},
-        settings,
-    )
+    table = {"model": weighted(model, weights), "data": source(data, folder, holdout=holdout), "seed": seed}
+    table |= {"prune": {"criterion": criterion, "ignore": list(ignore or ())}}
+    network, recipe, parts = prepared(screen.assign(table, settings or ()))
     try:
         shares = tuple(float(word) for word in rates.split(","))
     except ValueError:

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli import screen
+from secateur.cli import options, screen
 
 
 def show(
-    path: Annotated[Path, typer.Argument(help="a run folder, plan.json, or a saved model")], as_json: screen.Json = False
+    path: Annotated[Path, typer.Argument(help="a run folder, plan.json, or a saved model")], as_json: options.Json = False
 ) -> None:
     """Print the headline table of a run, or the plan in a file."""
     from secateur.cli.inputs import plan_of

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.cli import screen
+from secateur.cli import options, screen
 
 
 def tickets(
     model: Annotated[str, typer.Argument(metavar="[MODEL]", help="As for the other commands.")] = "zoo:digits_resnet",
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder for picture and numbers.")] = Path("tickets"),
-    data: Annotated[str, typer.Option(help="file.py:function, or the name of a built-in set.")] = "digits",
-    folder: Annotated[str | None, typer.Option("--folder", envvar="SECATEUR_DATA", help="Where a built-in set lies.")] = None,
+    data: options.Data = "digits",
+    folder: options.Folder = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 5,
     keep: Annotated[float, typer.Option(help="The share of units, or of weights, that stays.")] = 0.2,
     epochs: Annotated[int, typer.Option(min=1, help="Of the dense network and of every ticket.")] = 5,
@@ -25,11 +25,12 @@ def tickets(
     variants: Annotated[list[str] | None, typer.Option("--variant", help="Only these; once per variant.")] = None,
     kinds: Annotated[list[str] | None, typer.Option("--kind", help="structured or unstructured; both unless given.")] = None,
     batch: Annotated[int, typer.Option(min=1)] = 64,
-    threads: screen.Threads = 1,
-    as_json: screen.Json = False,
-    quiet: screen.Quiet = False,
+    threads: options.Threads = 1,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train tickets by every reinitialisation, structured and unstructured; write tickets.svg and tickets.json."""
+    from secateur.cli.inputs import source
     from secateur.io.files import write_json, write_text
     from secateur.measure import machine
     from secateur.recipes import parts, schema
@@ -42,10 +43,10 @@ def tickets(
     chosen |= {"kinds": tuple(kinds)} if kinds else {}
     fit = FitSettings(epochs=epochs, lr=lr)
     settings = GridSettings(seeds=tuple(range(seeds)), keep=keep, late=late, fit=fit, **chosen)
-    source = {"name": data, "batch": batch} | ({"folder": folder} if folder else {})
+    given = source(data, folder, augment=True, batch=batch)
 
     def batches(seed: int) -> Any:
-        recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "data": source})
+        recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "data": given})
         train, _, _, test = parts.load_data(recipe, parts.cpu())
         return train, test
 

@@ -15,7 +15,7 @@ from secateur.core.axis import Axis, Slot
 from secateur.core.declare import check, overlaps, params_terms, without
 from secateur.core.errors import SecateurError, nearest
 from secateur.core.plan import Cut, Plan, Shapes, keep
-from secateur.core.size import Term, count
+from secateur.core.size import Term, count, terms_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,10 +64,8 @@ class Axes(Sequence[Axis]):
 
         Raises `SecateurError` where that was not counted in the trace.
         """
-        if what not in self.terms:
-            raise SecateurError(f"a budget on {what!r}", "no such count", nearest(what, list(self.terms)))
-        kept = kept or {}
-        return count(self.terms[what], [kept.get(axis.name, axis.units) for axis in self.axes])
+        terms, kept = terms_of(self.terms, what), kept or {}
+        return count(terms, [kept.get(axis.name, axis.units) for axis in self.axes])
 
     def plan(self, kept: Kept) -> Plan:
         """The plan in which each named axis keeps those units (ascending) and every other axis keeps all.

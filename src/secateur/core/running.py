@@ -30,6 +30,13 @@ def call(model: nn.Module, batch: Any) -> Any:
     return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
 
 
+def size_of(target: Any) -> int:
+    """How many samples a target has."""
+    while isinstance(target, (tuple, list, dict)):
+        target = next(iter(target.values())) if isinstance(target, dict) else target[0]
+    return len(target) if isinstance(target, Tensor) and target.dim() else 1
+
+
 @contextmanager
 def fits(batch: Any, target: Any = None) -> Iterator[None]:
     """Around a forward, and a loss, on data of the user.

@@ -2,12 +2,19 @@
 
 A `Size` is the length of one tensor dimension: a sum of products, `((coefficient, (axis, ...)), ...)`, where an axis is
 its position in the `Axes` it belongs to. A `Term` is a product of sizes; a count is a sum of terms.
+
+Shape legend: S sizes, M monomials, T terms, F factors of a term.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
+
+import numpy as np
+
+from secateur.core.errors import SecateurError, nearest
 
 Size = tuple[tuple[int, tuple[int, ...]], ...]
 Term = tuple[Size, ...]
@@ -47,3 +54,41 @@ def merge(terms: Sequence[Term]) -> tuple[Term, ...]:
         else:
             moving.append(term)
     return tuple(moving) + (((constant(fixed),),) if fixed else ())
+
+
+def terms_of(counts: Mapping[str, tuple[Term, ...]], what: str) -> tuple[Term, ...]:
+    """The terms of the count `what`. Raises `SecateurError` where that was not counted."""
+    if what not in counts:
+        raise SecateurError(f"a budget on {what!r}", "no such count", nearest(what, list(counts)))
+    return counts[what]
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """A count as arrays: `coefficients` (S, M), `factors` (M, degree), `places` (T, F).
+
+    With `x` the kept units of all axes and a 1 behind them it is ``(coefficients @ x[factors].prod(1))[places].prod(1).sum()``.
+    """
+
+    coefficients: np.ndarray
+    factors: np.ndarray
+    places: np.ndarray
+
+
+def tables(terms: Sequence[Term], axes: int) -> Tables:
+    """The arrays of a count over so many axes: each size and each product of axes is computed once, and none in Python."""
+    sizes: dict[Size, int] = {constant(1): 0}  # what shorter terms are filled up with
+    places = [[sizes.setdefault(size, len(sizes)) for size in term] for term in terms]
+    monomials: dict[tuple[int, ...], int] = {}
+    entries = [(row, monomials.setdefault(product, len(monomials)), n) for size, row in sizes.items() for n, product in size]
+    coefficients = np.zeros((len(sizes), len(monomials)), dtype=np.int64)
+    for row, column, coefficient in entries:
+        coefficients[row, column] += coefficient
+    return Tables(coefficients, _padded(list(monomials), axes), _padded(places, 0))
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> np.ndarray:
+    table = np.full((len(rows), max(map(len, rows), default=0)), fill, dtype=np.int64)
+    for number, row in enumerate(rows):
+        table[number, : len(row)] = row
+    return table

@@ -125,6 +125,17 @@ def write_plan(path: str | os.PathLike[str], plan: Plan) -> None:
     write_text(path, dumps(plan))
 
 
+def has_metadata(path: str | os.PathLike[str], key: str) -> bool:
+    """Is there a safetensors file at `path` whose metadata has `key`? Only its header is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return key in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The user's own metadata of a saved model. Raises `SecateurError` as `load` does."""
     metadata = verified(read_bytes(path, "model file"), f"reading {shown(path)}").metadata

@@ -1,4 +1,4 @@
-"""Files read and written whole: a reader never sees half a file, and a full disk leaves the old one as it was."""
+"""Files read and written whole, and what is wrong with them in one sentence."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import count
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from secateur.core.errors import SecateurError, nearest
+from secateur.core.replacing import replacing
 from secateur.core.strict import parse
 
 MOST_TEXT = 100_000_000
 """Bytes of a text file that is read whole."""
 MOST_START = 1 << 20
 """Bytes of a file that are looked at to know what it is."""
-_NUMBERS = count()
-_OPEN: set[str] = set()
-"""Temporary names this process writes right now."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REASONS = {
     errno.ENOENT: ("no such folder", "make the folder first"),
@@ -35,46 +31,14 @@ _REASONS = {
 }
 
 
-@contextmanager
-def atomic(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic(path: str | os.PathLike[str], mode: str = "wb") -> AbstractContextManager[IO[Any]]:
     """A file open for writing ("wb", or "w" for UTF-8 text) that takes the place of `path` when the block ends.
 
-    Written under another name in the same folder, flushed to the disk, then renamed: any exception, a full disk, or a
-    kill leaves `path` as it was. What a killed writer left behind goes with the next write of the same path. A link is
-    followed, and the file it points at replaced; the mode bits of an existing file stay.
+    Any exception, a full disk, or a kill leaves `path` as it was; see `core.replacing`.
 
     Raises `SecateurError` where the file cannot be written: missing or read-only folder, full disk, no regular file.
     """
-    asked = f"writing {shown(path)}"
-    temporary = None
-    try:
-        target, bits = _target(path)
-        _sweep(target)
-        temporary = target.with_name(f".{target.name[:40]}.{os.getpid()}-{next(_NUMBERS)}.part")
-        _OPEN.add(temporary.name)
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-        with open(handle, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if bits is not None:
-            os.chmod(temporary, bits)
-        os.replace(temporary, target)
-        _sync(target.parent)
-    except OSError as error:
-        # an error of another file, opened inside the block, is not ours to explain
-        if error.filename is not None and temporary is not None and os.fspath(error.filename) != os.fspath(temporary):
-            raise
-        raise _explain(error, asked) from error
-    except (TypeError, ValueError) as error:
-        if temporary is not None:
-            raise
-        raise SecateurError(asked, f"no path ({error})", "give the path as text") from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            _OPEN.discard(temporary.name)
+    return replacing(path, mode, explain=lambda error: _explain(error, f"writing {shown(path)}"))
 
 
 def require_own(path: str | os.PathLike[str], mark: bytes, what: str) -> None:
@@ -149,59 +113,9 @@ def shown(path: Any) -> str:
     return repr(os.fspath(path)) if isinstance(path, (str, os.PathLike)) else repr(path)[:80]
 
 
-def _target(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
-    """Where links lead, and the mode bits of a file already there."""
-    target = Path(os.path.realpath(path))
-    if not os.fspath(path) or not target.name or os.fspath(path).endswith(os.sep):
-        raise IsADirectoryError(errno.EISDIR, "a folder")
-    try:
-        bits = target.stat().st_mode
-    except FileNotFoundError:
-        return target, None
-    if stat.S_ISDIR(bits):
-        raise IsADirectoryError(errno.EISDIR, "a folder")
-    if not stat.S_ISREG(bits):
-        # renaming over a device (/dev/null) would destroy it
-        raise OSError(errno.ENODEV, "a device or pipe")
-    return target, stat.S_IMODE(bits)
-
-
-def _sweep(target: Path) -> None:
-    """Remove what a killed process left of an earlier write of `target`."""
-    if os.name != "posix":
-        return
-    prefix = f".{target.name[:40]}."
-    for name in os.listdir(target.parent):
-        owner = name.removeprefix(prefix).removesuffix(".part").partition("-")[0]
-        if name in _OPEN or not (name.startswith(prefix) and name.endswith(".part") and owner.isdecimal()):
-            continue
-        # in a container the next process often has the number of the killed one
-        if int(owner) == os.getpid() or not _alive(int(owner)):
-            with suppress(OSError):
-                (target.parent / name).unlink()
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
-
-
-def _sync(folder: Path) -> None:
-    """Make the rename last through a power cut, where the system can open a folder."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _explain(error: OSError, asked: str) -> SecateurError:
+def _explain(error: Exception, asked: str) -> SecateurError:
+    if not isinstance(error, OSError):
+        return SecateurError(asked, f"no path ({error})", "give the path as text")
     if error.errno in _FULL:
         return SecateurError(
             asked, "a full disk (or a limit on file size)", "free some space; what was there before is untouched"

@@ -19,6 +19,7 @@ from secateur.criteria.score import score
 from secateur.graph import trace
 from secateur.io.files import read_text
 from secateur.measure.table import LatencyTable, from_json, measure_table
+from secateur.recipes.arguments import call_with
 from secateur.recipes.progress import Progress, silent
 from secateur.recipes.schema import Prune
 from secateur.recipes.scoring import learned
@@ -98,12 +99,7 @@ def criterion(
     named: dict[str, Any] = {"seed": seed} if prune.criterion == "random" else {}
     named |= {"default": criteria.l2(model)} if prune.criterion in (*BY_FEATURE, *AT_START, "group_fisher") else {}
     named |= prune.args
-    try:
-        return make(*given, **named)
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        raise SecateurError(f"prune.args = {dict(prune.args)!r}", str(error), "set args to what the criterion takes") from None
+    return call_with("prune", prune.args, make, *given, **named)
 
 
 def _learned(model: nn.Module, prune: Prune, axes: Axes, batches: Batches | None, loss: Loss | None, seed: int) -> Criterion:

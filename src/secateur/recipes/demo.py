@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from secateur.recipes.schema import Data, Fit, Measure, Model, Prune, Recipe, Repair
-from secateur.recipes.schema_lowrank import LowRank
-from secateur.recipes.schema_sparse import Sparsity
+from secateur.recipes.schema import Data, Fit, LowRank, Measure, Model, Prune, Recipe, Repair, Sparsity
 
 
 def recipe(seed: int = 0, threads: int = 1) -> Recipe:
@@ -35,35 +34,32 @@ def low_rank(folder: Path, seed: int = 0, threads: int = 1) -> Recipe:
 
     No fine-tuning: the products compute what the network of low rank did.
     """
-    dense = recipe(seed=seed, threads=threads)
-    return Recipe(
+    return _beside(
+        folder,
+        seed,
+        threads,
         title="Handwritten digits, trained to low rank",
-        model=replace(dense.model, weights=str((folder / "dense.safetensors").absolute())),
-        seed=seed,
-        threads=threads,
-        device="cpu",
-        data=dense.data,
-        prune=dense.prune,
         lowrank=LowRank("trp", args={"format": "spatial", "every": 10, "nuclear": 3e-3, "project_momentum": True}),
         lowtrain=Fit(epochs=8, lr=0.05),
-        repair=Repair(batches=20),
-        measure=dense.measure,
     )
 
 
 def sparse(folder: Path, seed: int = 0, threads: int = 1) -> Recipe:
     """The dense network of the demo in `folder`, trained to a twentieth of its weights by RPG; shapes stay as they were."""
-    dense = recipe(seed=seed, threads=threads)
-    return Recipe(
+    return _beside(
+        folder,
+        seed,
+        threads,
         title="Handwritten digits, sparse at high rank",
-        model=replace(dense.model, weights=str((folder / "dense.safetensors").absolute())),
-        seed=seed,
-        threads=threads,
-        device="cpu",
-        data=dense.data,
         prune=Prune(keep={"macs": 1.0}, criterion="l2"),
         sparse=Sparsity("rpg", keep=0.05, args={"every": 4, "end": 0.5}),
         repair=Repair("none"),
         finetune=Fit(epochs=8, lr=0.05, grad_clip=3.0),
-        measure=dense.measure,
     )
+
+
+def _beside(folder: Path, seed: int, threads: int, **sections: Any) -> Recipe:
+    """The demo's recipe from its trained dense network on, with other sections; it is not trained again."""
+    demo = recipe(seed=seed, threads=threads)
+    model = replace(demo.model, weights=str((folder / "dense.safetensors").absolute()))
+    return replace(demo, **{"model": model, "train": Fit(), "finetune": Fit(), **sections})

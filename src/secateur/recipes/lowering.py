@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from secateur import lowrank
-from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
 from secateur.core.protocols import Hook
+from secateur.recipes.arguments import call_with
 from secateur.recipes.parts import Parts, limited
 from secateur.recipes.schema import Recipe
 from secateur.train import TRP, Force
@@ -30,24 +30,15 @@ def lowered(model: nn.Module, recipe: Recipe, parts: Parts, train: Train) -> tup
     if section.method == "choose":
         batches = limited(parts.plain, recipe.prune.batches, parts.device) if section.responses else None
         given = {"batches": batches, "ignore": recipe.prune.ignore} | dict(section.args)
-        return _made(lowrank.choose, section.args, model, parts.example, deploy, **given), model
+        return call_with("lowrank", section.args, lowrank.choose, model, parts.example, deploy, **given), model
     if section.scratch:
         torch.manual_seed(recipe.seed)
         model = parts.model().to(parts.device)
     hook: TRP | Force
     if section.method == "trp":
-        hook = _made(TRP, section.args, model, section.preset, ignore=recipe.prune.ignore, **section.args)
+        hook = call_with("lowrank", section.args, TRP, model, section.preset, ignore=recipe.prune.ignore, **section.args)
     else:
-        hook = _made(Force, section.args, model, ignore=recipe.prune.ignore, **section.args)
+        hook = call_with("lowrank", section.args, Force, model, ignore=recipe.prune.ignore, **section.args)
     if recipe.lowtrain.epochs:
         train(model, [hook])
     return hook.plan(deploy, example=parts.example), model
-
-
-def _made(make: Callable[..., Any], args: Any, *given: Any, **named: Any) -> Any:
-    try:
-        return make(*given, **named)
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        raise SecateurError(f"lowrank.args = {dict(args)!r}", str(error), "set args to what the method takes") from None

@@ -19,8 +19,7 @@ from secateur.recipes import schema
 from secateur.recipes.parts import parts
 from secateur.recipes.phases import PHASES, Job
 from secateur.recipes.progress import Progress, silent
-from secateur.recipes.schema import Recipe
-from secateur.recipes.schema_stage import trained
+from secateur.recipes.schema import Recipe, trained
 from secateur.recipes.tune import settings_of
 
 

@@ -18,6 +18,7 @@ from secateur.core.protocols import Batches, Judge, Searcher
 from secateur.criteria.score import score
 from secateur.graph import trace
 from secateur.io import artefact
+from secateur.recipes.arguments import call_with
 from secateur.recipes.choose import criterion
 from secateur.recipes.parts import Parts, limited
 from secateur.recipes.predictions import prediction
@@ -81,13 +82,13 @@ def searched(
     judge = _Counted(judge_of(model, recipe, parts), progress if bisecting else None, most)
     search: Searcher
     if bisecting:
-        search = _made(bisect, section.args, axes, held[0])
+        search = call_with("search", section.args, bisect, axes, held[0], **section.args)
     elif section.method == "predicted":
         settings, how = _split(section.args)
         predict = prediction(section.predict, model, axes, batches, parts.loss)
         search = predicted(axes, held[0], predict, settings, how, report=told)
     else:
-        settings = _made(AdaptiveSettings, section.args)
+        settings = call_with("search", section.args, AdaptiveSettings, **section.args)
         search = adaptive(axes, lambda plan: held[0], settings, recover=recover if section.recover else None, report=told)
     plan = _driven(search, judge, folder)
     progress("search", most, most, f"{judge.asked} trials")
@@ -173,17 +174,10 @@ def _recovery(model: nn.Module, recipe: Recipe, parts: Parts, folder: Path | Non
 def _split(args: Mapping[str, Any]) -> tuple[AdaptiveSettings, PredictedSettings]:
     """The settings of "predicted", told apart by name."""
     mine = {f.name for f in fields(PredictedSettings)}
-    how = _made(PredictedSettings, {key: value for key, value in args.items() if key in mine})
-    return _made(AdaptiveSettings, {key: value for key, value in args.items() if key not in mine}), how
-
-
-def _made(make: Callable[..., Any], args: Mapping[str, Any], *given: Any) -> Any:
-    try:
-        return make(*given, **args)
-    except TypeError as error:
-        if "argument" not in str(error) and "not supported between" not in str(error):
-            raise
-        raise SecateurError(f"search.args = {dict(args)!r}", str(error), "set args to what the search takes") from None
+    own = {key: value for key, value in args.items() if key in mine}
+    rest = {key: value for key, value in args.items() if key not in mine}
+    how = call_with("search", own, PredictedSettings, **own)
+    return call_with("search", rest, AdaptiveSettings, **rest), how
 
 
 @dataclass(eq=False)

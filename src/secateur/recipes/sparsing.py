@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
+from secateur.recipes.arguments import call_with
 from secateur.recipes.parts import Parts, limited
 from secateur.recipes.schema import Recipe
 from secateur.train import Sparse, sparse
@@ -29,14 +29,15 @@ def sparse_hook(model: nn.Module, recipe: Recipe, parts: Parts) -> Sparse | None
     given = dict(section.args)
     layout = {name: given.pop(name) for name in _LAYOUT if name in given}
     if layout:
-        given["layout"] = _made(sparse.Layout, section.args, **layout)
+        given["layout"] = call_with("sparse", section.args, sparse.Layout, **layout)
     if section.method not in GRADUAL:
         return sparse.fixed(model, _at_once(model, recipe, parts, given), dense=section.dense)
     steps = recipe.finetune.epochs * _length(parts.train)
     if not steps:
         do = "set finetune.epochs, and give batches with a length"
         raise SecateurError(f"sparse.method = {section.method!r}", "no training in which it could act", do)
-    return _made(getattr(sparse, section.method), section.args, model, section.keep, steps, dense=section.dense, **given)
+    make = getattr(sparse, section.method)
+    return call_with("sparse", section.args, make, model, section.keep, steps, dense=section.dense, **given)
 
 
 def _at_once(model: nn.Module, recipe: Recipe, parts: Parts, given: dict[str, Any]) -> Plan:
@@ -44,25 +45,16 @@ def _at_once(model: nn.Module, recipe: Recipe, parts: Parts, given: dict[str, An
     section, method = recipe.sparse, recipe.sparse.method
     make = getattr(sparse, method)
     if method == "synflow":
-        return _made(make, section.args, model, parts.example, section.keep, dense=section.dense, **given)
+        return call_with("sparse", section.args, make, model, parts.example, section.keep, dense=section.dense, **given)
     batches = [] if method == "magnitude" else limited(parts.plain, recipe.prune.batches, parts.device)
     if method == "obs":
-        plan, pruned = _made(make, section.args, model, batches, section.keep, dense=section.dense, **given)
+        plan, pruned = call_with("sparse", section.args, make, model, batches, section.keep, dense=section.dense, **given)
         model.load_state_dict(pruned.state_dict())
         return plan
     layout = given.pop("layout", None)
     inputs = () if method == "magnitude" else (batches, parts.loss)
-    scores = _made(make, section.args, model, *inputs, dense=section.dense, **given)
+    scores = call_with("sparse", section.args, make, model, *inputs, dense=section.dense, **given)
     return sparse.one_shot(model, section.keep, scores, layout=layout)
-
-
-def _made(make: Callable[..., Any], args: Any, *given: Any, **named: Any) -> Any:
-    try:
-        return make(*given, **named)
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        raise SecateurError(f"sparse.args = {dict(args)!r}", str(error), "set args to what the method takes") from None
 
 
 def _length(batches: Any) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur.recipes.parts import Parts
 from secateur.recipes.progress import Progress
-from secateur.recipes.schema_stage import Stage, trained
+from secateur.recipes.schema import Stage, trained
 from secateur.recipes.tune import Keeper, Watch
 from secateur.train import fit_stages
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from secateur.core import sparse_code
 from secateur.core.errors import SecateurError
 from secateur.core.strict import parse
-from secateur.io.artefact import pack, tensors_of, verified
+from secateur.io.artefact import has_metadata, pack, tensors_of, verified
 from secateur.io.files import atomic, read_bytes, shown
 from secateur.runtime.compiled import CompiledModel
 from secateur.runtime.graph import Graph, Node, Ref, refs
@@ -110,13 +110,7 @@ def read(path: str | os.PathLike[str], threads: int = 0) -> tuple[CompiledModel,
 
 def is_engine_file(path: str | os.PathLike[str]) -> bool:
     """Does this file hold a compiled model? Only its header is read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return "engine" in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
+    return has_metadata(path, "engine")
 
 
 def _thin(name: str, value: Tensor) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Keep, Plan
 from secateur.core.protocols import Batches, Judge, JudgeMany, Loss
-from secateur.core.running import call, device_of, to_device
+from secateur.core.running import call, device_of, size_of, to_device
 from secateur.surgery import duplicate, gates, tensors
 
 
@@ -125,7 +125,7 @@ class _Stack:
             def one(values: dict[str, Tensor], x: Any = x, target: Any = target) -> Tensor:
                 return loss(_run(self.model, values, x), target)
 
-            size = _size(target)
+            size = size_of(target)
             total += vmap(one, randomness="same")(self.values).double().cpu() * size
             seen += size
         if not seen:
@@ -155,9 +155,3 @@ def _run(model: nn.Module, values: dict[str, Tensor], x: Any) -> Any:
     """`model` with some of its tensors replaced, on one input."""
     bound: Any = lambda *args, **kwargs: functional_call(model, values, args, kwargs, tie_weights=False)  # noqa: E731
     return call(bound, x)
-
-
-def _size(target: Any) -> int:
-    while isinstance(target, (tuple, list, dict)):
-        target = next(iter(target.values())) if isinstance(target, dict) else target[0]
-    return len(target) if isinstance(target, Tensor) and target.dim() else 1

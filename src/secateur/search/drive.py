@@ -6,7 +6,6 @@ A search depends on nothing but what it is sent, so its history is all that a st
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -17,6 +16,7 @@ from secateur.core.codec import dumps
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
 from secateur.core.protocols import Judge, JudgeMany
+from secateur.core.replacing import reason, replacing
 
 Result = TypeVar("Result")
 
@@ -82,11 +82,17 @@ def digest(plan: Plan) -> str:
 
 
 def recorder(path: Path) -> Callable[[Trial], None]:
-    """A function that adds a trial as one line to the file at `path`; a line that was cut off before is dropped."""
+    """A function that adds a trial as one line to the file at `path`; a line that was cut off before is dropped.
+
+    Raises `SecateurError` where the file cannot be written.
+    """
     whole = [json.dumps(asdict(trial)) for trial in read_history(path)]
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(f"{line}\n" for line in whole))
-    os.replace(part, path)
+
+    def explain(error: Exception) -> SecateurError:
+        return SecateurError(f"the history {str(path)!r}", reason(error), "choose a folder that can be written and has room")
+
+    with replacing(path, "w", explain=explain) as file:
+        file.writelines(f"{line}\n" for line in whole)
 
     def record(trial: Trial) -> None:
         with path.open("a") as file:

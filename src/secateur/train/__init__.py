@@ -16,8 +16,7 @@ from secateur.train.sparse import Sparse
 from secateur.train.sparse import rpg as RPG
 from secateur.train.stages import Stage, fit_stages
 from secateur.train.tickets import ticket
-from secateur.train.trp import TRP
-from secateur.train.trp_settings import TRPSettings
+from secateur.train.trp import TRP, TRPSettings
 
 __all__ = [
     "RPG",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from torch import nn, optim
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Hook
+from secateur.core.replacing import reason, replacing
 from secateur.train.settings import FitSettings, same
 
 FORMAT = 1
@@ -21,19 +20,15 @@ FORMAT = 1
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` so that at every moment `path` is either the old file or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.part")  # always the same, so that what a kill leaves behind is written over
+
+    def explain(error: Exception) -> SecateurError:
+        return SecateurError(f"the checkpoint {path}", reason(error), "choose a folder that can be written and has room")
+
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path, explain=explain) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise SecateurError(f"the checkpoint {path}", reason, "choose a folder that can be written and has room") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    except RuntimeError as error:  # how torch reports a full disk
+        raise explain(error) from error
 
 
 def state_of(

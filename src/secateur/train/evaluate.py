@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Loss
-from secateur.core.running import call, device_of, evaluating, fits, to_device
+from secateur.core.running import call, device_of, evaluating, fits, size_of, to_device
 
 
 def evaluate(model: nn.Module, batches: Batches, *, loss: Loss | None = None, precision: str = "float32") -> dict[str, float]:
@@ -55,13 +55,6 @@ def hits_of(output: Any, target: Any) -> Tensor | None:
     if labels.is_floating_point() or len(labels) != len(output):
         return None
     return (output.argmax(1) == labels).sum()
-
-
-def size_of(target: Any) -> int:
-    """How many samples a target has."""
-    while isinstance(target, (tuple, list, dict)):
-        target = next(iter(target.values())) if isinstance(target, dict) else target[0]
-    return len(target) if isinstance(target, Tensor) and target.dim() else 1
 
 
 def as_float(output: Any) -> Any:

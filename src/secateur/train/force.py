@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
-from secateur.train.trp_layers import Layer, layers_of
-from secateur.train.trp_plan import plan_of
-from secateur.train.trp_settings import Deploy, TRPSettings
+from secateur.train.trp.layers import Layer, layers_of
+from secateur.train.trp.plan import plan_of
+from secateur.train.trp.settings import Deploy, TRPSettings
 
 NEAR = 1e-6
 """Squared distance of unit filters below which rounding decides the direction: those are together already."""

@@ -18,10 +18,10 @@ from torch import Tensor, nn, optim
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Hook, Loss
-from secateur.core.running import call, device_of, fits, to_device
+from secateur.core.running import call, device_of, fits, size_of, to_device
 from secateur.train import checkpoint as checkpoints
 from secateur.train import losses
-from secateur.train.evaluate import as_float, hits_of, size_of
+from secateur.train.evaluate import as_float, hits_of
 from secateur.train.settings import FitSettings, autocast, lr_at, optimizer_for
 from secateur.train.share import Share, share
 

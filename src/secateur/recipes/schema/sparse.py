@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from secateur.recipes.kinds import Share, Table, Words
+from secateur.recipes.schema.kinds import Share, Table, Words
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from secateur.recipes.kinds import Count, Positive, Repairs, Table, Whole
+from secateur.recipes.schema.kinds import Count, Positive, Repairs, Table, Whole
 
 
 @dataclass(frozen=True)

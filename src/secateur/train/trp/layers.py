@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
 from secateur.core.factor import Format
-from secateur.train.trp_settings import TRPSettings
+from secateur.train.trp.settings import TRPSettings
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from secateur.linalg import kept_mask
 from secateur.measure import facts
 from secateur.measure.count import meta_copy
 from secateur.surgery import fingerprint, unfold
-from secateur.train.trp_layers import Layer
-from secateur.train.trp_settings import Deploy, TRPSettings, deployment
+from secateur.train.trp.layers import Layer
+from secateur.train.trp.settings import Deploy, TRPSettings, deployment
 
 HALVINGS = 16
 """Of the interval of energies in the search for a budget: finer than the energy of any one singular value matters."""

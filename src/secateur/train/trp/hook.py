@@ -18,11 +18,11 @@ from secateur.core.factor import full_ranks
 from secateur.core.plan import Plan
 from secateur.linalg import Stack, newton_schulz, stack, truncate, unstack
 from secateur.surgery import fold, unfold
-from secateur.train.trp_layers import Layer, layers_of
-from secateur.train.trp_momentum import project_momentum_
-from secateur.train.trp_period import Periods
-from secateur.train.trp_plan import plan_of
-from secateur.train.trp_settings import Deploy, TRPSettings, settings_of
+from secateur.train.trp.layers import Layer, layers_of
+from secateur.train.trp.momentum import project_momentum_
+from secateur.train.trp.period import Periods
+from secateur.train.trp.plan import plan_of
+from secateur.train.trp.settings import Deploy, TRPSettings, settings_of
 
 
 class TRP:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from secateur.recipes.kinds import Flag, Table
+from secateur.recipes.schema.kinds import Flag, Table
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, optim
 
 from secateur.surgery import fold, unfold
-from secateur.train.trp_layers import Layer
+from secateur.train.trp.layers import Layer
 
 _MOMENTA = ("momentum_buffer", "exp_avg")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.train.trp_settings import TRPSettings
+from secateur.train.trp.settings import TRPSettings
 
 LONGEST = 256
 """Steps a layer is left alone at most, however little it moves: more would hardly save time."""

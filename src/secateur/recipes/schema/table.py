@@ -1,6 +1,6 @@
-"""The recipe: one frozen value that says everything a run does, read from TOML with the names of the Python arguments.
+"""Recipes from TOML tables and back, and what is wrong with a table in one sentence.
 
-pydantic checks it on reading. Where pydantic is missing (a borrowed machine) keys are still checked, values are not.
+pydantic checks values. Where it is missing (a borrowed machine) keys are still checked, values are not.
 """
 
 from __future__ import annotations
@@ -9,159 +9,19 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from secateur.core.errors import SecateurError, nearest
 from secateur.io.files import read_text
 from secateur.recipes import toml
-from secateur.recipes.kinds import (
-    QUANTITIES,
-    Count,
-    Criterion,
-    Device,
-    Field,
-    Flag,
-    Fraction,
-    Keep,
-    NonNegative,
-    Positive,
-    Repairs,
-    Share,
-    Table,
-    Text,
-    Whole,
-    Words,
-)  # fmt: skip
-from secateur.recipes.schema_lowrank import LowRank
-from secateur.recipes.schema_search import Search
-from secateur.recipes.schema_sparse import Sparsity
-from secateur.recipes.schema_stage import Stage
+from secateur.recipes.schema.kinds import QUANTITIES
+from secateur.recipes.schema.recipe import Recipe
+from secateur.recipes.schema.training import Stage
 
 with suppress(ImportError):  # the recipe is then taken at its word
     from pydantic import TypeAdapter, ValidationError
-
-
-@dataclass(frozen=True)
-class Model:
-    """[model]: `build` is "file.py:function", "package.module:function", "torchvision:NAME", "timm:NAME" or "zoo:NAME"."""
-
-    build: Text
-    args: Table = field(default_factory=dict)
-    weights: Annotated[str | None, Field(description="a path")] = None
-
-
-@dataclass(frozen=True)
-class Data:
-    """[data]: `name` is a built-in set or "file.py:function". Selection uses `holdout` images of the training set only.
-
-    `normalise` None takes the set's own mean and deviation; pretrained weights want those they were trained with.
-    """
-
-    name: Text = "digits"
-    folder: Annotated[str | None, Field(description="a path")] = None
-    args: Table = field(default_factory=dict)
-    batch: Count = 128
-    test_batch: Count = 500
-    holdout: Whole = 0
-    augment: Flag = True
-    normalise: Literal["imagenet", "cifar10", "half", "none"] | None = None
-
-
-@dataclass(frozen=True)
-class Metric:
-    """[metric]: "accuracy" or "file.py:function", called as function(model, batches); higher is better."""
-
-    name: Text = "accuracy"
-
-
-@dataclass(frozen=True)
-class Prune:
-    """[prune]: what remains and who decides. `rounds` cuts in that many equal ratios and scores anew before each.
-
-    `keep` names "macs", "params", "bytes" of the saved tensors, "memory" of activations, "latency"; the last by the file
-    `table` that `secateur measure --table` wrote, or by a table measured here and now.
-    `isomorphic` ranks units only among axes of like layers; `normalise` is then of no effect.
-    """
-
-    keep: Keep = field(default_factory=lambda: {"macs": 0.5})
-    criterion: Criterion = "taylor"
-    args: Table = field(default_factory=dict)
-    allocator: Literal["budget", "uniform"] = "budget"
-    normalise: Literal["mean", "max", "sum", "l2", "rank", "none"] = "mean"
-    floor: Fraction = 0.1
-    multiple: Count = 1
-    isomorphic: Flag = False
-    ignore: Words = ()
-    rounds: Count = 1
-    batches: Count = 10
-    table: Annotated[str | None, Field(description="a path")] = None
-
-
-@dataclass(frozen=True)
-class Repair:
-    """[repair]: what `batches` training batches mend, by functions of `secateur.repair`; "+" does one after the other."""
-
-    name: Repairs = "batchnorm"
-    batches: Count = 50
-
-
-@dataclass(frozen=True)
-class Fit:
-    """[train], [lowtrain], [finetune]: names as in `train.FitSettings`; `teacher` above 0 adds that share of distillation."""
-
-    epochs: Whole = 0
-    optimizer: Text = "sgd"
-    lr: Positive = 0.1
-    momentum: Fraction = 0.9
-    weight_decay: NonNegative = 5e-4
-    nesterov: Flag = True
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
-    milestones: Annotated[tuple[Share, ...], Field(description="a list of shares of training")] = (0.5, 0.75)
-    gamma: Positive = 0.1
-    warmup: NonNegative = 0
-    label_smoothing: Fraction = 0.0
-    precision: Literal["float32", "bf16"] = "float32"
-    channels_last: Flag = False
-    compile: Flag = False
-    grad_clip: Annotated[float | None, Field(gt=0, description="a number above 0")] = None
-    teacher: Annotated[float, Field(ge=0, le=1, description="a share from 0 to 1")] = 0.0
-    temperature: Positive = 4.0
-
-
-@dataclass(frozen=True)
-class Measure:
-    """[measure]: latency is the median of `repeats` interleaved rounds over dense and small, on `batch` inputs."""
-
-    latency: Flag = True
-    repeats: Count = 30
-    warmup: Whole = 5
-    batch: Count = 1
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything a run does. `threads` 0 leaves the choice to torch; 1 makes a run repeat bit for bit."""
-
-    model: Model
-    title: Text = ""
-    seed: Whole = 0
-    threads: Whole = 0
-    loss: Annotated[str, Field(description='"cross_entropy" or "file.py:function"')] = "cross_entropy"
-    device: Device = "auto"
-    data: Data = field(default_factory=Data)
-    metric: Metric = field(default_factory=Metric)
-    train: Fit = field(default_factory=Fit)
-    prune: Prune = field(default_factory=Prune)
-    search: Search = field(default_factory=Search)
-    lowrank: LowRank = field(default_factory=LowRank)
-    lowtrain: Fit = field(default_factory=Fit)
-    sparse: Sparsity = field(default_factory=Sparsity)
-    repair: Repair = field(default_factory=Repair)
-    finetune: Fit = field(default_factory=Fit)
-    stage: Annotated[tuple[Stage, ...], Field(description="tables [[stage]]")] = ()
-    measure: Measure = field(default_factory=Measure)
 
 
 def read(path: str | Path, change: Callable[[dict[str, Any]], Any] | None = None) -> Recipe:

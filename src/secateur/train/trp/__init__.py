@@ -1,0 +1,6 @@
+"""Trained rank pruning: weights are kept near low rank while a network trains, and a plan turns them into products."""
+
+from secateur.train.trp.hook import TRP
+from secateur.train.trp.settings import TRPSettings
+
+__all__ = ["TRP", "TRPSettings"]

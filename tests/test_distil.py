@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur import TRP, allocate, criteria, repair, score, trace
+from secateur import TRP, allocate, compress, criteria, repair, score, trace
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
-from secateur.recipes import zoo
+from secateur.recipes import Settings, schema, zoo
 from secateur.train import sparse
 
 
@@ -130,3 +130,16 @@ def test_the_loss_is_the_relative_error_of_output_and_blocks() -> None:
     loss = relative(expected(x), before(x).detach()) + relative(expected[0](x), before[0](x).detach())
     loss.backward()
     assert torch.allclose(seen["grad"], expected[0][0].weight.grad, rtol=1e-9)
+
+
+def test_a_recipe_says_how_many_steps() -> None:
+    model = network()
+    x = images(0)[0][0]
+    batches = [(x, torch.zeros(16, dtype=torch.long))]
+    ends = []
+    for steps in (1, 20):
+        section = schema.Repair(name="batchnorm+distil", batches=1, steps=steps, lr=5e-3)
+        settings = Settings(prune=schema.Prune(criterion="l2"), repair=section)
+        small, _ = compress(model, x[:1], batches, keep={"macs": 0.6}, settings=settings)
+        ends.append(apart(small, model))
+    assert ends[1] < ends[0]

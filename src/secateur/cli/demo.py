@@ -21,7 +21,8 @@ def demo(
     """Train a small network on handwritten digits, cut it to a third, repair, fine-tune, measure, report; and two other ways.
 
     The last rows of the table are the same network trained to low rank (TRP) and taken apart, without fine-tuning, and
-    trained sparse at high rank (RPG): a twentieth of the weights is left.
+    trained sparse at high rank (RPG): a twentieth of the weights is left. Then come the systems of channel pruning, and a
+    picture of lottery tickets.
     """
     from secateur.recipes.demo import low_rank, recipe, sparse
     from secateur.report import table
@@ -32,6 +33,7 @@ def demo(
     last = [(other, "low rank (TRP)"), (zeros, "sparse (RPG)")]
     rows = [*facts["stages"], *(found["stages"][-1] | {"stage": name} for found, name in last)]
     channel = channel_rows(folder, seed, threads)
+    drawn = ticket_picture(folder, seed, threads)
     if as_json:
         both = {"channel": table.to_json(table.headline(channel))}
         screen.show_json(table.to_json(table.headline(facts | {"stages": rows})) | both)
@@ -41,6 +43,7 @@ def demo(
         screen.show_facts(channel, as_json)
         screen.say(f"report: {folder / 'report.html'}")
         screen.say(f"reports of the last rows: {folder / 'low_rank' / 'report.html'}, {folder / 'sparse' / 'report.html'}")
+        screen.say(f"lottery tickets, one seed: {drawn}")
 
 
 def channel_rows(folder: Path, seed: int, threads: int) -> dict[str, Any]:
@@ -54,3 +57,18 @@ def channel_rows(folder: Path, seed: int, threads: int) -> dict[str, Any]:
         with on_threads(threads):
             write_json(path, {"stages": rows(folder, seed=seed, threads=threads)})
     return read_json(path)
+
+
+def ticket_picture(folder: Path, seed: int, threads: int) -> Path:
+    """tickets.svg, drawn from tickets.json, which is made where it is not there."""
+    from secateur.io.files import read_json, write_json, write_text
+    from secateur.recipes.demo_tickets import tickets
+    from secateur.recipes.run import threads as on_threads
+    from secateur.report.tickets import picture
+
+    numbers, drawn = folder / "tickets.json", folder / "tickets.svg"
+    if not numbers.exists():
+        with on_threads(threads):
+            write_json(numbers, tickets(seed))
+    write_text(drawn, picture(read_json(numbers)))
+    return drawn

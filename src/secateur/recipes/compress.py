@@ -19,7 +19,7 @@ from secateur.measure import compare, facts, peak_memory
 from secateur.recipes.choose import choose
 from secateur.recipes.parts import limited
 from secateur.recipes.phases import CUT, DENSE, REPAIRED, TUNED
-from secateur.recipes.reconstruct import repair_by_name
+from secateur.recipes.reconstruct import repair_of
 from secateur.recipes.schema import Measure, Prune, Repair
 from secateur.train import FitSettings, fit
 
@@ -100,7 +100,7 @@ def compress(
     small = plan.apply(model)
     stages = {DENSE: _facts(model, example, evaluate), CUT: _facts(small, example, evaluate)}
     if data is not None and settings.repair.name != "none":
-        repair_by_name(settings.repair.name, plan)(model, small, limited(data, settings.repair.batches, device))
+        repair_of(settings.repair, plan)(model, small, limited(data, settings.repair.batches, device))
         stages[REPAIRED] = _facts(small, example, evaluate)
     if data is not None and settings.finetune is not None:
         fit(small, data, settings.finetune, loss=settings.loss)

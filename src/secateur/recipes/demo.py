@@ -40,7 +40,7 @@ def low_rank(folder: Path, seed: int = 0, threads: int = 1) -> Recipe:
         threads,
         title="Handwritten digits, trained to low rank",
         lowrank=LowRank("trp", args={"format": "spatial", "every": 10, "nuclear": 3e-3, "project_momentum": True}),
-        lowtrain=Fit(epochs=8, lr=0.05),
+        lowtrain=Fit(epochs=6, lr=0.05),
     )
 
 
@@ -54,7 +54,7 @@ def sparse(folder: Path, seed: int = 0, threads: int = 1) -> Recipe:
         prune=Prune(keep={"macs": 1.0}, criterion="l2"),
         sparse=Sparsity("rpg", keep=0.05, args={"every": 4, "end": 0.5}),
         repair=Repair("none"),
-        finetune=Fit(epochs=8, lr=0.05, grad_clip=3.0),
+        finetune=Fit(epochs=6, lr=0.05, grad_clip=3.0),
     )
 
 

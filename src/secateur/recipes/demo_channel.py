@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur import allocate, criteria
 from secateur.core.axes import Axes
 from secateur.core.plan import Plan
 from secateur.criteria.score import score
+from secateur.criteria.scoring import ScorerSettings, ScorerStage
 from secateur.graph import trace
 from secateur.io import artefact
 from secateur.measure import facts
@@ -93,6 +94,19 @@ def compensated(setting: Setting) -> nn.Module:
     return _repaired(setting, plan, "compensation")
 
 
+def learned(setting: Setting) -> nn.Module:
+    """Scores by a Scoring Net, trained on the frozen network through gates (2023)."""
+
+    def ranked(axes: Axes, scores: Mapping[str, Tensor], share: float) -> Plan:
+        return allocate.budget(axes, scores, {"macs": share}, normalise="none")
+
+    how = ScorerSettings(stages=(ScorerStage(epochs=4, lr=0.01),), keeps=(KEEP,), limit=16, seed=setting.seed)
+    criterion = criteria.scoring_net(
+        setting.model, setting.parts.plain, setting.parts.loss, axes=setting.axes, allocate=ranked, settings=how
+    )
+    return _repaired(setting, ranked(setting.axes, score(setting.axes, criterion), KEEP), "batchnorm")
+
+
 def divided(setting: Setting) -> nn.Module:
     """Blocks for two workers that need nothing of each other (Partition Pruning, 2019), fine-tuned for two epochs."""
     small = allocate.partition(setting.model, setting.axes, 2, kernels=True).apply(setting.model)
@@ -105,6 +119,7 @@ SYSTEMS: dict[str, Callable[[Setting], nn.Module]] = {
     "adaptive rate": searched,
     "LASSO, least squares": lasso,
     "compensation (CaP)": compensated,
+    "Scoring Net": learned,
     "two workers, 2 epochs": divided,
 }
 

@@ -22,7 +22,7 @@ from secateur.recipes.choose import choose
 from secateur.recipes.lowering import lowered
 from secateur.recipes.parts import Parts, first_input, limited, with_weights
 from secateur.recipes.progress import Progress
-from secateur.recipes.reconstruct import repair_by_name
+from secateur.recipes.reconstruct import repair_of
 from secateur.recipes.schema import Fit, Recipe
 from secateur.recipes.searching import searched
 from secateur.recipes.sparsing import sparse_hook
@@ -121,7 +121,7 @@ def repair(job: Job) -> None:
     model = small_model(job, "cut.safetensors")
     if job.recipe.repair.name != "none":
         batches = limited(job.parts.plain, job.recipe.repair.batches, job.parts.device)
-        repair_by_name(job.recipe.repair.name, plan_of(job))(source_model(job), model, batches)
+        repair_of(job.recipe.repair, plan_of(job))(source_model(job), model, batches)
     path = job.file("repaired.safetensors")
     artefact.save(path, model, plan_of(job))
     if job.recipe.repair.name != "none":

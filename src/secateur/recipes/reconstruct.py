@@ -16,6 +16,7 @@ from secateur.core.axis import Axis
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches, Repair
+from secateur.recipes.schema import Repair as Section
 from secateur.repair.least_squares import least_squares
 from secateur.search.bisect import dearest
 from secateur.surgery import duplicate, tensors
@@ -24,14 +25,20 @@ Select = Callable[[nn.Module, nn.Module, Axis], Tensor]
 """(current, original, axis) to one score per unit."""
 
 
-def repair_by_name(name: str, plan: Plan, *, sample: int | None = None) -> Repair:
+def repair_by_name(name: str, plan: Plan, *, sample: int | None = None, steps: int = 300, lr: float = 3e-3) -> Repair:
     """The repair that `name` stands for, "+" joining several in turn: "least_squares+batchnorm".
 
-    `sample`: rows that fits take of each batch; None takes all.
+    `sample`: rows that fits take of each batch; None takes all. `steps` and `lr` are those of "distil".
     """
-    extra: dict[str, dict[str, Any]] = {"batchnorm": {}, "distil": {}, "mean_bias": {"plan": plan}, "whitened": {"plan": plan}}
+    extra: dict[str, dict[str, Any]] = {"batchnorm": {}, "distil": {"steps": steps, "lr": lr}}
+    extra |= {key: {"plan": plan} for key in ("mean_bias", "whitened")}
     parts = [(getattr(repair, part), extra.get(part, {"plan": plan, "sample": sample})) for part in name.split("+")]
     return repair.chain(*[partial(part, **named) for part, named in parts])
+
+
+def repair_of(section: Section, plan: Plan) -> Repair:
+    """The repair that [repair] of a recipe asks for."""
+    return repair_by_name(section.name, plan, steps=section.steps, lr=section.lr)
 
 
 def channel_pruning(

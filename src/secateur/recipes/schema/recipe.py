@@ -13,6 +13,7 @@ from secateur.recipes.schema.kinds import (
     Flag,
     Fraction,
     Keep,
+    Positive,
     Repairs,
     Table,
     Text,
@@ -83,10 +84,15 @@ class Prune:
 
 @dataclass(frozen=True)
 class Repair:
-    """[repair]: what `batches` training batches mend, by functions of `secateur.repair`; "+" does one after the other."""
+    """[repair]: what `batches` training batches mend, by functions of `secateur.repair`; "+" does one after the other.
+
+    `steps` and `lr` are those of "distil".
+    """
 
     name: Repairs = "batchnorm"
     batches: Count = 50
+    steps: Count = 300
+    lr: Positive = 3e-3
 
 
 @dataclass(frozen=True)

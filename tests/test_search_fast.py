@@ -153,6 +153,21 @@ def test_a_predicted_search_ends_whatever_the_judge_says(verdict: float, skip: s
     assert [after for _, after in plan.widths().values()] == ([] if verdict else [1, 1])
 
 
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.4])
+def test_a_predicted_search_overshoots_its_target_by_less_than_a_step(share: float) -> None:
+    model, batches = digits()
+    axes = trace(model, batches[0][0])
+    scores = score(axes, criteria.l1(model))
+    settings = AdaptiveSettings(step=0.2, running=math.inf, keep={"macs": share})
+    plan = drive(
+        predicted(axes, scores, prediction("taylor", model, axes, batches[:1], F.cross_entropy), settings), lambda _: 0.0
+    )
+    widths = {axis: after for axis, (_, after) in plan.widths().items()}
+    assert axes.count("macs", widths) <= share * axes.count("macs")
+    back = [widths | {name: min(axes[name].units, after + round(0.2 * axes[name].units))} for name, after in widths.items()]
+    assert any(axes.count("macs", wider) > share * axes.count("macs") for wider in back)
+
+
 def test_every_plan_a_predicted_search_returns_was_measured_within_the_limit() -> None:
     model, batches = digits()
     axes = trace(model, batches[0][0])

@@ -116,7 +116,10 @@ def _descend(state: State, predict: Predict, how: PredictedSettings) -> Generato
 
 
 def _bundle(state: State, predict: Predict, how: PredictedSettings, room: float | None, *, most: int) -> list[_Step]:
-    """Steps of lowest predicted rise per share saved, until their rise is `room` or they are `most`; the first always."""
+    """Steps of lowest predicted rise per share saved; the first always.
+
+    They end where their rise is `room`, where they are `most`, or where the target is met.
+    """
     trial = state.fork()
     before = {axis.name: predict(axis, trial.kept[axis.name]) for axis in state.axes.free}
     options: dict[str, tuple[float, _Step]] = {}
@@ -135,6 +138,8 @@ def _bundle(state: State, predict: Predict, how: PredictedSettings, room: float 
             break
         steps.append(best)
         trial.kept[best.axis.name] = best.kept
+        if trial.done():  # enough for the target: more would overshoot it
+            break
         before[best.axis.name] += best.rise
         stale = [best.axis]
         if room is None:  # nothing is known of the scale yet: one step of each axis at most

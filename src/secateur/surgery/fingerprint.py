@@ -27,12 +27,14 @@ def holders(model: nn.Module) -> Iterator[tuple[str, dict[str, Tensor], str]]:
     the cost; here modules are listed once.
     """
     modules: list[tuple[str, nn.Module]] = []
-    waiting: list[tuple[str, nn.Module]] = [("", model)]
-    while waiting:
-        prefix, module = waiting.pop()
+
+    def visit(prefix: str, module: nn.Module) -> None:
         modules.append((prefix, module))
-        inner = [(f"{prefix}{name}.", child) for name, child in module._modules.items() if child is not None]
-        waiting.extend(reversed(inner))
+        for name, child in module._modules.items():
+            if child is not None:
+                visit(f"{prefix}{name}.", child)
+
+    visit("", model)
     for which in ("_parameters", "_buffers"):
         for prefix, module in modules:
             table = getattr(module, which)

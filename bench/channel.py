@@ -12,7 +12,7 @@ like ours.
 `--distil STEPS` adds to each speedup one row: that which is best on the held-out images, trained without labels towards the
 original's block outputs (`repair.distil`) on `--distil-images` further training images.
 
-Evaluation runs in bfloat16, the dense network too. docs/results/channel.md is made by bench/channel_page.py.
+Evaluation runs in bfloat16, the dense network too. docs/results/channel.md is made by docs/make/channel.py.
 """
 
 from __future__ import annotations

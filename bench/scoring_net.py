@@ -2,7 +2,7 @@
 
 python bench/scoring_net.py [--seeds 5] [--part criteria|transfer]
 
-Writes bench/results/scoring_net_digits.json after every seed and goes on from there; `docs/refresh_scoring.py` makes the page.
+Writes bench/results/scoring_net_digits.json after every seed and goes on from there; `docs/make/scoring_net.py` makes the page.
 Accuracy is on 359 test images that nothing was chosen by. Scores, evolution and fine-tuning see training images only.
 """
 

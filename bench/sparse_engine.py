@@ -2,7 +2,7 @@
 
     python bench/sparse_engine.py [PART ...] [--again] [--rounds 15]      measure; parts done before are kept
     python bench/sparse_engine.py --list                                  the parts
-    python bench/sparse_engine.py --table                                 docs/results/sparse_engine.md from the results
+    python docs/make/sparse_engine.py                                     docs/results/sparse_engine.md from the results
 
 A part is NETWORK-bBATCH-tTHREADS, one process and one file in bench/results/sparse_engine/, below ten minutes. Dense rivals,
 all float32: PyTorch eager (both memory formats), torch.compile with frozen weights, ONNX Runtime, and OpenVINO where it
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import platform
 import subprocess
@@ -33,7 +32,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "sparse_engine"
-PAGE = ROOT / "docs" / "results" / "sparse_engine.md"
 NETWORKS = {"resnet50": 224, "vgg19": 32, "resnet20": 32}
 PARTS = [f"{net}-b{batch}-t{threads}" for net in NETWORKS for threads in (1, 2) for batch in (1, 16)]
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
@@ -367,7 +365,6 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure parts that have results")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--list", action="store_true", help="print the parts and which are done")
-    parser.add_argument("--table", action="store_true", help="write docs/results/sparse_engine.md")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     known = [*PARTS, "curve"]
@@ -376,14 +373,6 @@ def main() -> None:
     if options.list:
         for part in known:
             print(part, "done" if (RESULTS / f"{part}.json").exists() else "")
-        return
-    if options.table:
-        PAGE.parent.mkdir(parents=True, exist_ok=True)
-        from sparse_engine_page import page
-
-        records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-        PAGE.write_text(page({record["part"]: record for record in records}, PARTS))
-        print(PAGE.relative_to(ROOT))
         return
     RESULTS.mkdir(parents=True, exist_ok=True)
     for part in options.parts or known:

@@ -6,7 +6,7 @@
 A run whose file is in --out is not repeated. All methods of one network and share see the same batches, steps and learning
 rates, gradients clipped at 3 as ST-3's script does; nothing was tuned on them, and test images are looked at once, after the
 last step. Each line of a list holds the
-options of one call. `docs/sparse_table.py` turns the files into docs/results/sparse.md.
+options of one call. `docs/make/sparse.py` turns the files into docs/results/sparse.md.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("low_rank_table", ROOT / "bench" / "low_rank_table.py")
+    spec = importlib.util.spec_from_file_location("low_rank_page", ROOT / "docs" / "make" / "low_rank.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -37,14 +37,14 @@ def row(method: str, seed: int, accuracy: float, keep: float = 0.02) -> dict:
 
 
 def test_the_page_says_means_ranges_and_differences():
-    text = module("docs/sparse_table.py").page([row("dense", 0, 0.91, 1.0), row("gmp", 0, 0.80), row("gmp", 1, 0.82)])
+    text = module("docs/make/sparse.py").page([row("dense", 0, 0.91, 1.0), row("gmp", 0, 0.80), row("gmp", 1, 0.82)])
     assert "| GMP | 2 | 81.00 (80.00 to 82.00) | -10.00 | 20.5 | 9.5 | 7 | 5 |" in text
     assert "ResNet-20 91.00 %" in text
     assert "98 % of the weights gone" in text
 
 
 def test_the_page_is_up_to_date():
-    made = module("docs/sparse_table.py")
+    made = module("docs/make/sparse.py")
     if not made.PAGE.exists():
         pytest.skip("no page yet")
     assert made.PAGE.read_text() == made.page(made.runs())

@@ -1,6 +1,6 @@
 """Run the Python blocks of README.md in order and write what the marked ones print below them; fill tables of run folders.
 
-python docs/refresh.py
+python docs/make/readme.py
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?P<marked><!-- output: [^>]*-->\n(?:```text\n.*?```\n)?)?", re.S)
 TABLE = re.compile(r"<!-- table: (?P<path>\S+) -->\n(?:```text\n.*?```\n)?", re.S)
 

@@ -1,6 +1,6 @@
 """docs/results/channel.md and its picture, from bench/results/channel/*.json.
 
-python bench/channel_page.py
+python docs/make/channel.py
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "bench" / "results" / "channel", ROOT / "docs" / "results"
 REPAIRS = ("none", "batchnorm", "compensation", "least_squares+batchnorm", "own", "distil")
 HEADS = ("no repair", "batch norm", "compensation", "least squares", "its own", "distilled")
@@ -199,7 +199,7 @@ def main() -> None:
     """Write page and picture."""
     read = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     networks = [read[name] for name in NAMES if name in read]
-    lines = ["# Channel pruning", "", "Made by `bench/channel_page.py` from the run files it links to.", ""]
+    lines = ["# Channel pruning", "", "Made by `docs/make/channel.py` from the run files it links to.", ""]
     if networks:
         lines += ["![Every criterion after every repair, at 2.1 times fewer MACs](channel.svg)", ""]
     for value in networks:

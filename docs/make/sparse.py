@@ -1,6 +1,6 @@
 """Write docs/results/sparse.md from the run files of bench/sparse_training.py and bench/rank_overhead.py.
 
-python docs/sparse_table.py
+python docs/make/sparse.py
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "src")]
 
 from sparse_training import METHODS  # noqa: E402
@@ -29,7 +29,7 @@ NAMES = {
 }
 HEAD = """# Sparse training, method against method
 
-Written by `python docs/sparse_table.py` from [run files](../../bench/results/sparse); by hand nothing.
+Written by `python docs/make/sparse.py` from [run files](../../bench/results/sparse); by hand nothing.
 
 Pretrained networks, one short schedule for all methods of a table: {schedule}. Gradual methods share one cubic ramp to
 half of training. So short a schedule tells methods apart and says nothing of what they reach in the end: entries for

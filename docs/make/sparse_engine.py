@@ -1,9 +1,18 @@
-"""docs/results/sparse_engine.md from the files that bench/sparse_engine.py writes."""
+"""Write docs/results/sparse_engine.md from the files of bench/sparse_engine.py.
+
+python docs/make/sparse_engine.py
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results" / "sparse_engine"
+PAGE = ROOT / "docs" / "results" / "sparse_engine.md"
 
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 GOALS = {"resnet50": (2.0, 3.5, 5.5, 8.0), "vgg19": (3.2, 6.0, 10.0, 18.0), "resnet20": (2.5, 3.5, 5.0, 8.0)}
@@ -15,15 +24,16 @@ LAYERS_OF = ("resnet50-b1-t1", "resnet50-b16-t1", "vgg19-b16-t1", "resnet20-b16-
 Record = Mapping[str, Any]
 
 
-def page(parts: Mapping[str, Record], order: Sequence[str]) -> str:
-    """The results as Markdown; `parts`: records by name, shown in `order`."""
+def page(parts: Mapping[str, Record]) -> str:
+    """The results as Markdown; `parts`: records by name."""
+    order = [f"{net}-b{batch}-t{threads}" for net in GOALS for threads in (1, 2) for batch in (1, 16)]
     if not parts:
         raise SystemExit("no results yet: run some parts first")
     known = [parts[name] for name in order if name in parts]
     machine = next(iter(parts.values()))["machine"]
     blocks = [
         "# The sparse engine, measured",
-        "Written by `python bench/sparse_engine.py --table` from the files in `bench/results/sparse_engine/`.\n"
+        "Written by `python docs/make/sparse_engine.py` from the files in `bench/results/sparse_engine/`.\n"
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['instruction_set']}; torch {machine['torch']}, "
         f"ONNX Runtime {machine['onnxruntime']}, OpenVINO {machine['openvino']}. Random weights.",
         "Times faster than the *fastest* dense float32 runtime of PyTorch eager, `torch.compile`, ONNX Runtime and OpenVINO.\n"
@@ -108,3 +118,15 @@ def _layers(record: Record) -> list[str]:
         "Times are of a layer run again and again, its tensors in the caches."
     )
     return [text, _table(heads, rows)]
+
+
+def main() -> None:
+    """Write the page."""
+    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    text = page({record["part"]: record for record in records})
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -24,11 +24,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from secateur.measure.turns import Run, in_turns
+from secateur.runtime.rivals import LOWER_PRECISION, Dense, rivals
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "sparse_engine"
@@ -38,7 +40,6 @@ SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 CURVE = (0.0, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 """Sparsities of the curve, measured for ResNet-50 at batch 1 on one thread: part "curve"."""
 SEED = 0
-LEAST_SECONDS = 0.03
 
 
 def build(network: str, sparsity: float, spread: str = "uniform") -> Any:
@@ -92,168 +93,6 @@ def vgg19() -> Any:
         else:
             layers.append(nn.MaxPool2d(2, 2))
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
-
-
-Run = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Dense:
-    """What a dense rival is given: the network's name, inputs, threads, and a folder for exported files."""
-
-    network: str
-    x: Any
-    threads: int
-    folder: Path
-
-    def model(self) -> Any:
-        """The network without zeros."""
-        return build(self.network, 0.0)
-
-    @property
-    def onnx(self) -> Path:
-        """The exported network, once `_export` has run."""
-        return self.folder / "model.onnx"
-
-
-def dense_runs(network: str, x: Any, threads: int, folder: Path) -> tuple[dict[str, Run], dict[str, str]]:
-    """Dense rivals by name, and why the missing ones are missing."""
-    given = Dense(network, x, threads, folder)
-    runs: dict[str, Run] = {}
-    absent: dict[str, str] = {}
-    for name, make in RIVALS.items():
-        try:
-            runs[name] = make(given)
-        except Exception as error:
-            absent[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
-    runs.pop("export", None)
-    return runs, absent
-
-
-def _eager(given: Dense) -> Run:
-    model = given.model()
-    return lambda: model(given.x)
-
-
-def _channels_last(given: Dense) -> Run:
-    import torch
-
-    model = given.model().to(memory_format=torch.channels_last)
-    x = given.x.contiguous(memory_format=torch.channels_last)
-    return lambda: model(x)
-
-
-def _export(given: Dense) -> Run:
-    """Writes the file that the other runtimes read; nothing to run."""
-    import torch
-
-    torch.onnx.export(
-        given.model(), (given.x,), str(given.onnx), dynamo=True, verbose=False, dynamic_shapes=None, external_data=False
-    )
-    return lambda: None
-
-
-def _compiled(given: Dense) -> Run:
-    import torch
-    import torch._inductor.config as inductor
-
-    inductor.freezing = True
-    inductor.compile_threads = 1
-    fast = torch.compile(given.model())
-    fast(given.x)
-    return lambda: fast(given.x)
-
-
-def _onnx_runtime(given: Dense, path: Path | None = None) -> Run:
-    session = _session(str(path or given.onnx), given.threads)
-    named = {session.get_inputs()[0].name: given.x.numpy()}
-    session.run(None, named)
-    return lambda: session.run(None, named)
-
-
-def _onnx_int8(given: Dense) -> Run:
-    from onnxruntime import quantization
-
-    class Reader(quantization.CalibrationDataReader):
-        def __init__(self) -> None:
-            name = _session(str(given.onnx), 1).get_inputs()[0].name
-            self.left: Iterator[Any] = iter([{name: given.x[:1].numpy()}])
-
-        def get_next(self) -> Any:
-            return next(self.left, None)
-
-    thin = given.folder / "int8.onnx"
-    quantization.quantize_static(
-        str(given.onnx), str(thin), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True
-    )
-    return _onnx_runtime(given, thin)
-
-
-def _openvino(given: Dense) -> Run:
-    import openvino as ov
-
-    core = ov.Core()
-    options = {"INFERENCE_NUM_THREADS": given.threads, "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
-    fast = core.compile_model(core.read_model(str(given.onnx)), "CPU", options)
-    request, x = fast.create_infer_request(), given.x.numpy()
-    request.infer([x])
-    return lambda: request.infer([x])
-
-
-def _bfloat16(given: Dense) -> Run:
-    import torch
-
-    model = given.model().to(memory_format=torch.channels_last).bfloat16()
-    x = given.x.contiguous(memory_format=torch.channels_last).bfloat16()
-    model(x)
-    return lambda: model(x)
-
-
-RIVALS: dict[str, Callable[[Dense], Run]] = {
-    "PyTorch eager": _eager,
-    "PyTorch eager, channels_last": _channels_last,
-    "export": _export,
-    "torch.compile": _compiled,
-    "ONNX Runtime": _onnx_runtime,
-    "OpenVINO": _openvino,
-    "PyTorch bf16": _bfloat16,
-    "ONNX Runtime int8": _onnx_int8,
-}
-
-
-def _session(path: str, threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-LOWER_PRECISION = ("PyTorch bf16", "ONNX Runtime int8")
-
-
-def in_turns(runs: dict[str, Run], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Milliseconds of each candidate in each round."""
-    import torch
-
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    repeats: dict[str, int] = {}
-    with torch.inference_mode():
-        for name, run in runs.items():
-            run()
-            begin = time.perf_counter()
-            run()
-            repeats[name] = max(1, round(LEAST_SECONDS / max(time.perf_counter() - begin, 1e-6)))
-        names = list(runs)
-        for turn in range(rounds):
-            for place in range(len(names)):
-                name = names[(turn + place) % len(names)]
-                runs[name]()
-                begin = clock()
-                for _ in range(repeats[name]):
-                    runs[name]()
-                times[name].append((clock() - begin) * 1000 / repeats[name])
-    return times
 
 
 def engines(network: str, x: Any, threads: int, wanted: list[tuple[float, str]]) -> tuple[dict[str, Run], dict[str, Any]]:
@@ -311,11 +150,11 @@ def measure(part: str, rounds: int, command: str) -> dict[str, Any]:
     x = torch.randn(batch, 3, NETWORKS[network], NETWORKS[network])
     load = os.getloadavg()[0]
     with one_clock(threads) as clock, TemporaryDirectory() as folder:
-        runs, absent = dense_runs(network, x, threads, Path(folder))
+        runs, absent = rivals(Dense(build(network, 0.0), (x,), threads, Path(folder)))
         fast, about = engines(network, x, threads, wanted)
         times = in_turns(runs | fast, rounds, clock)
-    rivals = {name: median(taken) for name, taken in times.items() if name in runs and name not in LOWER_PRECISION}
-    best = min(rivals, key=lambda name: rivals[name])
+    dense = {name: median(taken) for name, taken in times.items() if name in runs and name not in LOWER_PRECISION}
+    best = min(dense, key=lambda name: dense[name])
     rows = {}
     for name, known in about.items():
         ratios = [a / b for a, b in zip(times[best], times[name], strict=True)]
@@ -329,7 +168,7 @@ def measure(part: str, rounds: int, command: str) -> dict[str, Any]:
         "part": part, "network": network, "batch": batch, "threads": threads, "size": NETWORKS[network], "rounds": rounds,
         "clock": "CPU" if threads == 1 else "wall", "command": command, "seed": SEED, "machine": machine(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "load": [load, os.getloadavg()[0]],
-        "best_dense": best, "dense_ms": rivals,
+        "best_dense": best, "dense_ms": dense,
         "lower_precision_ms": {name: median(times[name]) for name in LOWER_PRECISION if name in times},
         "absent": absent, "engine": rows, "all_ms": {name: [round(t, 4) for t in taken] for name, taken in times.items()},
     }  # fmt: skip

@@ -28,17 +28,11 @@ def export(
 ) -> None:
     """Write a model to one file that runs without its code: secateur measure FILE runs it."""
     from secateur import runtime
-    from secateur.cli.inputs import dense_of, example, has_plan, plan_of
-    from secateur.io import load
+    from secateur.cli.inputs import example, network_of
 
     given = example(shapes)
     inputs = given if isinstance(given, tuple) else (given,)
-    cut = weights is not None and has_plan(weights)
-    network = dense_of(model, None if cut else weights)
-    if cut:
-        network = load(weights, into=network)  # type: ignore[arg-type]
-    elif plan:
-        network = plan_of(plan).apply(network)
+    network = network_of(model, weights, plan)
     runtime.save(output, runtime.prepare(network, inputs), inputs)
     found = {"file": str(output), "bytes": output.stat().st_size}
     if as_json:

@@ -62,6 +62,16 @@ def dense_of(build: str, weights: Path | None, seed: int = 0) -> nn.Module:
     return with_weights(model, str(weights)) if weights else model
 
 
+def network_of(build: str, weights: Path | None, plan: Path | None) -> nn.Module:
+    """The model `build` names as its weights have it: dense, or cut as their file says; or after `plan`."""
+    from secateur.io import load
+
+    if weights is not None and has_plan(weights):
+        return load(weights, into=dense_of(build, None))
+    dense = dense_of(build, weights)
+    return plan_of(plan).apply(dense) if plan else dense
+
+
 def weighted(build: str, weights: Path | None) -> dict[str, Any]:
     """The [model] section of a recipe: what builds the model, and its weights where there are any."""
     return {"build": build} | ({"weights": str(weights)} if weights else {})

@@ -13,6 +13,7 @@ import typer
 import secateur
 from secateur.cli import (
     apply,
+    bench,
     demo,
     diff,
     export,
@@ -32,7 +33,7 @@ from secateur.core.errors import SecateurError
 
 COMMANDS = (
     demo.demo, inspect.inspect, plan.plan, ranks.ranks, diff.diff, apply.apply, run.run, score.score, search.search,
-    sensitivity.sensitivity, measure.measure, export.export, report.report, show.show, tickets.tickets,
+    sensitivity.sensitivity, measure.measure, bench.bench, export.export, report.report, show.show, tickets.tickets,
 )  # fmt: skip
 
 

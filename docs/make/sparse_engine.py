@@ -120,12 +120,15 @@ def _layers(record: Record) -> list[str]:
     return [text, _table(heads, rows)]
 
 
+def runs() -> dict[str, Record]:
+    """The records by name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+
+
 def main() -> None:
     """Write the page."""
-    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    text = page({record["part"]: record for record in records})
     PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(text)
+    PAGE.write_text(page(runs()))
 
 
 if __name__ == "__main__":

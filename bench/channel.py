@@ -50,6 +50,8 @@ GRADIENT = ("taylor", "group_fisher", "obd")
 FEATURE = ("hrank", "chip", "apoz", "thinet", "lasso", "cap")
 WEIGHT = ("random", "l1", "l2", "bn_scale", "fpgm", "rfp", "lamp", "nisp")
 OURS = WEIGHT + GRADIENT + FEATURE
+ENERGY = ("l1 energy", "l2 energy", "fpgm energy", "taylor energy")
+"""The same scores, axes compared by their squares (`normalise="energy"`), which is what the peer's norms are."""
 WHOLE = ("whole-model lasso", "whole-model cap", "predicted search")
 PEER = ("tp random", "tp l1", "tp l2", "tp bn scale", "tp fpgm", "tp lamp", "tp taylor", "tp hessian")
 SAMPLE = 4096
@@ -104,9 +106,9 @@ def plans(name: str, bench: Bench, shares: list[float], seed: int) -> Iterator[t
         for share in shares:
             yield share, peer(name.removeprefix("tp "), bench, share, seed), None
         return
-    scores = scores_of("cap" if name in WHOLE else name, bench, seed)
+    scores = scores_of("cap" if name in WHOLE else name.removesuffix(" energy"), bench, seed)
     for share in shares:
-        normalise: Any = "none" if name in ("cap", *WHOLE) else "mean"
+        normalise: Any = "none" if name in ("cap", *WHOLE) else "energy" if name in ENERGY else "mean"
         plan = allocate.budget(bench.axes, scores, {"macs": share}, normalise=normalise, floor=0.1)
         small = None
         if name == "predicted search":
@@ -248,7 +250,7 @@ def distilled(bench: Bench, arguments: argparse.Namespace, known: list[dict[str,
 def rows(bench: Bench, arguments: argparse.Namespace, known: list[dict[str, Any]], done: Callable[[], None]) -> None:
     """Every row that is not known yet, appended to `known`."""
     speedups = [float(word) for word in arguments.speedups.split(",")]
-    for name in arguments.criteria.split(",") if arguments.criteria else OURS + PEER + WHOLE:
+    for name in arguments.criteria.split(",") if arguments.criteria else OURS + ENERGY + PEER + WHOLE:
         have = {(row["speedup"], row["repair"]) for row in known if row["criterion"] == name}
         repairs = ["own"] if name.startswith("whole") else arguments.repairs.split(",")
         missing = [s for s in speedups if any((s, repair) not in have for repair in repairs)]

@@ -62,7 +62,7 @@ def test_a_budget_holds_and_one_unit_more_would_not(seed: int, what: tuple[str, 
     axes, scores = network(seed)
     rates = np.random.default_rng(seed).uniform(0.3, 0.95, 2)
     keep = {name: float(rate) for name, rate in zip(what, rates, strict=False)}
-    normalise = ["mean", "max", "sum", "l2", "rank", "none"][seed % 6]
+    normalise = ["mean", "max", "sum", "l2", "energy", "rank", "none"][seed % 7]
     least = {axis.name: allowed(axis, multiple)[0] for axis in axes.free}
     if any(axes.count(name, least) > rate * axes.count(name) for name, rate in keep.items()):
         with pytest.raises(SecateurError, match="is the least possible share"):
@@ -208,6 +208,19 @@ def test_divisors_decide_between_axes(normalise: str, divisors: tuple[float, flo
         if sum(best.values()) == units:
             plan = allocate.global_(PAIR, scores, units / 8, normalise=normalise, floor=0.0)  # type: ignore[arg-type]
             assert kept(PAIR, plan) == best
+
+
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
+def test_energy_is_the_square_by_its_mean(share: float) -> None:
+    axes, scores = network(3)
+    positive = {name: torch.as_tensor(values).abs() for name, values in scores.items()}
+    squared = {name: values**2 for name, values in positive.items()}
+    plan = allocate.budget(axes, positive, {"macs": share}, normalise="energy", floor=0.0)
+    assert plan == allocate.budget(axes, squared, {"macs": share}, normalise="mean", floor=0.0)
+    below = {name: -values for name, values in positive.items()}
+    turned = {name: -values for name, values in squared.items()}
+    plan = allocate.budget(axes, below, {"macs": share}, normalise="energy", floor=0.0)
+    assert plan == allocate.budget(axes, turned, {"macs": share}, normalise="mean", floor=0.0)
 
 
 def test_negative_and_zero_scores_are_scores() -> None:

@@ -149,7 +149,8 @@ def test_paths_beside_the_recipe_become_absolute(recipe):
 def test_recipes_of_this_repository_are_valid(path):
     value = schema.read(path)
     assert build_model(value.model.build, value.model.args)
-    assert any(settings_of(section, value.seed).epochs for section in (value.lowtrain, value.finetune))
+    trained = [settings_of(section, value.seed).epochs for section in (value.lowtrain, value.finetune)]
+    assert any([*trained, *(stage.epochs for stage in value.stage)])
 
 
 def test_a_run_leaves_everything(finished):

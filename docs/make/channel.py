@@ -57,7 +57,7 @@ def network(value: dict[str, Any]) -> list[str]:
         rows = [row for row in value["rows"] if row["speedup"] == speedup]
         best = max(rows, key=lambda row: row["holdout"])
         criteria = sorted(
-            {row["criterion"] for row in rows}, key=lambda c: -max(r["test"] for r in rows if r["criterion"] == c)
+            sorted({row["criterion"] for row in rows}), key=lambda c: -max(r["test"] for r in rows if r["criterion"] == c)
         )
         used = [r for r in REPAIRS if any(row["repair"] == r for row in rows)]
         body = []
@@ -95,9 +95,9 @@ def shown(criterion: str) -> str:
 def peer_sentence(rows: list[dict[str, Any]]) -> str:
     """Ours beside the peer's criterion of the same name, after the same repair."""
     kinds = {"bn_scale": "bn scale", "obd": "hessian"}
-    pairs = {
-        ours: f"tp {kinds.get(ours, ours)}" for ours in ("l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "obd", "random")
-    }
+    alike = ("l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "obd", "random")
+    alike += tuple(f"{name} energy" for name in ("l1", "l2", "fpgm", "taylor"))
+    pairs = {ours: f"tp {kinds.get(name := ours.removesuffix(' energy'), name)}" for ours in alike}
     found = {(row["criterion"], row["repair"]): row["test"] for row in rows}
     told = [
         f"{ours} {100 * (found[ours, repair] - found[peer, repair]):+.2f}"
@@ -117,7 +117,9 @@ def picture(values: list[dict[str, Any]]) -> str:
         figure = Figure(figsize=(4.6 * max(len(panels), 1), 1.2 + 0.19 * tall), layout="constrained")
         plots = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
         for plot, (value, rows) in zip(plots, panels, strict=True):
-            order = sorted({r["criterion"] for r in rows}, key=lambda c: max(r["test"] for r in rows if r["criterion"] == c))
+            order = sorted(
+                sorted({r["criterion"] for r in rows}), key=lambda c: max(r["test"] for r in rows if r["criterion"] == c)
+            )
             for repair in REPAIRS:
                 points = [(100 * r["test"], order.index(r["criterion"])) for r in rows if r["repair"] == repair]
                 if points:

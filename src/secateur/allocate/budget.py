@@ -35,7 +35,8 @@ def budget(
     which must not fall where an axis keeps more.
 
     Scores of one axis are divided by their mean absolute value, "max", "sum" or "l2" norm, or taken as they are
-    ("none"); "rank" replaces them by their rank, which cuts all axes alike. Each axis keeps at least the share `floor`
+    ("none"); "energy" takes their squares by the mean square, which for norms leaves more to an axis whose units differ
+    little; "rank" replaces them by their rank, which cuts all axes alike. Each axis keeps at least the share `floor`
     of its units and one. Widths are multiples of `multiple` or stay whole; heads and groups are not rounded. Equal scores
     go by axis, then by index. Raises `SecateurError` where the budget is impossible, saying the least possible share.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from secateur.core.axis import Axis
 from secateur.core.errors import SecateurError, nearest
 from secateur.core.protocols import Scores
 
-Normalise = Literal["mean", "max", "sum", "l2", "rank", "none"]
+Normalise = Literal["mean", "max", "sum", "l2", "energy", "rank", "none"]
 
 DIVISORS: dict[str, Callable[[np.ndarray], float]] = {
     "mean": lambda sizes: float(sizes.mean()),
@@ -26,7 +26,7 @@ DIVISORS: dict[str, Callable[[np.ndarray], float]] = {
     "l2": lambda sizes: float(np.linalg.norm(sizes)),
     "none": lambda sizes: 1.0,
 }
-"""What divides the scores of an axis, from their absolute values; "rank" replaces the scores and has no divisor."""
+"""What divides the scores of an axis, from their absolute values; "energy" and "rank" change the scores themselves."""
 
 BLOCKS = ("head", "group")
 """Kinds whose units are blocks of channels already, so that no width of theirs is rounded."""
@@ -56,8 +56,9 @@ def ladders(axes: Axes, scores: Scores, *, normalise: str = "none", floor: float
     Raises `SecateurError` for scores that are missing, misnamed, too few, too many or not finite, for an unknown
     `normalise`, a `floor` that is no share and a `multiple` below 1.
     """
-    if normalise not in DIVISORS and normalise != "rank":
-        raise SecateurError(f"normalise={normalise!r}", "no such normalisation", nearest(normalise, [*DIVISORS, "rank"]))
+    known = get_args(Normalise)
+    if normalise not in known:
+        raise SecateurError(f"normalise={normalise!r}", "no such normalisation", nearest(normalise, known))
     if not 0 <= floor <= 1:
         raise SecateurError(f"floor={floor!r}", "no share", "give the share of its units each axis keeps at least, 0 to 1")
     if multiple < 1 or multiple != int(multiple):
@@ -93,7 +94,9 @@ def _ladder(axis: Axis, scores: np.ndarray, normalise: str, widths: np.ndarray) 
     if normalise == "rank":
         ranked = 1 - (np.arange(len(scores)) + 0.5) / len(scores)
     else:
-        ranked = scores[order] / (DIVISORS[normalise](np.abs(scores)) or 1.0)
+        squared = normalise == "energy"
+        ranked = scores[order] * np.abs(scores[order]) if squared else scores[order]
+        ranked = ranked / (DIVISORS["mean" if squared else normalise](np.abs(ranked)) or 1.0)
     if len(widths) == 1:
         return Ladder(axis.name, order, widths, np.empty(0))
     return Ladder(axis.name, order, widths, np.add.reduceat(ranked, widths[:-1]) / np.diff(widths))

@@ -72,7 +72,7 @@ class Prune:
     criterion: Criterion = "taylor"
     args: Table = field(default_factory=dict)
     allocator: Literal["budget", "uniform"] = "budget"
-    normalise: Literal["mean", "max", "sum", "l2", "rank", "none"] = "mean"
+    normalise: Literal["mean", "max", "sum", "l2", "energy", "rank", "none"] = "mean"
     floor: Fraction = 0.1
     multiple: Count = 1
     isomorphic: Flag = False

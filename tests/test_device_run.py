@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from scripts import module
 from secateur.core.errors import SecateurError
 from secateur.recipes import schema, zoo
 from secateur.train import FitSettings
@@ -46,21 +46,11 @@ recipe.measure = { latency = false }
 """
 
 
-def load() -> ModuleType:
-    if "device_run" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("device_run", BENCH / "device_run.py")
-        assert spec
-        assert spec.loader
-        sys.modules["device_run"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["device_run"])
-    return sys.modules["device_run"]
-
-
 @pytest.fixture
 def device_run() -> Iterator[ModuleType]:
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     torch.set_num_threads(1)
-    yield load()
+    yield module("bench/device_run.py")
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = benchmark
 

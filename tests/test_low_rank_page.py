@@ -1,29 +1,18 @@
-"""The page of low-rank results is what its script makes of the result files."""
+"""What the page of low-rank results says of its rows."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from scripts import module
 
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("low_rank_page", ROOT / "docs" / "make" / "low_rank.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_page_is_up_to_date(script):
-    assert (ROOT / "docs" / "results" / "low_rank.md").read_text() == script.page(ROOT / "bench" / "results")
+    return module("docs/make/low_rank.py")
 
 
 def test_a_row_that_is_not_faster_says_so(script, tmp_path):

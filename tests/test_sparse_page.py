@@ -1,31 +1,12 @@
-"""The page of sparse training is what its generator writes from the run files, and the experiment runs."""
+"""What the page of sparse training says, and that the experiments run."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-
-
-def module(path: str) -> ModuleType:
-    """A script as a module."""
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-        assert spec is not None
-        assert spec.loader is not None
-        made = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = made
-        spec.loader.exec_module(made)
-        return made
-    finally:
-        sys.path.remove(str(ROOT / "bench"))
+from scripts import module
 
 
 def row(method: str, seed: int, accuracy: float, keep: float = 0.02) -> dict:
@@ -41,13 +22,6 @@ def test_the_page_says_means_ranges_and_differences():
     assert "| GMP | 2 | 81.00 (80.00 to 82.00) | -10.00 | 20.5 | 9.5 | 7 | 5 |" in text
     assert "ResNet-20 91.00 %" in text
     assert "98 % of the weights gone" in text
-
-
-def test_the_page_is_up_to_date():
-    made = module("docs/make/sparse.py")
-    if not made.PAGE.exists():
-        pytest.skip("no page yet")
-    assert made.PAGE.read_text() == made.page(made.runs())
 
 
 def test_the_experiment_runs_and_does_not_repeat_itself(tmp_path, monkeypatch):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from torch.nn import functional
 
 import secateur
 from loops import batches, train
+from scripts import module
 from secateur import TRP, SecateurError
 from secateur.core.factor import Product
 from secateur.measure import facts
@@ -295,13 +294,7 @@ def test_what_makes_no_sense_is_one_sentence(case):
 
 
 def test_the_benchmark_runs(tmp_path, monkeypatch):
-    path = Path(__file__).parents[1] / "bench" / "trp_overhead.py"
-    monkeypatch.syspath_prepend(path.parent)
-    spec = importlib.util.spec_from_file_location("trp_overhead", path)
-    assert spec is not None
-    assert spec.loader is not None
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+    bench = module("bench/trp_overhead.py")
     out = tmp_path / "out.json"
     words = ["x", "--model", "digits_resnet", "--colours", "1", "--size", "8", "--batch", "4", "--settle", "2", "--rounds", "1"]
     monkeypatch.setattr("sys.argv", [*words, "--out", str(out)])

@@ -195,9 +195,8 @@ def partition(value: dict[str, Any]) -> list[str]:
     return [*lines, *table(head, body), ""]
 
 
-def main() -> None:
-    """Write page and picture."""
-    read = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+def page(read: dict[str, Any]) -> str:
+    """The page for run files by name."""
     networks = [read[name] for name in NAMES if name in read]
     lines = ["# Channel pruning", "", "Made by `docs/make/channel.py` from the run files it links to.", ""]
     if networks:
@@ -206,9 +205,20 @@ def main() -> None:
         lines += network(value)
     for name, section in (("search_ablation", ablation), ("partition", partition)):
         lines += section(read[name]) if name in read else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def runs() -> dict[str, Any]:
+    """The run files by name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+
+
+def main() -> None:
+    """Write page and picture."""
+    read = runs()
     PAGE.mkdir(exist_ok=True)
-    (PAGE / "channel.md").write_text("\n".join(lines).rstrip() + "\n")
-    (PAGE / "channel.svg").write_text(picture(networks))
+    (PAGE / "channel.md").write_text(page(read))
+    (PAGE / "channel.svg").write_text(picture([read[name] for name in NAMES if name in read]))
 
 
 if __name__ == "__main__":

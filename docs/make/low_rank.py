@@ -36,7 +36,12 @@ Row = dict[str, Any]
 def main() -> None:
     """Write the page."""
     PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page(RESULTS))
+    PAGE.write_text(page(runs()))
+
+
+def runs() -> Path:
+    """Where the run files lie."""
+    return RESULTS
 
 
 def page(results: Path) -> str:

@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results" / "sparse_engine"
@@ -99,7 +104,40 @@ def _curve(record: Record) -> list[str]:
     text = f"Faster than {record['best_dense']} from {min(faster):.0%} zeros on." if faster else "Never faster."
     best = record["dense_ms"][record["best_dense"]]
     beside = [f"{name} {best / taken:.2f}" for name, taken in record["lower_precision_ms"].items()]
-    return [table, text + (f" Dense in lower precision on the same scale: {'; '.join(beside)}." if beside else "")]
+    return [
+        "![Speed against sparsity](sparse_engine.svg)",
+        table,
+        text + (f" Dense in lower precision on the same scale: {'; '.join(beside)}." if beside else ""),
+    ]
+
+
+def picture(record: Record) -> str:
+    """The curve as SVG: times faster than the fastest dense float32 runtime against the share of zeros."""
+    rows = [row for row in record["engine"].values() if row["spread"] == "uniform"]
+    shares = [100 * row["sparsity"] for row in rows]
+    best = record["dense_ms"][record["best_dense"]]
+    with matplotlib.rc_context({"svg.hashsalt": "sparse engine", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(6, 3.2), layout="constrained")
+        plot = figure.subplots()
+        plot.fill_between(
+            shares, [r["speedup_low"] for r in rows], [r["speedup_high"] for r in rows], color="#1f6f54", alpha=0.2
+        )
+        plot.plot(shares, [row["speedup"] for row in rows], "o-", ms=4, color="#1f6f54", label="sparse engine, float32")
+        plot.axhline(1, color="#1d1d1b", lw=0.8, label=f"{record['best_dense']}, dense float32")
+        for (name, taken), style in zip(record["lower_precision_ms"].items(), ((0, (4, 3)), (0, (1, 2))), strict=False):
+            plot.axhline(best / taken, color="#7d3f98", lw=0.9, ls=style, label=f"{name}, dense")
+        plot.set_yscale("log", base=2)
+        plot.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+        plot.set_xlabel("zeros in every layer (%)")
+        plot.set_ylabel("times faster")
+        plot.set_title(f"{record['network']}, batch {record['batch']}, one thread", fontsize=9, loc="left")
+        plot.grid(color="#d9d9d4", lw=0.6)
+        plot.legend(frameon=False, fontsize=8)
+        for side in plot.spines.values():
+            side.set_visible(False)
+        stream = StringIO()
+        FigureCanvasSVG(figure).print_figure(stream, format="svg", facecolor="white", metadata={"Date": None})
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
 def _layers(record: Record) -> list[str]:
@@ -120,12 +158,18 @@ def _layers(record: Record) -> list[str]:
     return [text, _table(heads, rows)]
 
 
+def runs() -> dict[str, Record]:
+    """The records by name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+
+
 def main() -> None:
     """Write the page."""
-    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    text = page({record["part"]: record for record in records})
     PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(text)
+    found = runs()
+    PAGE.write_text(page(found))
+    if "curve" in found:
+        PAGE.with_suffix(".svg").write_text(picture(found["curve"]))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -107,6 +109,64 @@ def test_a_failure_puts_the_weights_back(batches: list[tuple[Tensor, None]], wor
     with pytest.raises(SecateurError, match=words):
         repair.distil(model, small, batches, steps=3)
     assert all(torch.equal(value, old[name]) for name, value in small.state_dict().items())
+
+
+@dataclass
+class Named:
+    logits: Tensor
+    hidden: Tensor | None = None
+
+
+@pytest.mark.parametrize("wrap", [Named, lambda y: (y, None), lambda y: {"y": [y], "n": 3}, torch.fft.fft])
+def test_outputs_of_any_kind(wrap: Callable[[Tensor], Any]) -> None:
+    model = Wrapped(network(), wrap)
+    small = half(model).apply(model)
+    was = apart(small.inner, model.inner)
+    repair.distil(model, small, images(1), steps=20)
+    assert apart(small.inner, model.inner) < was
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner: nn.Module, wrap: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.inner, self.wrap = inner, wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(self.inner(x))
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: Any) -> None: ...
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    return model.requires_grad_(requires_grad=False)
+
+
+REFUSED = {
+    "classes": (lambda m: Wrapped(m, lambda y: y.argmax(1)), {}, "no number in the output"),
+    "nothing": (lambda m: Wrapped(m, lambda y: None), {}, "no number in the output"),
+    "no gradient": (lambda m: Wrapped(nn.Conv2d(1, 2, 3), Tensor.detach), {}, "without a gradient"),
+    "frozen": (frozen, {}, "no weight that is trained"),
+    "steps": (None, {"steps": -1}, "steps=-1"),
+    "parts of steps": (None, {"steps": 2.5}, "steps=2.5"),
+    "rate": (None, {"lr": float("nan")}, "lr=nan"),
+    "no pairs": (None, {"batches": [torch.zeros(2, 1, 8, 8)]}, "no pair"),
+    "no batches": (None, {"batches": None}, "NoneType"),
+    "one pass": (None, {"batches": iter(images(1))}, "only 3 for 5 steps"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_distilled_is_one_sentence(case: str) -> None:
+    change, given, words = REFUSED[case]
+    model = (change or (lambda m: m))(network())
+    small = deepcopy(model)
+    old = deepcopy(small.state_dict())
+    with pytest.raises(SecateurError, match=words):
+        repair.distil(model, small, **{"batches": images(1), "steps": 5, **given})
+    assert all(torch.equal(value, old[name]) for name, value in small.state_dict().items() if isinstance(value, Tensor))
 
 
 def test_the_loss_is_the_relative_error_of_output_and_blocks() -> None:

@@ -11,7 +11,7 @@ from networks_vision import VISION
 from secateur import trace
 from secateur.core.axis import Axis, Slot
 from secateur.core.errors import SecateurError
-from secateur.graph.record import flat
+from secateur.core.running import flat
 from secateur.surgery import Gated, on_batch_statistics
 from secateur.testing import awake, random_plan
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import handmade
-from secateur import measure
+from secateur import measure, trace
 from secateur.core.errors import SecateurError
 from secateur.measure.count import meta_copy
 
@@ -70,6 +70,33 @@ def test_grouped_and_transposed_convolutions() -> None:
     model = nn.Sequential(nn.Conv2d(8, 16, 3, groups=4, bias=False), nn.ConvTranspose2d(16, 4, 2, stride=2))
     facts = measure.facts(model, torch.zeros(2, 8, 6, 6))
     assert facts.macs == 2 * (4 * 4 * 16 * 2 * 9 + 4 * 4 * 16 * 4 * 4)
+
+
+class Vectors(nn.Module):
+    """Products with vectors, which PyTorch's counter leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.v = nn.Linear(6, 8), nn.Parameter(torch.randn(5, 8)), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return torch.addmv(self.b.sum(1), self.b, y.t() @ (y @ self.v)) + torch.dot(self.v, y[0])
+
+
+def test_products_with_vectors() -> None:
+    x = torch.zeros(4, 6)
+    macs = 4 * 6 * 8 + 4 * 8 + 8 * 4 + 5 * 8 + 8
+    model = Vectors()
+    assert measure.facts(model, x).macs == macs
+    assert trace(model, x).count("macs", {}) == macs
+    model.b.data[:2] = 0
+    assert measure.facts(model, x).sparse_macs == macs - 2 * 8
+
+
+def test_a_projected_recurrent_layer_counts_although_it_stays_whole() -> None:
+    model, x = nn.LSTM(6, 8, 2, proj_size=4, batch_first=True), torch.zeros(2, 5, 6)
+    assert trace(model, x).count("macs", {}) == measure.facts(model, x).macs > 0
 
 
 def test_tied_tensors_count_once() -> None:

@@ -21,8 +21,7 @@ from torch.utils._pytree import tree_map_only
 import families
 import secateur
 from secateur.core.errors import SecateurError
-from secateur.core.running import call
-from secateur.graph.record import flat
+from secateur.core.running import call, flat
 from secateur.surgery import fingerprint
 from secateur.testing import (
     awake,

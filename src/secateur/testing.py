@@ -18,9 +18,8 @@ from secateur.core.axes import Axes
 from secateur.core.codec import dumps, loads
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
-from secateur.core.running import call
+from secateur.core.running import call, flat
 from secateur.graph import trace
-from secateur.graph.record import flat
 from secateur.io import load, save
 from secateur.measure import facts
 from secateur.surgery import duplicate, fingerprint, shapes_after, tensors

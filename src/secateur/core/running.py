@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
+from secateur.core.protocols import Batches
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:
@@ -28,6 +30,35 @@ def call(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+def flat(value: Any) -> Iterator[Any]:
+    """Leaves of nested lists, tuples, dicts and the attribute containers libraries return."""
+    if isinstance(value, dict) or hasattr(value, "items"):
+        for item in value.values():
+            yield from flat(item)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from flat(item)
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from flat(getattr(value, name))
+    else:
+        yield value
+
+
+def pairs(batches: Batches, limit: int | None = None) -> Iterator[tuple[Any, Any]]:
+    """The (input, target) pairs of `batches`, at most `limit`. Raises `SecateurError` at what is no pair."""
+    do = "give an iterable of (input, target) pairs; a target that is not needed may be None"
+    try:
+        chosen = islice(batches, limit)
+    except (TypeError, ValueError):
+        number = "" if limit is None else f", at most {limit!r}"
+        raise SecateurError(f"batches of type {type(batches).__name__}{number}", "nothing to iterate over so", do) from None
+    for batch in chosen:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise SecateurError("a batch", f"{_shapes(batch)}, which is no pair", do)
+        yield batch[0], batch[1]
 
 
 def size_of(target: Any) -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Loss
-from secateur.core.running import call, device_of, evaluating, fits, to_device
+from secateur.core.running import call, device_of, evaluating, fits, pairs, to_device
 from secateur.criteria.taylor import differentiable, gradients
 
 
@@ -25,7 +24,7 @@ def gradients_per_sample(
     """
     device, number = device_of(model), 0
     with evaluating(model), differentiable(weights):
-        for inputs, target in islice(batches, limit):
+        for inputs, target in pairs(batches, limit):
             for sample in range(_size(inputs)):
                 x, y = (to_device(_one(value, sample), device) for value in (inputs, target))
                 with fits(x, y):

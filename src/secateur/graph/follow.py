@@ -14,10 +14,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from secateur.core.running import flat
 from secateur.graph import dims as d
 from secateur.graph.borrow import Moved, Sizes, alike, borrowed, quotient
 from secateur.graph.dims import Expr
-from secateur.graph.record import Node, flat
+from secateur.graph.record import Node
 from secateur.graph.state import Literal, State, flat_tensors
 
 MOST_TIMES = 16

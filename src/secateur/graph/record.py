@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateur.core.running import flat
 from secateur.graph.execute import all_meta, convolved, devices, execute
 from secateur.surgery import is_rms_norm
 
@@ -55,8 +56,8 @@ ACTIVATIONS = set("relu hardtanh hardswish hardsigmoid silu gelu elu leaky_relu 
 """The same for these, below the functions: a clamp alone takes four milliseconds through PyTorch's reference code."""
 SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.__len__, Tensor.numel}  # type: ignore[attr-defined]
 """How a forward looks at sizes."""
-PICKS = {torch.take_along_dim, Tensor.take_along_dim}
-"""These look at the devices of their tensors themselves."""
+PICKS = {torch.take_along_dim, Tensor.take_along_dim, F.conv1d, F.conv2d, F.conv3d}
+"""These look at the devices of their tensors themselves (convolutions where numbers are complex)."""
 TORCH = os.path.dirname(torch.__file__) + os.sep
 HERE = os.path.dirname(__file__) + os.sep
 
@@ -119,8 +120,14 @@ class Recorder(TorchFunctionMode):
         """Tensors whose sizes were looked at since the last operation, by code outside PyTorch."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if not torch.is_autocast_enabled("cpu"):
+            return self._called(func, args, kwargs)
+        with torch.autocast("cpu", enabled=False):  # it would convert tensors with values, and leave those without
+            return self._called(func, args, kwargs)
+
+    def _called(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         if func in SIZES:
-            if not self.inside and not sys._getframe(1).f_code.co_filename.startswith((TORCH, HERE)):
+            if not self.inside and not sys._getframe(2).f_code.co_filename.startswith((TORCH, HERE)):
                 self.looks = True
                 self.looked.append(args[0])
             return func(*args, **(kwargs or {}))
@@ -177,21 +184,6 @@ def require_fit(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
     wrong = tuple(told) != sizes if trailing else name == "group_norm" and x.shape[1] % told
     if wrong or any(tuple(t.shape) != sizes for t in flat((args[1:], kwargs)) if isinstance(t, Tensor)):
         raise ValueError(f"{name} of other sizes than its input's, {list(x.shape)}")
-
-
-def flat(value: Any) -> Iterator[Any]:
-    """Leaves of nested lists, tuples, dicts and the attribute containers libraries return."""
-    if isinstance(value, dict) or hasattr(value, "items"):
-        for item in value.values():
-            yield from flat(item)
-    elif isinstance(value, (list, tuple, set)):
-        for item in value:
-            yield from flat(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for name in value.__dataclass_fields__:
-            yield from flat(getattr(value, name))
-    else:
-        yield value
 
 
 def source_line() -> str:

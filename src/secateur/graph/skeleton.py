@@ -17,6 +17,8 @@ def skeleton(model: nn.Module) -> nn.Module:
     """A copy of `model` on the meta device, in eval mode, with attention that takes its sizes from its tensors."""
     if not isinstance(model, nn.Module):
         raise SecateurError("a model", f"an object of type {type(model).__name__}", "give a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise SecateurError("a model", "a scripted module", "give the nn.Module it was made of; script what comes out")
     memo: dict[int, Any] = {}
     for _, tensor in tensors(model):
         if id(tensor) not in memo:

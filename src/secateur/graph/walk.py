@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from secateur.core.running import flat
 from secateur.graph import dims as d
-from secateur.graph.record import Node, flat
+from secateur.graph.record import Node
 from secateur.graph.rules import Rule
 from secateur.graph.state import KERNEL, State, Value, flat_tensors
 from secateur.surgery import is_norm, tensors

@@ -16,6 +16,7 @@ from secateur.core.facts import Facts
 from secateur.core.running import to_device
 from secateur.measure.forward import forward, prepare, without_fastpath
 from secateur.measure.sparse import nonzeros, shares, sparse_macs
+from secateur.measure.vectors import VECTORS
 
 
 def facts(model: nn.Module, *example: Any) -> Facts:
@@ -25,7 +26,8 @@ def facts(model: nn.Module, *example: Any) -> Facts:
 
     `example`: the positional arguments of one forward, or one dict of named ones. MACs are those of products
     (convolutions, linear layers, attention) at the batch size of the example, half of what
-    `torch.utils.flop_counter` returns. Bytes are those of the state dict's tensors. `model` does not change.
+    `torch.utils.flop_counter` returns, and those with a vector, which it leaves out. Bytes are those of the state dict's
+    tensors. `model` does not change.
     Raises `SecateurError` where the forward fails.
 
     >>> facts(nn.Linear(3, 2), torch.zeros(5, 3))
@@ -75,7 +77,8 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 
 def _count(model: nn.Module, batch: Any) -> int:
-    with without_fastpath(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, _Einsum(counter) as more:
+    counter = FlopCounterMode(display=False, custom_mapping=VECTORS)
+    with without_fastpath(), sdpa_kernel(SDPBackend.MATH), counter, _Einsum(counter) as more:
         forward(model, batch)
     return int(counter.get_total_flops()) // 2 + more.macs
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches
-from secateur.core.running import call, device_of, evaluating, fits, to_device
+from secateur.core.running import call, device_of, evaluating, fits, pairs, to_device
 
 Look = Callable[[Tensor, Tensor], None]
 """(input, output) of one call of a layer; copy what you keep, later layers may write into both."""
@@ -43,7 +42,7 @@ def observe(model: nn.Module, looks: Mapping[str, Look], batches: Batches, limit
     number = 0
     try:
         with torch.no_grad(), evaluating(model):
-            for inputs, _ in islice(batches, limit):
+            for inputs, _ in pairs(batches, limit):
                 seen = 0
                 with suppress(_SeenAll), fits(inputs):
                     call(model, to_device(inputs, device))

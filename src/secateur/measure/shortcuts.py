@@ -6,7 +6,6 @@ Shape legend: O outputs, D inputs of one output, M rows (samples times positions
 from __future__ import annotations
 
 from contextlib import suppress
-from itertools import islice
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from secateur.core.protocols import Batches
-from secateur.core.running import call, device_of, evaluating, to_device
+from secateur.core.running import call, device_of, evaluating, pairs, to_device
 from secateur.measure.layers import outputs, rows
 from secateur.measure.moments import Moments, drawn
 
@@ -97,7 +96,7 @@ def residual_moments(
     scale = _scale(current.get_submodule(outlet)) if outlet != layer else None
     sums: list[Tensor] = []
     count = 0
-    for inputs, _ in islice(batches, limit):
+    for inputs, _ in pairs(batches, limit):
         x, _, now = at_sum(current, layer, outlet, inputs)
         _, y, before = at_sum(original, layer, outlet, inputs)
         if now is None or before is None:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from secateur.measure.forward import forward, without_fastpath
+from secateur.measure.vectors import VECTORS
 
 
 def nonzeros(model: nn.Module) -> int | None:
@@ -50,7 +51,7 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        formula = flop_registry.get(func.overloadpacket)
+        formula = flop_registry.get(func.overloadpacket) or VECTORS.get(func.overloadpacket)
         if formula is None and func is not torch.ops.prim.device.default:
             with self:
                 taken_apart = func.decompose(*args, **kwargs)

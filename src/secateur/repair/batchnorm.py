@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches
-from secateur.core.running import call, device_of, evaluating, fits, to_device
+from secateur.core.running import call, device_of, evaluating, fits, pairs, to_device
 
 
 def batchnorm(before: nn.Module, after: nn.Module, batches: Batches, limit: int | None = None) -> None:
@@ -54,7 +52,7 @@ def _has_statistics(module: nn.Module) -> bool:
 
 def _pass(model: nn.Module, batches: Batches, limit: int | None) -> None:
     device, seen = device_of(model), 0
-    for inputs, _ in islice(batches, limit):
+    for inputs, _ in pairs(batches, limit):
         try:
             with fits(inputs):
                 call(model, to_device(inputs, device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -10,11 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches
-from secateur.core.running import call, device_of, evaluating, fits, to_device
+from secateur.core.running import call, device_of, evaluating, fits, flat, pairs, to_device
 
 Precision = Literal["float32", "bf16"]
 
@@ -41,8 +41,13 @@ def distil(
     Source: the objective is FitNets' (Romero et al., 2015) with the whole network trained at once; blocks as the unit of
     reconstruction, relative to their own size, after Li et al., 2021 (BRECQ).
     """
-    old = {name: value.clone() for name, value in after.state_dict().items()}
+    if not isinstance(steps, int) or steps < 0 or not 0 <= lr < math.inf:
+        do = "give a whole number of steps and a learning rate, neither below 0"
+        raise SecateurError("a repair by distillation", f"steps={steps!r} and lr={lr!r}", do)
     weights = [p for p in after.parameters() if p.requires_grad and p.is_floating_point()]
+    if not weights:
+        raise SecateurError("a repair by distillation", "no weight that is trained", "let some parameters require a gradient")
+    old = {name: value.clone() for name, value in after.state_dict().items() if isinstance(value, Tensor)}
     zeros = [(p, p.detach() == 0) for p in weights if p.dim() > 1]
     optimizer = optim.Adam(weights, lr=lr)
     schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
@@ -58,6 +63,9 @@ def distil(
                         target = call(before, x)
                     output = call(after, x)
                 loss = _distance(output, target) + _apart(found, told)
+                if not loss.requires_grad:
+                    do = "give a model whose forward keeps the gradients of its weights"
+                    raise SecateurError("a repair by distillation", "an output without a gradient", do)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -66,13 +74,14 @@ def distil(
                     for weight, zero in zeros:
                         weight.masked_fill_(zero, 0)
                 losses.append(loss.detach())
-        if not losses and steps > 0:
-            raise SecateurError("a repair by distillation", "no batch", "give data that can be iterated anew for every pass")
+        if len(losses) < steps:
+            seen = f"only {len(losses)} for {steps} steps" if losses else "no batch"
+            raise SecateurError("a repair by distillation", seen, "give data that can be iterated anew for every pass")
         if losses and not torch.isfinite(torch.stack(losses)).all():
             do = "lower its learning rate, or look for inputs on which the original network is not finite"
             raise SecateurError("a repair by distillation", "a loss that is not finite", do)
     except BaseException:
-        after.load_state_dict(old)
+        after.load_state_dict(old, strict=False)
         raise
     finally:
         for weight in weights:
@@ -82,10 +91,11 @@ def distil(
 def _endless(batches: Batches, limit: int | None) -> Iterator[Any]:
     """Inputs, pass after pass."""
     while True:
-        number = -1
-        for number, (inputs, _) in enumerate(islice(batches, limit)):  # noqa: B007
+        none = True
+        for inputs, _ in pairs(batches, limit):
+            none = False
             yield inputs
-        if number < 0:
+        if none:
             return
 
 
@@ -113,18 +123,24 @@ def _watched(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 def _apart(found: dict[str, Tensor], told: dict[str, Tensor]) -> Tensor | float:
     """The mean relative error of the blocks whose outputs kept their shape."""
-    pairs = [(found[path], told[path]) for path in found if path in told and found[path].shape == told[path].shape]
-    return sum((_relative(mine, theirs) for mine, theirs in pairs), start=torch.zeros(())) / len(pairs) if pairs else 0.0
+    both = [(found[path], told[path]) for path in found if path in told and found[path].shape == told[path].shape]
+    return sum((_relative(mine, theirs) for mine, theirs in both), start=torch.zeros(())) / len(both) if both else 0.0
 
 
 def _distance(output: Any, target: Any) -> Tensor:
-    """The summed relative error of all tensors of two outputs."""
-    pairs = zip(tree_leaves(output), tree_leaves(target), strict=True)
-    errors = [_relative(mine, theirs) for mine, theirs in pairs if isinstance(mine, Tensor) and mine.is_floating_point()]
-    return torch.stack(errors).sum()
+    """The summed relative error of all tensors of two outputs that kept their shape."""
+    mine, theirs = ([leaf for leaf in flat(value) if isinstance(leaf, Tensor)] for value in (output, target))
+    if len(mine) == len(theirs):
+        both = zip(mine, theirs, strict=True)
+        errors = [_relative(a, b) for a, b in both if a.shape == b.shape and (a.is_floating_point() or a.is_complex())]
+        if errors:
+            return torch.stack(errors).sum()
+    shapes = [[list(tensor.shape) for tensor in tensors] for tensors in (mine, theirs)]
+    found = f"no number in the output that compares with the original's: shapes {shapes[0]} and {shapes[1]}"
+    raise SecateurError("a repair by distillation", found, "give a model that puts out the same real numbers after the cut")
 
 
 def _relative(mine: Tensor, theirs: Tensor) -> Tensor:
     exact = torch.promote_types(mine.dtype, torch.float32)
     mine, theirs = mine.to(exact), theirs.to(exact)
-    return (mine - theirs).square().sum() / theirs.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+    return (mine - theirs).abs().square().sum() / theirs.abs().square().sum().clamp_min(torch.finfo(torch.float32).tiny)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from secateur.core.plan import Keep, Plan, Step
 from secateur.core.split import Split
 from secateur.surgery import attributes
 from secateur.surgery.attention import follow_heads
-from secateur.surgery.copies import clone, duplicate, forget
+from secateur.surgery.copies import aliases, clone, duplicate, forget
 from secateur.surgery.factor import factor_, without
 from secateur.surgery.fingerprint import holders, survivors, tensors
 from secateur.surgery.mask import copies, mask_
@@ -103,6 +104,8 @@ def cut_tensor(tensor: Tensor, dims: Mapping[int, np.ndarray]) -> Tensor:
                 out = out.new_empty(shape)
             else:
                 out = out.index_select(dim, torch.from_numpy(entries).to(out.device))
+        if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+            out = out.contiguous(memory_format=torch.channels_last)
         return out if dims else out.clone()
 
 
@@ -127,8 +130,8 @@ def _copy_cut(step: Keep, model: nn.Module) -> nn.Module:
 def _cut_in_place(step: Keep, model: nn.Module, optimizer: optim.Optimizer | None = None) -> None:
     """Replace tensor after tensor, so that no more than one is held twice (all of them, where an optimizer knows them)."""
     kept, numbers = changes(step, model)
-    places: dict[int, list[tuple[str, dict[str, Tensor], str]]] = {}
-    for place in holders(model):
+    places: dict[int, list[tuple[str, Any, Any]]] = {}
+    for place in (*holders(model), *aliases(model)):
         places.setdefault(id(place[1][place[2]]), []).append(place)
     replaced = []
     for tied in places.values():
@@ -153,11 +156,9 @@ def _settle(model: nn.Module, kept: Changes, numbers: Mapping[str, int]) -> None
     follow_heads(model, touched)
     for path, number in numbers.items():
         attributes.write(model, path, number)
-    for name in touched:
-        try:
-            attributes.follow(model.get_submodule(name))
-        except AttributeError:  # the path of an element, "norm.normalized_shape"
-            continue
+    for name, module in model.named_modules():
+        if name in touched:
+            attributes.follow(module)
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights() if hasattr(module, "_init_flat_weights") else None

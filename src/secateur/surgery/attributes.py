@@ -48,9 +48,17 @@ def write(model: nn.Module, path: str, number: int) -> None:
         old = getattr(holder, first)
         changed = [*old]
         changed[int(index)] = number
-        setattr(holder, first, changed if isinstance(old, list) else tuple(changed))
+        _put(holder, first, changed if isinstance(old, list) else tuple(changed))
     else:
-        setattr(holder, first, number)
+        _put(holder, first, number)
+
+
+def _put(holder: Any, name: str, value: Any) -> None:
+    """Set an attribute, also of a frozen configuration."""
+    try:
+        setattr(holder, name, value)
+    except (AttributeError, TypeError, ValueError):
+        object.__setattr__(holder, name, value)
 
 
 def follow(module: nn.Module) -> None:

@@ -11,23 +11,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 PLAIN = (int, float, str, bool, type(None))
 TABLES = (dict, OrderedDict)
 HELD = (*TABLES, list)
+OWN = {"_parameters", "_buffers", "_modules"}
+"""Where a module keeps its tensors and children by name."""
 COMPILED = "_compiled_call_impl"
 """What `module.compile()` leaves behind; PyTorch's own copies leave it out too."""
 
 
 def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """`copy.deepcopy`, also where modules keep tensors they calculated, as the older weight norm does after a forward."""
-    return copy.deepcopy(model, {**_calculated(model), **(memo or {})})
+    return _leaves(copy.deepcopy(model, {**_calculated(model), **(memo or {})}))
+
+
+def _leaves(model: nn.Module) -> nn.Module:
+    """PyTorch copies the parameters of scripted modules as results of a calculation, which no optimizer takes."""
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False) if isinstance(module, torch.jit.ScriptModule) else ():
+            parameter.detach_().requires_grad_(parameter.is_floating_point())
+    return model
 
 
 def _calculated(model: nn.Module) -> dict[int, Tensor]:
-    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    held = (table[key] for _, table, key in aliases(model))
     return {id(value): value.detach().clone() for value in held if value.grad_fn is not None}
+
+
+def aliases(model: nn.Module) -> Iterator[tuple[str, Any, Any]]:
+    """Every tensor a module holds beside its parameters and buffers, as an attribute or in a table or list that is one.
+
+    Comes as (name, the table, its key there), as from `holders`; the name says where it was found and is no tensor's.
+    """
+    for path, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor):
+                yield f"{path}.{key}", vars(module), key
+            elif type(value) in HELD and value and key not in OWN:
+                for inner, item in enumerate(value) if type(value) is list else value.items():
+                    if isinstance(item, Tensor):
+                        yield f"{path}.{key}.{inner}", value, inner
 
 
 def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -38,14 +64,14 @@ def clone(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     memo |= _calculated(model) | memo
     modules = list(model.modules())
     if any(_own_way(type(module)) for module in modules):
-        return copy.deepcopy(model, memo)
+        return _leaves(copy.deepcopy(model, memo))
     for module in modules:
         memo[id(module)] = module.__class__.__new__(module.__class__)
     for module in modules:
         held = memo[id(module)].__dict__
         for key, value in vars(module).items():
-            if type(value) in TABLES and not value:  # most of what a module holds is empty tables of hooks
-                held[key] = type(value)()
+            if type(value) in TABLES and not value and id(value) not in memo:  # most of it is empty tables of hooks
+                held[key] = memo[id(value)] = type(value)()
             elif key != COMPILED:
                 held[key] = _copied(value, memo)
     return memo[id(model)]
@@ -68,7 +94,9 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if known is not None:
         return known
     if type(value) in TABLES:
-        return type(value)((key, _copied(item, memo)) for key, item in value.items())
+        table = memo[id(value)] = type(value)()  # known before it is filled: handles of hooks and other modules refer to it
+        table.update((key, _copied(item, memo)) for key, item in value.items())
+        return table
     if type(value) is tuple and all(isinstance(item, PLAIN) for item in value):
         return value
     return copy.deepcopy(value, memo)
@@ -91,7 +119,7 @@ def forget(model: nn.Module) -> nn.Module:
 def remembered(model: nn.Module) -> Iterator[None]:
     """What modules note down on themselves in the block is gone after it."""
     before = [
-        (module, {key: value.copy() if type(value) in HELD else value for key, value in vars(module).items()})
+        (module, {key: (value, value.copy() if type(value) in HELD else None) for key, value in vars(module).items()})
         for module in model.modules()
     ]
     try:
@@ -99,4 +127,8 @@ def remembered(model: nn.Module) -> Iterator[None]:
     finally:
         for module, held in before:
             vars(module).clear()
-            vars(module).update(held)
+            for key, (value, items) in held.items():
+                if items is not None and (value or items):  # the same object again: other modules and handles refer to it
+                    value.clear()
+                    (value.extend if type(value) is list else value.update)(items)
+                vars(module)[key] = value

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
-from secateur.core.errors import nearest
+from secateur.core.errors import SecateurError, nearest
 from secateur.core.factor import Factor, factored
 from secateur.core.mask import Mask
 from secateur.core.plan import Keep, Plan, Shapes
@@ -24,11 +25,14 @@ def holders(model: nn.Module) -> Iterator[tuple[str, dict[str, Tensor], str]]:
     """Every parameter, then every buffer, as (dotted name, the table of its module, its key there).
 
     PyTorch's `named_parameters` climbs through a generator per level for each module, which in a deep network is most of
-    the cost; here modules are listed once.
+    the cost; here modules are listed once. Raises `SecateurError` where a lazy module has not run yet.
     """
     modules: list[tuple[str, nn.Module]] = []
 
     def visit(prefix: str, module: nn.Module) -> None:
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+            found = f"{prefix.rstrip('.') or 'a module'} ({type(module).__name__}), which has no shapes before a first forward"
+            raise SecateurError("the tensors of this model", found, "run the model once on an example")
         modules.append((prefix, module))
         for name, child in module._modules.items():
             if child is not None:

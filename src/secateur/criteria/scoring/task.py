@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Loss
-from secateur.core.running import call, device_of, evaluating, to_device
+from secateur.core.running import call, device_of, evaluating, pairs, to_device
 from secateur.criteria.scoring.gates import Allocate, budget_of
 from secateur.criteria.scoring.settings import NetSettings, Objective
 from secateur.criteria.scoring.slopes import Slopes
@@ -61,7 +60,7 @@ def prepare(task: Task, net: NetSettings, limit: int) -> Prepared:
         raise SecateurError("training a Scoring Net", "no axis that can be cut", "give a network of which something can go")
     device, held = device_of(task.model), []
     with evaluating(task.model), torch.no_grad():
-        for inputs, target in islice(task.batches, limit):
+        for inputs, target in pairs(task.batches, limit):
             inputs, target = to_device(inputs, device), to_device(target, device)
             held.append((inputs, target, call(task.model, inputs)))
     if not held:

@@ -93,6 +93,11 @@ def matmul(state: State, node: Node) -> None:
     _product(state, a, b, None)
 
 
+def product(state: State, node: Node) -> None:
+    """Two matrices, stacks of them, or vectors."""
+    _product(state, state.of(node.args[0]), state.of(node.args[1]), None)
+
+
 def addmm(state: State, node: Node) -> None:
     """A matrix product with something added to every row."""
     _product(state, state.of(node.args[1]), state.of(node.args[2]), state.of(node.args[0]))
@@ -167,11 +172,7 @@ RULES = {
     "convolution": convolution,
     "linear": linear,
     "matmul": matmul,
-    "mm": lambda state, node: _product(state, state.of(node.args[0]), state.of(node.args[1]), None),
-    "bmm": lambda state, node: _product(state, state.of(node.args[0]), state.of(node.args[1]), None),
-    "mv": lambda state, node: _product(state, state.of(node.args[0]), state.of(node.args[1]), None),
-    "dot": lambda state, node: _product(state, state.of(node.args[0]), state.of(node.args[1]), None),
-    "addmm": addmm,
-    "baddbmm": addmm,
+    **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot"), product),
+    **dict.fromkeys(("addmm", "baddbmm", "addmv"), addmm),
     "scaled_dot_product_attention": attention,
 }

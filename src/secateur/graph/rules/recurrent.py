@@ -18,6 +18,7 @@ def recurrent(state: State, node: Node) -> None:
     layers, directions = int(node.args[4]), 2 if node.args[7] else 1
     per_cell = len(weights) // (layers * directions)
     if per_cell not in (2, 4):
+        state.macs += [[*x.dims[:-1], *weight.dims] for weight in weights if len(weight.dims) > 1]
         return state.opaque("a projected recurrent layer")
     hidden: Expr = ((Var(d.size(weights[1].dims[1])),),)
     gates = GATES[node.op]

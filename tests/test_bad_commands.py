@@ -9,6 +9,7 @@ import pytest
 
 from bad_files import check, folder, made
 from secateur.cli.main import main
+from secateur.core.errors import SecateurError
 from secateur.io import read_json
 
 __all__ = ["folder", "made"]
@@ -130,3 +131,15 @@ def test_a_run_that_cannot_be(case: str, capsys: pytest.CaptureFixture[str]) -> 
         if path.suffix == ".json":
             read_json(path)
     shutil.rmtree("new")
+
+
+@pytest.mark.parametrize(("name", "text"), [("channel.json", "[]"), ("tickets.json", "{}")])
+def test_what_no_demo_wrote_is_named_and_left_alone(name: str, text: str, tmp_path: Path) -> None:
+    from secateur.cli import demo
+
+    (tmp_path / "channel.json").write_text('{"stages": [{"stage": "dense"}]}')
+    (tmp_path / name).write_text(text)
+    call = demo.channel_rows if name == "channel.json" else demo.ticket_picture
+    with pytest.raises(SecateurError, match="not what the demo writes"):
+        call(tmp_path, 0, 1)
+    assert (tmp_path / name).read_text() == text

@@ -151,6 +151,7 @@ REFUSED = {
     "frozen": (frozen, {}, "no weight that is trained"),
     "steps": (None, {"steps": -1}, "steps=-1"),
     "parts of steps": (None, {"steps": 2.5}, "steps=2.5"),
+    "precision": (None, {"precision": "bf32"}, "precision='bf32'"),
     "rate": (None, {"lr": float("nan")}, "lr=nan"),
     "no pairs": (None, {"batches": [torch.zeros(2, 1, 8, 8)]}, "no pair"),
     "no batches": (None, {"batches": None}, "NoneType"),

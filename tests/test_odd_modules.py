@@ -176,3 +176,10 @@ def test_weights_stay_in_channels_last() -> None:
     model.to(memory_format=torch.channels_last)
     small = random_plan(trace(model, torch.zeros(1, 3, 9, 9))).apply(model)
     assert all(layer.weight.is_contiguous(memory_format=torch.channels_last) for layer in (small[0], small[2]))
+
+
+def test_a_module_that_is_part_of_itself_is_refused() -> None:
+    model = Two()
+    model.a.back = model
+    with pytest.raises(SecateurError, match="module tree"):
+        trace(model, torch.zeros(2, 6))

@@ -9,6 +9,7 @@ import typer
 
 from secateur.cli import options, screen
 from secateur.cli.run import carried_out
+from secateur.core.errors import SecateurError
 
 
 def demo(
@@ -56,7 +57,7 @@ def channel_rows(folder: Path, seed: int, threads: int) -> dict[str, Any]:
     if not path.exists():
         with on_threads(threads):
             write_json(path, {"stages": rows(folder, seed=seed, threads=threads)})
-    return read_json(path)
+    return kept(path, "stages", read_json(path))
 
 
 def ticket_picture(folder: Path, seed: int, threads: int) -> Path:
@@ -70,5 +71,12 @@ def ticket_picture(folder: Path, seed: int, threads: int) -> Path:
     if not numbers.exists():
         with on_threads(threads):
             write_json(numbers, tickets(seed))
-    write_text(drawn, picture(read_json(numbers)))
+    write_text(drawn, picture(kept(numbers, "dense", read_json(numbers))))
     return drawn
+
+
+def kept(path: Path, key: str, found: Any) -> dict[str, Any]:
+    """`found` as an earlier demo left it in `path`. Raises `SecateurError` for what no demo writes."""
+    if not isinstance(found, dict) or not found.get(key):
+        raise SecateurError(f"{str(path)!r}", "not what the demo writes there", "remove the file; the demo makes it again")
+    return found

@@ -20,12 +20,12 @@ def skeleton(model: nn.Module) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule):
         raise SecateurError("a model", "a scripted module", "give the nn.Module it was made of; script what comes out")
     memo: dict[int, Any] = {}
-    for _, tensor in tensors(model):
-        if id(tensor) not in memo:
-            memo[id(tensor)] = _bone(tensor)
     try:
+        for _, tensor in tensors(model):
+            if id(tensor) not in memo:
+                memo[id(tensor)] = _bone(tensor)
         bones = clone(model, memo)
-    except Exception as error:  # a model may hold anything
+    except Exception as error:  # a model may hold anything, itself among its parts too
         do = "keep what cannot be copied out of the module's attributes"
         raise SecateurError("a copy of the model's module tree", f"{type(error).__name__}: {error}", do) from error
     return forget(follow_heads(bones.eval()))

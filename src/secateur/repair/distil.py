@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from secateur.core.errors import SecateurError
+from secateur.core.errors import SecateurError, nearest
 from secateur.core.protocols import Batches
 from secateur.core.running import call, device_of, evaluating, fits, flat, pairs, to_device
 
@@ -44,6 +44,8 @@ def distil(
     if not isinstance(steps, int) or steps < 0 or not 0 <= lr < math.inf:
         do = "give a whole number of steps and a learning rate, neither below 0"
         raise SecateurError("a repair by distillation", f"steps={steps!r} and lr={lr!r}", do)
+    if precision not in get_args(Precision):
+        raise SecateurError("a repair by distillation", f"precision={precision!r}", nearest(precision, get_args(Precision)))
     weights = [p for p in after.parameters() if p.requires_grad and p.is_floating_point()]
     if not weights:
         raise SecateurError("a repair by distillation", "no weight that is trained", "let some parameters require a gradient")

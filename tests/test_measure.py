@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import handmade
 from secateur import measure, trace
 from secateur.core.errors import SecateurError
+from secateur.measure import machine
 from secateur.measure.count import meta_copy
 
 X = torch.zeros(1, 3, 4, 4, dtype=torch.float64)
@@ -220,3 +221,18 @@ def test_threads_hold_for_the_call_only() -> None:
 def test_nothing_to_time_is_refused() -> None:
     with pytest.raises(SecateurError, match="repeats=0"):
         measure.latency(nn.ReLU(), X, repeats=0)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["/opt/env/bin/secateur", "show", "a b"], "secateur show 'a b'"),
+        (["/opt/src/secateur/__main__.py", "demo"], "secateur demo"),
+        (["bench/trace.py", "--all", ""], "python bench/trace.py --all"),
+        (["/elsewhere/bench/trace.py"], "python trace.py"),
+        ([""], "python -"),
+    ],
+)
+def test_a_command_names_no_folder_of_the_machine(argv, expected, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("sys.argv", argv)
+    assert machine.command() == expected

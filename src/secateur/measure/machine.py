@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,16 @@ def hardware(device: torch.device | str = "cpu", threads: int | None = None) -> 
 
 def record() -> dict[str, Any]:
     """The command this process was started with, the versions and the machine: the head of a result file."""
-    command = " ".join(["python", *(word for word in sys.argv if word)])
-    return {"command": command, "versions": versions(), "hardware": hardware()}
+    return {"command": command(), "versions": versions(), "hardware": hardware()}
+
+
+def command() -> str:
+    """How this process was started, as someone else would type it: "secateur ...", or "python bench/x.py ..."."""
+    script, words = Path(sys.argv[0] or "-"), [word for word in sys.argv[1:] if word]
+    if script.stem == "secateur" or script.parts[-2:] == ("secateur", "__main__.py"):
+        return shlex.join(["secateur", *words])
+    near = script.absolute().is_relative_to(Path.cwd())
+    return shlex.join(["python", str(script.absolute().relative_to(Path.cwd())) if near else script.name, *words])
 
 
 def _cpu() -> str:

@@ -101,3 +101,46 @@ def test_a_network_that_keeps_what_it_calculated():
     plan = random_plan(axes, seed=0)
     assert distance(plan.preview(model).eval(), plan.apply(model), x) < 1e-5
     assert distance(model, Plan(axes.fingerprint).apply(model), x) == 0
+
+
+class Packed(nn.Module):
+    """Sequences of unlike lengths: packed, read by a recurrent layer, padded again."""
+
+    def __init__(self, kind, *, first=True, ordered=False, layers=1, both=False):
+        super().__init__()
+        self.first, self.ordered = first, ordered
+        self.embed = nn.Embedding(11, 6)
+        self.read = kind(6, 5, num_layers=layers, batch_first=first, bidirectional=both)
+        self.last = nn.Sequential(nn.Linear(5 * (1 + both), 7), nn.ReLU(), nn.Linear(7, 3))
+
+    def forward(self, words: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        x = self.embed(words if self.first else words.T)
+        x = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=self.first, enforce_sorted=self.ordered)
+        x, _ = nn.utils.rnn.pad_packed_sequence(self.read(x)[0], batch_first=self.first)
+        return self.last(x.sum(1 if self.first else 0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (nn.LSTM, {}), (nn.LSTM, {"both": True, "layers": 2}), (nn.GRU, {"first": False}), (nn.GRU, {"both": True}),
+        (nn.RNN, {"ordered": True}),
+    ],
+)  # fmt: skip
+def test_packed_sequences_are_cut(kind, options) -> None:  # type: ignore[no-untyped-def]
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return awake(Packed(kind, **options))
+
+    words = torch.randint(0, 11, (4, 7), generator=torch.Generator().manual_seed(0))
+    example = (words, torch.tensor([7, 5, 3, 2]))
+    axes = trace(build(), example)
+    assert {axis.units for axis in axes.free} >= {5, 6, 7}, "hidden units, width of the embedding, units of the head"
+    for seed in range(3):
+        plan = random_plan(axes, seed=seed, least=0.3)
+        model = build().double().eval()
+        small = plan.apply(model)
+        assert distance(plan.preview(model).eval(), small, example) < 1e-12
+        widths = {name: after for name, (_, after) in plan.widths().items()}
+        assert axes.count("params", widths) == sum(p.numel() for p in small.parameters())
+        assert trace(small, example).free

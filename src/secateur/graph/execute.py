@@ -52,6 +52,30 @@ def convolved(args: tuple[Any, ...]) -> Tensor | None:
     return x.new_empty([x.shape[0], outputs, *sides]) if min(sides) > 0 else None
 
 
+def packed(name: str, args: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
+    """What packing a padded sequence, or padding a packed one, puts out; None where the lengths are not known.
+
+    PyTorch has no shape function for either. Lengths are values that no weight has touched, and stay on the CPU.
+    """
+    data, counts = args[:2]
+    if counts.is_meta:
+        return None
+    if name == "_pack_padded_sequence":
+        sizes = [int((counts > step).sum()) for step in range(int(counts.max()))]
+        return data.new_empty([int(counts.sum()), *data.shape[2:]], device=META), torch.tensor(sizes)
+    batch, steps = int(counts[0]), max(len(counts), int(args[4]))
+    lengths = torch.tensor([int((counts > place).sum()) for place in range(batch)])
+    lead = [batch, steps] if args[2] else [steps, batch]
+    return data.new_empty([*lead, *data.shape[1:]], device=META), lengths
+
+
+def recurrent(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """What a recurrent layer over a packed sequence puts out: all steps, then the states as they came in."""
+    states = list(args[2]) if isinstance(args[2], (list, tuple)) else [args[2]]
+    width = states[0].shape[-1] * (2 if args[8] else 1)
+    return args[0].new_empty([args[0].shape[0], width]), *[torch.empty_like(state) for state in states]
+
+
 def all_meta(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The same arguments with every tensor on the meta device."""
     moved: tuple[tuple[Any, ...], dict[str, Any]] = tree_map_only(

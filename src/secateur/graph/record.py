@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.core.running import flat
-from secateur.graph.execute import all_meta, convolved, devices, execute
+from secateur.graph.execute import all_meta, convolved, devices, execute, packed, recurrent
 from secateur.surgery import is_rms_norm
 
 F = nn.functional
@@ -54,6 +54,8 @@ SAME_SHAPE = {"batch_norm", "instance_norm", "layer_norm", "rms_norm", "group_no
 """On the meta device these are skipped: PyTorch's own shape functions for them cost milliseconds each."""
 ACTIVATIONS = set("relu hardtanh hardswish hardsigmoid silu gelu elu leaky_relu sigmoid tanh mish softplus _softmax".split())
 """The same for these, below the functions: a clamp alone takes four milliseconds through PyTorch's reference code."""
+PACKING = {"_pack_padded_sequence", "_pad_packed_sequence"}
+RECURRENT = {"lstm", "gru", "rnn"}
 SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.__len__, Tensor.numel}  # type: ignore[attr-defined]
 """How a forward looks at sizes."""
 PICKS = {torch.take_along_dim, Tensor.take_along_dim, F.conv1d, F.conv2d, F.conv3d}
@@ -95,6 +97,8 @@ class _Dispatch(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         if name.rstrip("_") in ACTIVATIONS and args[0].is_meta:
             out = args[0] if name.endswith("_") else torch.empty_like(args[0])
+        elif name in PACKING and args[0].is_meta and (out := packed(name, args)) is not None:
+            pass
         elif name != "convolution" or (out := convolved(args)) is None:
             out = execute(func, name, args, kwargs or {})
         if not self.recorder.inside:
@@ -145,6 +149,11 @@ class Recorder(TorchFunctionMode):
             self.inside += 1
             out = torch.empty_like(args[0])
             self.inside -= 1
+        elif name in RECURRENT and len(args) == 9 and args[0].is_meta:  # over a packed sequence: its sizes come second
+            self.inside += 1
+            out = recurrent(args)
+            self.inside -= 1
+            args = (args[0], *args[2:])
         else:
             out = self._uncut(func, args, kwargs or {})
         if func in (F.batch_norm, F.instance_norm):  # the functional spelling orders its arguments differently

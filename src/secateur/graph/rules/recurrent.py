@@ -11,9 +11,7 @@ GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
 def recurrent(state: State, node: Node) -> None:
-    """One hidden size for all layers and directions, as `torch.nn` has it; packed sequences are left whole."""
-    if isinstance(node.args[3], (list, tuple)):
-        return state.opaque("a packed sequence hides its shape")
+    """One hidden size for all layers and directions, as `torch.nn` has it."""
     x, weights = state.of(node.args[0]), [state.of(w) for w in node.args[2]]
     layers, directions = int(node.args[4]), 2 if node.args[7] else 1
     per_cell = len(weights) // (layers * directions)
@@ -70,4 +68,16 @@ def cell(state: State, node: Node) -> None:
         state.set([*x.dims[:-1], hidden], output=number)
 
 
-RULES = {**dict.fromkeys(GATES, recurrent), **{f"{name}_cell": cell for name in GATES}}
+def pack(state: State, node: Node) -> None:
+    """Between (B, T, ...) and (steps, ...): what follows the batch and the time stays as it is."""
+    given, data = state.of(node.args[0]), node.outputs[0]
+    behind = given.dims[2:] if node.op == "_pack_padded_sequence" else given.dims[1:]
+    lead = [state.fresh(n, "it counts steps or samples") for n in data.shape[: data.dim() - len(behind)]]
+    state.freeze(given.dims[: len(given.dims) - len(behind)], "it counts steps or samples")
+    kept = node.op == "_pack_padded_sequence" or not node.args[3]
+    state.set([*lead, *behind], clean=given.clean and kept)
+    state.set([state.fresh(n, "it counts steps or samples") for n in node.outputs[1].shape], output=1)
+
+
+PACKED = dict.fromkeys(("_pack_padded_sequence", "_pad_packed_sequence"), pack)
+RULES = {**PACKED, **dict.fromkeys(GATES, recurrent), **{f"{name}_cell": cell for name in GATES}}

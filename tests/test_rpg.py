@@ -43,8 +43,8 @@ def net(seed: int = 0, dtype: torch.dtype = torch.float64) -> Net:
     return Net().to(dtype)
 
 
-def batches(count: int, dtype: torch.dtype = torch.float64) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return loops.batches(count, dtype=dtype)
+def batches(count: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return loops.batches(count, seed, dtype=dtype)
 
 
 # the rank term -----------------------------------------------------------------------------------------------------

@@ -147,9 +147,9 @@ class Recorder(TorchFunctionMode):
         if name in SAME_SHAPE and args and args[0].is_meta:
             require_fit(name, args, kwargs or {})
             self.inside += 1
-            out = torch.empty_like(args[0])
+            out: Any = torch.empty_like(args[0])
             self.inside -= 1
-        elif name in RECURRENT and len(args) == 9 and args[0].is_meta:  # over a packed sequence: its sizes come second
+        elif name in RECURRENT and isinstance(args[3], (list, tuple)) and args[0].is_meta:  # packed: its sizes come second
             self.inside += 1
             out = recurrent(args)
             self.inside -= 1

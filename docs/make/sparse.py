@@ -82,17 +82,19 @@ def section(model: str, keep: float, found: list[dict[str, Any]]) -> str:
 def schedule(found: list[dict[str, Any]]) -> str:
     """What the runs of each network share."""
     parts = []
-    for model in sorted({row["model"] for row in found}):
+    for model in sorted({row["model"] for row in found if row["method"] != "dense"}):
         row = next(row for row in found if row["model"] == model and row["method"] != "dense")
         parts.append(f"{NAMES[model]} {row['steps']} steps of {row['batch']} images at rate {row['lr']}, {row['precision']}")
     return "; ".join(parts)
 
 
 def controls(found: list[dict[str, Any]]) -> str:
-    """The dense networks after the same steps."""
-    rows = [row for row in found if row["method"] == "dense"]
-    told = [f"{NAMES[row['model']]} {100 * row['accuracy']:.2f} % (rank {row['mean_rank']:.1f})" for row in rows]
-    return f"Dense networks trained for the same steps: {', '.join(told)}.\n" if told else ""
+    """The dense networks after the same steps, means over seeds."""
+    told = []
+    for model in sorted({row["model"] for row in found if row["method"] == "dense"}):
+        rows = [row for row in found if (row["model"], row["method"]) == (model, "dense")]
+        told.append(f"{NAMES[model]} {100 * mean(rows, 'accuracy'):.2f} % (rank {mean(rows, 'mean_rank'):.1f})")
+    return f"Dense networks trained for the same steps: {'; '.join(told)}.\n" if told else ""
 
 
 def overhead() -> str:

@@ -399,3 +399,10 @@ def test_a_loss_of_ones_own_and_no_accuracy(recipe, tmp_path):
     assert all(stage["loss"] > 0 for stage in facts["stages"])
     with pytest.raises(SecateurError, match="one finite number"):
         run(replace(value, metric=schema.Metric(f"{place}:error")), tmp_path / "other")
+
+
+def test_a_recipe_trains_by_the_defaults_of_the_loop():
+    own = {field.name: field.default for field in fields(schema.Fit)}
+    for field in fields(FitSettings):
+        if field.name not in ("epochs", "seed"):  # a section that is not written trains for no epoch; the recipe has the seed
+            assert own[field.name] == field.default, field.name

@@ -17,8 +17,14 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "bench" / "results" / "channel", ROOT / "docs" / "results"
-REPAIRS = ("none", "batchnorm", "compensation", "least_squares+batchnorm", "own", "distil")
-HEADS = ("no repair", "batch norm", "compensation", "least squares", "its own", "distilled")
+HEADS = {
+    "none": "no repair",
+    "batchnorm": "batch norm",
+    "compensation": "compensation",
+    "least_squares+batchnorm": "least squares",
+    "own": "its own",
+    "distil": "distilled",
+}
 PAINT = {
     "none": "#b9b9b3",
     "batchnorm": "#7fa8c9",
@@ -59,7 +65,7 @@ def network(value: dict[str, Any]) -> list[str]:
         criteria = sorted(
             sorted({row["criterion"] for row in rows}), key=lambda c: -max(r["test"] for r in rows if r["criterion"] == c)
         )
-        used = [r for r in REPAIRS if any(row["repair"] == r for row in rows)]
+        used = [r for r in HEADS if any(row["repair"] == r for row in rows)]
         body = []
         for criterion in criteria:
             cells = [shown(criterion)]
@@ -70,7 +76,7 @@ def network(value: dict[str, Any]) -> list[str]:
             params = next(r["params"] for r in rows if r["criterion"] == criterion)
             body.append([*cells, f"{params / dense['params']:.3f}"])
         lines += [f"### {speedup}x fewer MACs", ""]
-        lines += table(["criterion", *[HEADS[REPAIRS.index(r)] for r in used], "parameters left"], body)
+        lines += table(["criterion", *[HEADS[r] for r in used], "parameters left"], body)
         lines.append("")
         lines += [peer_sentence(rows), "", *distilled(rows)]
     return lines
@@ -120,11 +126,11 @@ def picture(values: list[dict[str, Any]]) -> str:
             order = sorted(
                 sorted({r["criterion"] for r in rows}), key=lambda c: max(r["test"] for r in rows if r["criterion"] == c)
             )
-            for repair in REPAIRS:
+            for repair in HEADS:
                 points = [(100 * r["test"], order.index(r["criterion"])) for r in rows if r["repair"] == repair]
                 if points:
                     xs, ys = zip(*points, strict=True)
-                    plot.plot(xs, ys, "o", ms=5, color=PAINT[repair], label=HEADS[REPAIRS.index(repair)], mec="white", mew=0.5)
+                    plot.plot(xs, ys, "o", ms=5, color=PAINT[repair], label=HEADS[repair], mec="white", mew=0.5)
             plot.axvline(100 * value["dense"]["test"], color="#1d1d1b", lw=0.8, dashes=(3, 3))
             plot.set_yticks(range(len(order)), [shown(c) for c in order])
             plot.set_title(f"{NAMES[value['model']]}, 2.1x fewer MACs, no retraining", fontsize=9)

@@ -33,8 +33,8 @@ def demo(
     zeros = carried_out(sparse(folder, seed=seed, threads=threads), folder / "sparse", quiet=quiet or as_json)
     last = [(other, "low rank (TRP)"), (zeros, "sparse (RPG)")]
     rows = [*facts["stages"], *(found["stages"][-1] | {"stage": name} for found, name in last)]
-    channel = channel_rows(folder, seed, threads)
-    drawn = ticket_picture(folder, seed, threads)
+    channel = channel_rows(folder, seed, threads, quiet=quiet or as_json)
+    drawn = ticket_picture(folder, seed, threads, quiet=quiet or as_json)
     if as_json:
         both = {"channel": table.to_json(table.headline(channel))}
         screen.show_json(table.to_json(table.headline(facts | {"stages": rows})) | both)
@@ -47,30 +47,32 @@ def demo(
         screen.say(f"lottery tickets, one seed: {drawn}")
 
 
-def channel_rows(folder: Path, seed: int, threads: int) -> dict[str, Any]:
+def channel_rows(folder: Path, seed: int, threads: int, *, quiet: bool = True) -> dict[str, Any]:
     """What the published systems of channel pruning make of the dense network; channel.json, once it is there."""
     from secateur.io.files import read_json, write_json
     from secateur.recipes.demo_channel import rows
+    from secateur.recipes.progress import silent
     from secateur.recipes.run import threads as on_threads
 
     path = folder / "channel.json"
     if not path.exists():
-        with on_threads(threads):
-            write_json(path, {"stages": rows(folder, seed=seed, threads=threads)})
+        with on_threads(threads), screen.bars(quiet) as progress:
+            write_json(path, {"stages": rows(folder, seed=seed, threads=threads, progress=progress or silent)})
     return kept(path, "stages", read_json(path))
 
 
-def ticket_picture(folder: Path, seed: int, threads: int) -> Path:
+def ticket_picture(folder: Path, seed: int, threads: int, *, quiet: bool = True) -> Path:
     """tickets.svg, drawn from tickets.json, which is made where it is not there."""
     from secateur.io.files import read_json, write_json, write_text
     from secateur.recipes.demo_tickets import tickets
+    from secateur.recipes.progress import silent
     from secateur.recipes.run import threads as on_threads
     from secateur.report.tickets import picture
 
     numbers, drawn = folder / "tickets.json", folder / "tickets.svg"
     if not numbers.exists():
-        with on_threads(threads):
-            write_json(numbers, tickets(seed))
+        with on_threads(threads), screen.bars(quiet) as progress:
+            write_json(numbers, tickets(seed, progress=progress or silent))
     write_text(drawn, picture(kept(numbers, "dense", read_json(numbers))))
     return drawn
 

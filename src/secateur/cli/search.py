@@ -45,12 +45,12 @@ def search(
     network, recipe, parts = prepared(screen.assign(table, settings or ()))
     output.mkdir(parents=True, exist_ok=True)
     with screen.bars(quiet or as_json) as progress, on_threads(threads):
-        axes, plan, source = searched(network, recipe, parts, folder=output, **({"progress": progress} if progress else {}))
+        axes, plan, cut = searched(network, recipe, parts, folder=output, **({"progress": progress} if progress else {}))
     if int(os.environ.get("RANK", "0")):
         return
     write_plan(output / "plan.json", plan)
-    if source is not network:
+    if cut is not network:
         from secateur.io import save
 
-        save(output / "recovered.safetensors", source)
+        save(output / "recovered.safetensors", cut)
     screen.show_plan(axes, plan, output / "plan.json", as_json)

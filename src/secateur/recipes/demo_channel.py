@@ -20,6 +20,7 @@ from secateur.io import artefact
 from secateur.measure import facts
 from secateur.recipes.demo import recipe
 from secateur.recipes.parts import Parts, limited, parts
+from secateur.recipes.progress import Progress, silent
 from secateur.recipes.reconstruct import channel_pruning, repair_by_name
 from secateur.repair import batchnorm
 from secateur.search import AdaptiveSettings, adaptive, drive, previewing
@@ -40,7 +41,7 @@ class Setting:
     seed: int
 
 
-def rows(folder: Path, seed: int = 0, threads: int = 1) -> list[dict[str, Any]]:
+def rows(folder: Path, seed: int = 0, threads: int = 1, *, progress: Progress = silent) -> list[dict[str, Any]]:
     """One row of facts per system, for the dense network of the demo in `folder`; the first row is that network.
 
     Choices are made on training and held-out images; accuracy is on the test images. Nothing is trained, but for two epochs
@@ -50,7 +51,11 @@ def rows(folder: Path, seed: int = 0, threads: int = 1) -> list[dict[str, Any]]:
     known = parts(how, torch.device("cpu"))
     model = artefact.load(folder / "dense.safetensors", into=known.model()).eval()
     setting = Setting(model, trace(model, known.example), limited(known.plain, 4, known.device), known, seed)
-    found = [("dense", model), *((name, system(setting)) for name, system in SYSTEMS.items())]
+    found = [("dense", model)]
+    for number, (name, system) in enumerate(SYSTEMS.items()):
+        progress("channel pruning", number, len(SYSTEMS), name)
+        found.append((name, system(setting)))
+    progress("channel pruning", len(SYSTEMS), len(SYSTEMS), "")
     return [
         {"stage": name} | facts(small, known.example).to_json() | {"accuracy": known.judge(small, known.test)["accuracy"]}
         for name, small in found

@@ -41,14 +41,7 @@ def distil(
     Source: the objective is FitNets' (Romero et al., 2015) with the whole network trained at once; blocks as the unit of
     reconstruction, relative to their own size, after Li et al., 2021 (BRECQ).
     """
-    if not isinstance(steps, int) or steps < 0 or not 0 <= lr < math.inf:
-        do = "give a whole number of steps and a learning rate, neither below 0"
-        raise SecateurError("a repair by distillation", f"steps={steps!r} and lr={lr!r}", do)
-    if precision not in get_args(Precision):
-        raise SecateurError("a repair by distillation", f"precision={precision!r}", nearest(precision, get_args(Precision)))
-    weights = [p for p in after.parameters() if p.requires_grad and p.is_floating_point()]
-    if not weights:
-        raise SecateurError("a repair by distillation", "no weight that is trained", "let some parameters require a gradient")
+    weights = _trained(after, steps, lr, precision)
     old = {name: value.clone() for name, value in after.state_dict().items() if isinstance(value, Tensor)}
     zeros = [(p, p.detach() == 0) for p in weights if p.dim() > 1]
     optimizer = optim.Adam(weights, lr=lr)
@@ -76,18 +69,36 @@ def distil(
                     for weight, zero in zeros:
                         weight.masked_fill_(zero, 0)
                 losses.append(loss.detach())
-        if len(losses) < steps:
-            seen = f"only {len(losses)} for {steps} steps" if losses else "no batch"
-            raise SecateurError("a repair by distillation", seen, "give data that can be iterated anew for every pass")
-        if losses and not torch.isfinite(torch.stack(losses)).all():
-            do = "lower its learning rate, or look for inputs on which the original network is not finite"
-            raise SecateurError("a repair by distillation", "a loss that is not finite", do)
+        _judge(losses, steps)
     except BaseException:
         after.load_state_dict(old, strict=False)
         raise
     finally:
         for weight in weights:
             weight.grad = None
+
+
+def _trained(after: nn.Module, steps: int, lr: float, precision: str) -> list[nn.Parameter]:
+    """The weights to train. Raises `SecateurError` where there are none, and for settings out of range."""
+    if not isinstance(steps, int) or steps < 0 or not 0 <= lr < math.inf:
+        do = "give a whole number of steps and a learning rate, neither below 0"
+        raise SecateurError("a repair by distillation", f"steps={steps!r} and lr={lr!r}", do)
+    if precision not in get_args(Precision):
+        raise SecateurError("a repair by distillation", f"precision={precision!r}", nearest(precision, get_args(Precision)))
+    weights = [p for p in after.parameters() if p.requires_grad and p.is_floating_point()]
+    if not weights:
+        raise SecateurError("a repair by distillation", "no weight that is trained", "let some parameters require a gradient")
+    return weights
+
+
+def _judge(losses: list[Tensor], steps: int) -> None:
+    """Raise `SecateurError` for too few batches, or a loss that was not finite at some step."""
+    if len(losses) < steps:
+        seen = f"only {len(losses)} for {steps} steps" if losses else "no batch"
+        raise SecateurError("a repair by distillation", seen, "give data that can be iterated anew for every pass")
+    if losses and not torch.isfinite(torch.stack(losses)).all():
+        do = "lower its learning rate, or look for inputs on which the original network is not finite"
+        raise SecateurError("a repair by distillation", "a loss that is not finite", do)
 
 
 def _endless(batches: Batches, limit: int | None) -> Iterator[Any]:

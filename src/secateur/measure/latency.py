@@ -14,6 +14,7 @@ from torch import nn
 from secateur.core.errors import SecateurError
 from secateur.core.running import call, device_of, evaluating
 from secateur.measure.forward import forward, prepare
+from secateur.measure.turns import turns
 
 
 def latency(model: nn.Module, *example: Any, repeats: int = 20, warmup: int = 5, threads: int | None = None) -> float:
@@ -40,7 +41,6 @@ def compare(
     batches = {name: prepare(model, (example,)) for name, model in models.items()}
     devices = {name: device_of(model) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
-    names = list(models)
     with ExitStack() as stack:
         stack.enter_context(_threads(threads))
         for name, model in models.items():
@@ -48,10 +48,8 @@ def compare(
                 forward(model, batches[name])
             stack.enter_context(evaluating(model))
         stack.enter_context(torch.inference_mode())
-        for turn in range(repeats):
-            for place in range(len(names)):
-                name = names[(turn + place) % len(names)]
-                times[name].append(_milliseconds(models[name], batches[name], devices[name]))
+        for name in turns(list(models), repeats):
+            times[name].append(_milliseconds(models[name], batches[name], devices[name]))
     return {name: median(taken) for name, taken in times.items()}
 
 

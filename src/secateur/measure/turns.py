@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -28,13 +28,20 @@ def in_turns(
             begin = perf_counter()
             run()
             repeats[name] = max(1, round(least / max(perf_counter() - begin, 1e-6)))
-        names = list(runs)
-        for turn in range(rounds):
-            for place in range(len(names)):
-                name = names[(turn + place) % len(names)]
+        for name in turns(list(runs), rounds):
+            runs[name]()
+            begin = clock()
+            for _ in range(repeats[name]):
                 runs[name]()
-                begin = clock()
-                for _ in range(repeats[name]):
-                    runs[name]()
-                times[name].append((clock() - begin) * 1000 / repeats[name])
+            times[name].append((clock() - begin) * 1000 / repeats[name])
     return times
+
+
+def turns(names: Sequence[str], rounds: int) -> Iterator[str]:
+    """Every name once in each of `rounds`, each round beginning with the next one.
+
+    >>> "".join(turns("abc", 2))
+    'abcbca'
+    """
+    for turn in range(rounds):
+        yield from (names[(turn + place) % len(names)] for place in range(len(names)))

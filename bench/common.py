@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.io import load_weights
+from secateur.io.vision import torchvision
 from secateur.recipes import zoo
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -22,9 +23,7 @@ def network(name: str) -> nn.Module:
     """A network of the zoo, or of torchvision, with random weights."""
     if name in zoo.BUILDERS:
         return zoo.build(name)
-    import torchvision
-
-    return torchvision.models.get_model(name, weights=None)
+    return torchvision().models.get_model(name, weights=None)
 
 
 def weights_file(name: str) -> Path:

@@ -37,7 +37,13 @@ from secateur.train.sparse import Growth, Layout, Ramp, Rank
 Make = Callable[[nn.Module, float, int, int], Sparse]
 
 
-def gradual(rank: Callable[[float], Rank] | None = None, *, grow: bool = True, layout: Layout | None = None) -> Make:
+USUAL, GENTLE = Growth(), Growth(drop=0.02, skip_step=False)
+"""What regrows in each change of masks: a share of 0.3 that falls, as published, and little, for short schedules."""
+
+
+def gradual(
+    rank: Callable[[float], Rank] | None = None, *, growth: Growth | None = USUAL, layout: Layout | None = None
+) -> Make:
     """Gradual pruning as all such methods have it here: a cubic ramp to half of training, masks frozen from 0.8 on.
 
     `rank` is a function of the share that is kept.
@@ -45,7 +51,7 @@ def gradual(rank: Callable[[float], Rank] | None = None, *, grow: bool = True, l
 
     def make(model: nn.Module, keep: float, steps: int, every: int) -> Sparse:
         ramp = Ramp(keep, steps, "cubic", every, end=0.5, freeze=0.8)
-        return Sparse(model, ramp, growth=Growth() if grow else None, rank=rank(keep) if rank else None, layout=layout)
+        return Sparse(model, ramp, growth=growth, rank=rank(keep) if rank else None, layout=layout)
 
     return make
 
@@ -56,17 +62,18 @@ def published(acts: Literal["growth", "step"]) -> Callable[[float], Rank]:
 
 
 METHODS: dict[str, tuple[str, Make]] = {
-    "gmp": ("GMP", gradual(grow=False)),
+    "gmp": ("GMP", gradual(growth=None)),
     "rigl": ("RigL (ERK)", lambda m, k, s, e: sparse.rigl(m, k, s, every=e)),
     "st3": ("ST-3", lambda m, k, s, e: sparse.st3(m, k, s)),
     "rpg_a": ("RPG A, in each step (0.1, per layer)", gradual(lambda _: Rank(0.1, 0.2, "step", 10, True, True))),
     "rpg_b": ("RPG B, published lambda", gradual(published("growth"))),
     "rpg_st3": ("RPG on ST-3 (0.1, per layer)", lambda m, k, s, e: sparse.rpg(m, k, s, reading="st3")),
+    "rpg_b_gentle": ("RPG B, a fiftieth regrown", gradual(published("growth"), growth=GENTLE)),
     "rpg_0": ("GMP with growth (lambda = 0)", gradual()),
     "rpg_b_layer": ("RPG B, terms per layer (1)", gradual(lambda _: Rank(1.0, 0.2, linear=True, normalise=True))),
     "rpg_a_published": ("RPG A, published lambda", gradual(published("step"))),
     "occupancy": ("lambda = 0, an entry in each row and column", gradual(layout=Layout(occupancy=1))),
-    "gmp_occupancy": ("GMP, an entry in each row and column", gradual(grow=False, layout=Layout(occupancy=1))),
+    "gmp_occupancy": ("GMP, an entry in each row and column", gradual(growth=None, layout=Layout(occupancy=1))),
     "acdc": ("AC/DC", lambda m, k, s, e: sparse.acdc(m, k, s)),
     "rpg_acdc": ("RPG on AC/DC (0.1, per layer)", lambda m, k, s, e: sparse.rpg(m, k, s, reading="acdc")),
 }
@@ -129,7 +136,7 @@ def run(options: argparse.Namespace, method: str, seed: int, folder: Path) -> di
     torch.set_num_threads(1)
     fast = options.precision == "bf16"
     source = data.digits() if options.model == "digits" else data.cifar10(folder).normalised("imagenet")
-    cut = data.BatchSettings(options.batch, holdout=0, channels_last=fast, seed=seed)
+    cut = data.BatchSettings(options.batch, holdout=options.holdout, channels_last=fast, seed=seed)
     loaders = data.loaders(source, cut)
     model = start_of(options.model, folder)
     told = {"precision": options.precision, "channels_last": fast, "seed": seed}
@@ -139,7 +146,7 @@ def run(options: argparse.Namespace, method: str, seed: int, folder: Path) -> di
     history = fit(model, Steps(loaders.train, options.steps), settings, hooks=[hook] if hook else [])
     seconds = time.perf_counter() - start
     names = [weight.name for weight in sparse.weights_of(model)]
-    judged = evaluate(model, loaders.test, precision=options.precision)
+    judged = evaluate(model, loaders.holdout or loaders.test, precision=options.precision)
     if hook is not None:
         hook.plan().check(model)
     return {
@@ -171,6 +178,7 @@ def call(words: list[str] | None) -> None:
     parser.add_argument("--seeds", default="0")
     for name, default in (("steps", 250), ("every", 8), ("batch", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--holdout", type=int, default=0, help="judge on so many training images: for trying things out")
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--precision", default="bf16", choices=("bf16", "float32"))
     parser.add_argument("--out", type=Path, default=Path("bench/results/sparse"))

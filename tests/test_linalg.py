@@ -110,6 +110,22 @@ def test_stacks_hold_what_they_were_given():
     assert all(torch.equal(again[name], value) for name, value in given.items())
 
 
+def test_matrices_of_one_side_share_a_stack_where_few_zeros_fill_it():
+    given = {"a": decaying(2, 6, 20), "b": decaying(1, 6, 15), "c": decaying(1, 6, 7), "d": decaying(1, 6, 15).mT}
+    stacks = stack(given)
+    assert sorted(tuple(group.matrices.shape) for group in stacks) == [(1, 6, 7), (4, 6, 20)]
+    found = {}
+    for group in stacks:
+        result = truncate(group.matrices, 0.02)
+        assert result.polar is not None
+        found |= {name: (value,) for name, value in unstack(group.parts, result.kept).items()}
+        found |= {name: (*found[name], value) for name, value in unstack(group.parts, result.polar).items()}
+    for name, value in given.items():
+        alone = truncate(value.mT if name == "d" else value, 0.02)
+        for mine, other in zip(found[name], alone[:2], strict=True):
+            assert (mine - (other.mT if name == "d" else other)).abs().max() < 1e-5, name
+
+
 @pytest.mark.parametrize("discarded", [0.1, 0.02])
 @pytest.mark.parametrize("sides", [(96, 144), (128, 128)])
 def test_following_a_drifting_stack_is_the_full_decomposition(sides, discarded):

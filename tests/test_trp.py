@@ -217,17 +217,22 @@ def test_theorem_2_the_rank_does_not_grow_while_steps_are_short():
     assert checked > 10
 
 
-def test_projected_momentum_lies_in_the_kept_directions():
+def test_projected_momentum_stays_with_matrices_of_the_kept_rank():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     method = TRP(model, optimizer=optimizer, project_momentum=True, format="channel", energy=0.8, every=2)
     train(model, method, batches(2), optimizer)
     held = optimizer.state[model.wide.weight]["momentum_buffer"].flatten(1).double().numpy()
-    u, s, v = np.linalg.svd(model.wide.weight.detach().flatten(1).double().numpy(), full_matrices=False)
+    kept = model.wide.weight.detach().flatten(1).double().numpy()
+    u, s, v = np.linalg.svd(kept, full_matrices=False)
     k = int((s > 1e-4).sum())
     assert k < len(s)
-    assert np.abs(held - u[:, :k] @ u[:, :k].T @ held @ v[:k].T @ v[:k]).max() < 1e-5
-    assert np.abs(held).max() > 1e-4
+    left, right = u[:, :k] @ u[:, :k].T, v[:k].T @ v[:k]
+    outside = held - left @ held - held @ right + left @ held @ right
+    assert np.abs(outside).max() < 1e-5
+    assert np.abs(held - left @ held @ right).max() > 1e-4, "kept vectors may turn"
+    small = 1e-3 * s[k - 1] / np.linalg.norm(held)
+    assert np.linalg.svd(kept + small * held)[1][k] < 10 * small**2 * np.linalg.norm(held) ** 2 / s[k - 1]
     with pytest.raises(SecateurError, match="no optimizer"):
         TRP(net(), project_momentum=True).after_step()
 

@@ -182,8 +182,9 @@ class TRP:
             if found.polar is not None:
                 self._use_polar(group, found.polar, pushes)
             if found.kept is not group.matrices:
-                for layer, matrices in self._parts(group, found.kept):
-                    layer.weight.copy_(fold(matrices, layer.weight.shape, layer.format))
+                pairs = list(self._parts(group, found.kept))
+                kept = [fold(matrices, layer.weight.shape, layer.format) for layer, matrices in pairs]
+                torch._foreach_copy_([layer.weight for layer, _ in pairs], kept)
         for layer in layers:
             self._last[layer.name] = self.step
             if settings.adaptive:
@@ -208,7 +209,7 @@ class TRP:
     def _stacks(self, layers: Sequence[Layer]) -> Iterator[tuple[Stack, tuple[str, ...]]]:
         """Stacks of the layers' matrices, each with the names of its layers."""
         for group in stack({layer.name: unfold(layer.weight.detach(), layer.format) for layer in layers}):
-            yield group, tuple(name for name, _, _ in group.parts)
+            yield group, tuple(part.name for part in group.parts)
 
     def _parts(self, group: Stack, matrices: Tensor) -> Iterator[tuple[Layer, Tensor]]:
         for name, part in unstack(group.parts, matrices).items():
@@ -221,11 +222,11 @@ class TRP:
             return None
         left = max(0.0, 1 - self.step / descent) ** 3 if descent else 0.0
         rows: list[int] = []
-        for name, count, _ in group.parts:
-            layer = self._by_name[name]
+        for part in group.parts:
+            layer = self._by_name[part.name]
             full = full_ranks(layer.format, tuple(layer.weight.shape))[0]
-            least = min(wanted.get(name, full), full)
-            rows += [least + round((full - least) * left)] * count
+            least = min(wanted.get(part.name, full), full)
+            rows += [least + round((full - least) * left)] * part.rows
         return torch.tensor(rows, device=group.matrices.device)
 
     def _shrink(self, group: Stack) -> Tensor | None:
@@ -234,9 +235,9 @@ class TRP:
         if not settings.nuclear or settings.nuclear_by != "proximal" or self.step == 0:
             return None
         rows = [
-            self._lr(self._by_name[name]) * settings.nuclear * (self.step - self._last[name])
-            for name, count, _ in group.parts
-            for _ in range(count)
+            self._lr(self._by_name[part.name]) * settings.nuclear * (self.step - self._last[part.name])
+            for part in group.parts
+            for _ in range(part.rows)
         ]
         return torch.tensor(rows, device=group.matrices.device)
 

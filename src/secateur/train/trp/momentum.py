@@ -17,14 +17,17 @@ _MOMENTA = ("momentum_buffer", "exp_avg")
 
 
 def project_momentum_(optimizer: optim.Optimizer, layer: Layer, polar: Tensor) -> None:
-    """Take from the momentum of `layer` what lies outside the kept left and right singular vectors: P P^T V P^T P.
+    """Take from the momentum of `layer` what lies outside both the kept left and the kept right singular vectors.
 
-    `polar` (B, M, N) is P = U V^T of what was kept. The squared gradients of Adam stay: they are no direction.
+    `polar` (B, M, N) is P = U V^T of what was kept. What goes is (I - P P^T) V (I - P^T P): the part that leaves the
+    matrices of this rank (its complement is their tangent space; Vandereycken, 2013, eq. 2.4), and that the next truncation
+    would cut away. The parts that turn the kept vectors stay. So do the squared gradients of Adam, which are no direction.
     """
     state: Mapping[str, Any] = optimizer.state.get(layer.weight, {})
     for name in _MOMENTA:
         momentum = state.get(name)
         if isinstance(momentum, Tensor) and momentum.shape == layer.weight.shape:
             wide = unfold(momentum, layer.format).to(polar.dtype)
-            inside = polar @ (polar.mT @ wide @ polar.mT) @ polar
+            left = polar @ (polar.mT @ wide)
+            inside = left + ((wide - left) @ polar.mT) @ polar
             momentum.copy_(fold(inside, momentum.shape, layer.format))

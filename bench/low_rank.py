@@ -91,12 +91,12 @@ def trp(work: Work, **changes: Any) -> tuple[Plan, nn.Module, int]:
     return plan, plan.apply(work.model), steps
 
 
-def trp_ranks(work: Work, teacher: bool = False, **changes: Any) -> tuple[Plan, nn.Module, int]:
-    """Ranks first, by the energy of responses under the budget; truncations lead the network down to them while it trains."""
+def trp_ranks(work: Work, teacher: bool = False, descent: float = 0.0, **changes: Any) -> tuple[Plan, nn.Module, int]:
+    """Ranks first, one share of energy in all layers under the budget; a truncation after every step, momentum within them."""
     steps = trained_steps(work)
-    target = data_plan(work, formats=("spatial",))
+    target, _, _ = decomposed(work, "spatial")
     ranks = {product.module: product.ranks[0] for product in target.steps[0].products}  # type: ignore[union-attr]
-    settings = {"energy": 1.0, "every": 5, "nuclear": 0.0, "project_momentum": True, "descent": steps * 3 // 5 // 5 * 5}
+    settings = {"energy": 1.0, "every": 1, "nuclear": 0.0, "project_momentum": True, "descent": round(descent * steps)}
     whole = [name for name, module in work.model.named_modules() if isinstance(module, nn.Conv2d) and name not in ranks]
     parent = deepcopy(work.model) if teacher else None
     hook = TRP(work.model, format="spatial", ignore=whole, ranks=ranks, **settings | changes)
@@ -140,7 +140,7 @@ METHODS: dict[str, Callable[[Work], tuple[Plan, nn.Module, int]]] = {
     # the parts of trp_ranks, one changed at a time
     "trp_ranks_no_projection": partial(trp_ranks, project_momentum=False),
     "trp_ranks_taught": partial(trp_ranks, teacher=True),
-    "trp_ranks_at_once": partial(trp_ranks, descent=0),
+    "trp_ranks_gradual": partial(trp_ranks, descent=0.6),
     # ways of the nuclear norm, in the paper's rule
     "trp_no_nuclear": partial(trp, nuclear=0.0),
     "trp_decay": partial(trp, nuclear_by="decay", nuclear=3e-2),

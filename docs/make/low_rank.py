@@ -23,7 +23,7 @@ NAMES = {
     "data_aware": "data-aware SVD, channel or spatial",
     "trp_ranks_no_projection": "TRP to ranks, momentum not projected",
     "trp_ranks_taught": "TRP to ranks, half of the loss from the dense parent",
-    "trp_ranks_at_once": "TRP to ranks, all at the first step",
+    "trp_ranks_gradual": "TRP to ranks, gradually",
     "trp_no_nuclear": "TRP without nuclear norm",
     "trp_decay": "TRP, decoupled nuclear decay",
     "trp_proximal": "TRP, proximal shrinkage for the cut",

@@ -13,6 +13,7 @@ from secateur.cli.main import application
 from secateur.core.errors import SecateurError
 from secateur.criteria.scoring import NetSettings, ScorerSettings, ScorerStage, ScoringNet
 from secateur.io import load_scorer, read_metadata, save, save_scorer
+from secateur.io.scorer import PRETRAINED
 from secateur.recipes import zoo
 from secateur.recipes.choose import choose
 from secateur.recipes.schema import Prune
@@ -28,7 +29,9 @@ def random_net(**settings):
     return net
 
 
-@pytest.mark.parametrize("settings", [{}, {"encoder": "raw", "context": "attention", "width": 32}, {"gradients": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"encoder": "raw", "context": "attention", "width": 32}, {"gradients": True, "relative": True}]
+)
 def test_a_file_gives_the_same_net(tmp_path, settings):
     net = random_net(**settings)
     save_scorer(tmp_path / "net.safetensors", net, metadata={"trained on": "nothing"})
@@ -48,12 +51,26 @@ def test_a_net_scores_networks_it_was_not_built_for(tmp_path):
         assert all(torch.isfinite(values).all() for values in score(axes, net.criterion(model, axes)).values())
 
 
+def test_the_net_of_the_package_scores_convolutions_heads_and_hidden_units():
+    net = load_scorer("pretrained")
+    assert PRETRAINED.stat().st_size < 1_000_000
+    assert "bench/scoring_meta.py" in read_metadata(PRETRAINED)["made by"]
+    encoder = torch.nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+    for model, x in ((zoo.digits_resnet(), torch.zeros(1, 1, 8, 8)), (encoder, torch.zeros(1, 5, 16))):
+        axes = trace(model.eval(), x)
+        found = score(axes, net.criterion(model, axes))
+        assert set(found) == {axis.name for axis in axes.free}
+        assert all(len(values.unique()) > 1 for values in found.values()), "units are told apart"
+    done = CliRunner().invoke(application, ["score", *SMALL, "--with", "pretrained"])
+    assert done.exit_code == 0, done.output
+
+
 def bad_header(path, change):
     net = random_net()
     save(path, net, metadata={"scoring_net": json.dumps(change)})
 
 
-GOOD = {"encoder": "stats", "gradients": False, "context": "deepsets", "scale": True, "width": 64}
+GOOD = {"encoder": "stats", "gradients": False, "context": "deepsets", "scale": True, "relative": False, "width": 64}
 BAD = {
     "settings with 'color' missing or unknown": {**GOOD, "color": 1},
     "settings with 'width' missing or unknown": {key: value for key, value in GOOD.items() if key != "width"},

@@ -24,6 +24,15 @@ def test_the_page_says_means_ranges_and_differences():
     assert "98 % of the weights gone" in text
 
 
+def test_the_page_sets_methods_beside_gmp_and_schedules_beside_each_other():
+    found = [row("gmp", 0, 0.80), row("rpg_b", 0, 0.79), row("gmp", 1, 0.82), row("rpg_b", 1, 0.83)]
+    found += [{**row("gmp", 0, 0.62), "steps": 200, "short": True}, {**row("rpg_b", 0, 0.54), "steps": 200, "short": True}]
+    text = module("docs/make/sparse.py").page(found)
+    assert "* RPG B, published lambda less GMP: +0.00 points of accuracy, +0.0 of rank." in text
+    assert "| method | 200 steps | to GMP | 400 steps | to GMP |" in text
+    assert "| RPG B, published lambda | 54.00 | -8.00 | 79.00 | -1.00 |" in text
+
+
 def test_the_experiment_runs_and_does_not_repeat_itself(tmp_path, monkeypatch):
     bench = module("bench/sparse_training.py")
     from secateur.recipes import zoo

@@ -19,6 +19,7 @@ RESULTS = ROOT / "bench" / "results"
 DIGITS = RESULTS / "scoring_net_digits.json"
 TICKETS = RESULTS / "tickets_digits" / "tickets.json"
 STAGES = RESULTS / "scoring_net_stages.json"
+META = RESULTS / "scoring_net_meta.json"
 CIFAR = RESULTS / "scoring_net_cifar.json"
 
 
@@ -149,13 +150,39 @@ def cifar(known: Mapping[str, Any]) -> list[str]:
     for network, found in known["networks"].items():
         dense = found["dense"]
         rows = [[name, f"{100 * value:.2f}", f"{100 * (value - dense):+.2f}"] for name, value in found["rows"].items()]
-        lines += ["", f"### {network}, dense {100 * dense:.2f} %", *table(["criterion", "accuracy", "difference"], rows)]
+        trained = f", trained here for {words.plural(found['epochs'], 'epoch')}" if found.get("epochs") else ""
+        head = f"### {found.get('said', network)}{trained}, dense {100 * dense:.2f} %"
+        lines += ["", head, *table(["criterion", "accuracy", "difference"], rows)]
     return [*lines, "", under(CIFAR, known, 1)]
+
+
+def family(known: Mapping[str, Any]) -> list[str]:
+    """The net of the package on networks it has not seen."""
+    lines = [
+        "## The net that comes with the package",
+        f"Trained on {words.plural(len(known['family']), 'small network')} at once (residual, plain, perceptrons; digits and",
+        'two tables), then asked once about others: `load_scorer("pretrained")`. Test accuracy (%) without retraining, batch',
+        "norms re-estimated; mean and standard error over seeds. No network of the family is a transformer.",
+        "",
+    ]
+    unseen = known["unseen"]
+    shares = [key for key in unseen[0] if key not in ("network", "dense")]
+    rows = []
+    for kind in dict.fromkeys(row["network"] for row in unseen):
+        own = [row for row in unseen if row["network"] == kind]
+        for share in shares:
+            found = [percent([row[share][name] for row in own]) for name in ("random", "l1", "scoring net")]
+            rows.append([kind, percent([row["dense"] for row in own]), f"{100 * float(share):.0f} %", *found])
+    lines += table(["network", "dense", "MACs left", "random", "L1", "Scoring Net"], rows)
+    gain = ", ".join(f"{kind} {100 * value:+.1f}" for kind, value in known["gain_over_l1"].items())
+    seeds = sum(row["network"] == unseen[0]["network"] for row in unseen)
+    return [*lines, "", f"Mean gain over L1 in points: {gain}.", "", under(META, known, seeds)]
 
 
 PARTS = (
     (DIGITS, "criteria", criteria),
     (DIGITS, "transfer", transfer),
+    (META, "unseen", family),
     (CIFAR, "networks", cifar),
     (STAGES, "grid", stages),
     (TICKETS, "found", tickets),
@@ -164,7 +191,7 @@ PARTS = (
 
 def runs() -> dict[Path, Any]:
     """What the run files hold, by path; those that are there."""
-    return {path: json.loads(path.read_text()) for path in (DIGITS, CIFAR, STAGES, TICKETS) if path.exists()}
+    return {path: json.loads(path.read_text()) for path in (DIGITS, META, CIFAR, STAGES, TICKETS) if path.exists()}
 
 
 def page(read: Mapping[Path, Any]) -> str:

@@ -12,7 +12,7 @@ from secateur.cli import options, screen
 
 def score(
     model: options.Build,
-    net: Annotated[Path | None, typer.Option("--with", metavar="FILE", help="A trained Scoring Net.")] = None,
+    net: Annotated[Path | None, typer.Option("--with", metavar="FILE", help="A trained Scoring Net; pretrained: ours.")] = None,
     criterion: Annotated[str, typer.Option(help="Without --with: a function of secateur.criteria.")] = "l2",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where all scores go, as JSON.")] = None,
     weights: options.Weights = None,

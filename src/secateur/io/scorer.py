@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from secateur.core.errors import SecateurError
 from secateur.core.strict import parse
@@ -14,6 +15,8 @@ from secateur.io import artefact
 from secateur.io.files import shown
 
 KEY = "scoring_net"
+PRETRAINED = Path(__file__).with_name("scoring_net.safetensors")
+"""The net that comes with the package: trained on a family of small networks by bench/scoring_meta.py."""
 
 
 def save_scorer(path: str | os.PathLike[str], net: ScoringNet, *, metadata: Mapping[str, str] | None = None) -> None:
@@ -22,10 +25,12 @@ def save_scorer(path: str | os.PathLike[str], net: ScoringNet, *, metadata: Mapp
 
 
 def load_scorer(path: str | os.PathLike[str]) -> ScoringNet:
-    """The Scoring Net at `path`, ready to score; no code of the file is run.
+    """The Scoring Net at `path`, or the one that comes with the package for "pretrained", ready to score.
 
-    Raises `SecateurError` where the file is damaged, holds something else, or weights that are not finite.
+    No code of the file is run. Raises `SecateurError` where the file is damaged, holds something else, or weights that are not
+    finite.
     """
+    path = PRETRAINED if path == "pretrained" else path
     asked = f"loading the Scoring Net {shown(path)}"
     metadata = artefact.read_metadata(path)
     if KEY not in metadata:

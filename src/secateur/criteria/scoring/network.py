@@ -39,7 +39,8 @@ class ScoringNet(nn.Module):
     def __init__(self, settings: NetSettings | None = None) -> None:
         super().__init__()
         self.settings = settings = settings or NetSettings()
-        known = STATS + (SLOPES if settings.gradients else 0)
+        self.shown = STATS + settings.relative
+        known = self.shown + (SLOPES if settings.gradients else 0)
         if settings.encoder == "raw":
             wide = TAPS * (2 if settings.gradients else 1)
             self.members = nn.Sequential(nn.Linear(wide, POOLED // 2), nn.GELU(), nn.Linear(POOLED // 2, POOLED // 2))
@@ -51,12 +52,12 @@ class ScoringNet(nn.Module):
         self.look = nn.Linear(wide, wide) if settings.context == "deepsets" else None
         self.attend = nn.Linear(wide, 3 * wide) if settings.context == "attention" else None
         self.head = nn.Linear(wide, 1)
-        self.start = nn.Linear(STATS, 1, bias=False)
+        self.start = nn.Linear(self.shown, 1, bias=False)
         self.twin = nn.Linear(CONTEXT, 2)
         nn.init.zeros_(self.head.weight)  # training starts from a norm: the size of a unit's weights within its axis
         nn.init.zeros_(self.head.bias)
         nn.init.zeros_(self.start.weight)
-        self.start.weight.data[0, STATS - 1] = 1.0
+        self.start.weight.data[0, 0 if settings.relative else STATS - 1] = 1.0
         nn.init.zeros_(self.twin.weight)
         nn.init.constant_(self.twin.bias, -2.0)
 
@@ -67,7 +68,7 @@ class ScoringNet(nn.Module):
         h = self.body(torch.cat([x, context], 1))
         h = h + self._seen(h, units)
         less, more = F.softplus(self.twin(context)).unbind(1)
-        raw = (self.head(h) + self.start(units.stats[:, :STATS])).squeeze(1) - less * units.alike + more * units.apart
+        raw = (self.head(h) + self.start(units.stats[:, : self.shown])).squeeze(1) - less * units.alike + more * units.apart
         return raw[units.first]  # a matrix product may round equal rows differently
 
     def scores(self, units: Units) -> dict[str, Tensor]:

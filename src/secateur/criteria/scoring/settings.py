@@ -24,18 +24,21 @@ class NetSettings:
 
     `gradients` adds what a few batches tell of the loss. `context` lets the units of an axis see each other: by their mean
     ("deepsets"), by attention, or not. `scale` False leaves out all that changes when a layer's weights are multiplied by
-    one number. `width` of the hidden layers.
+    one number. `relative` adds the size of each unit over the mean of its axis, which training then starts from, in place of
+    the standardised size: how unequal the units of an axis are stays visible, which helps on networks the net has not seen.
+    `width` of the hidden layers.
     """
 
     encoder: Literal["stats", "raw"] = "stats"
     gradients: bool = False
     context: Literal["deepsets", "attention", "none"] = "deepsets"
     scale: bool = True
+    relative: bool = False
     width: int = 64
 
     def __post_init__(self) -> None:
         _known(self, "encoder", "context")
-        for name in ("gradients", "scale"):
+        for name in ("gradients", "scale", "relative"):
             if not isinstance(getattr(self, name), bool):
                 raise SecateurError(f"{name}={getattr(self, name)!r}", "neither true nor false", "give true or false")
         if type(self.width) is not int or not 4 <= self.width <= 1024 or self.width % 4:

@@ -32,10 +32,10 @@ TINY = 1e-12
 class Units:
     """What a net reads of one model.
 
-    `stats` (U, F) standardised within each axis; `context` (A, C), the same for all units of an axis; `owner` (U,) the axis of
-    each unit; `alike` (U,) the largest cosine to another unit; `apart` (U,) standardised distance from the others; `dead` (U,)
-    units without weights; `first` (U,) the first unit that is equal in every bit; `sets` one tensor (N, members, entries) per
-    axis for the raw encoder.
+    `stats` (U, F) standardised within each axis, but for a first column of relative sizes where the net reads them;
+    `context` (A, C), the same for all units of an axis; `owner` (U,) the axis of each unit; `alike` (U,) the largest cosine to
+    another unit; `apart` (U,) standardised distance from the others; `dead` (U,) units without weights; `first` (U,) the first
+    unit that is equal in every bit; `sets` one tensor (N, members, entries) per axis for the raw encoder.
     """
 
     names: tuple[str, ...]
@@ -68,12 +68,12 @@ def units_of(model: nn.Module, axes: Axes, settings: NetSettings, slopes: Slopes
         row.context(number / max(len(rows) - 1, 1), [float(costs[what][position[row.axis.name]]) for what in costs], settings)
         for number, row in enumerate(rows)
     ]
-    stats = [row.stats() for row in rows]
+    stats = [row.stats(relative=settings.relative) for row in rows]
     return Units(
         names=tuple(axis.name for axis in axes.free),
         sizes=tuple(axis.units for axis in axes.free),
         owner=torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([axis.units for axis in axes.free])),
-        stats=torch.cat(stats).float() if stats else torch.zeros(0, STATS),
+        stats=torch.cat(stats).float() if stats else torch.zeros(0, STATS + settings.relative),
         context=torch.stack(context) if context else torch.zeros(0, CONTEXT),
         alike=torch.cat([row.alike for row in rows]).float() if rows else torch.zeros(0),
         apart=torch.cat([standard(row.apart[:, None])[:, 0] for row in rows]).float() if rows else torch.zeros(0),
@@ -118,8 +118,8 @@ class _Rows:
         self.key = torch.cat([self.written, *biases, *reading, self.gamma[:, None], self.beta[:, None], self.sigma[:, None]], 1)
         self.dead = silent | (~self.out.bool() if self.readers else torch.zeros_like(silent))
 
-    def stats(self) -> Tensor:
-        """(N, F), standardised within the axis."""
+    def stats(self, *, relative: bool) -> Tensor:
+        """(N, F), standardised within the axis; `relative` puts the logarithm of the size over the mean size before them."""
         w = self.written
         n = w.shape[1]
         l2 = w.square().sum(1).sqrt()
@@ -128,7 +128,8 @@ class _Rows:
             gain = gain + self.gamma.abs().clamp_min(TINY).log() - self.sigma.clamp_min(1e-6).log()
         size = [w.abs().sum(1) / n, l2 / math.sqrt(n), w.mean(1), w.std(1, unbiased=False), w.abs().amax(1)]
         columns = [*size, self.out, self.gamma, self.beta, self.sigma, gain]
-        return torch.cat([standard(torch.stack(columns, 1)), self._slopes()], 1)
+        over = (gain - gain.exp().mean().clamp_min(TINY).log()).clamp(-5, 5)[:, None]
+        return torch.cat([*([over] if relative else []), standard(torch.stack(columns, 1)), self._slopes()], 1)
 
     def _slopes(self) -> Tensor:
         if self.slopes is None:

@@ -160,9 +160,10 @@ def family(known: Mapping[str, Any]) -> list[str]:
     """The net of the package on networks it has not seen."""
     lines = [
         "## The net that comes with the package",
-        f"Trained on {words.plural(len(known['family']), 'small network')} at once (residual, plain, transformers, perceptrons;",
-        'digits and two tables), then asked once about others: `load_scorer("pretrained")`. Test accuracy (%) without retraining, batch',
-        "norms re-estimated; mean and standard error over seeds. Depth and widths of these are in none of the family.",
+        f"Trained on {words.plural(len(known['family']), 'small network')} at once (residual, plain, transformers,",
+        'perceptrons; digits and two tables), then asked once about others: `load_scorer("pretrained")`. Test accuracy (%)',
+        "without retraining, batch norms re-estimated; mean and standard error over seeds. The family has no network of these",
+        "widths.",
         "",
     ]
     unseen = known["unseen"]

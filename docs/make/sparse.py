@@ -26,6 +26,7 @@ NAMES = {
     "resnet56": "ResNet-56",
     "cifar_resnet20_a": "ResNet-20",
     "cifar_resnet56_a": "ResNet-56",
+    "vgg19_bn_cifar": "VGG-19",
 }
 HEAD = """# Sparse training, method against method
 
@@ -177,11 +178,16 @@ def overhead() -> str:
         "batch",
         "in growth, every 100 steps",
         "in each step, decomposed every 10",
+        "in each step, held for 25",
         "in each step, decomposed each time",
     ]
-    keys = ("share_in_growth", "share_in_each_step", "share_in_each_step_decomposed_each_time")
+    keys = ("share_in_growth", "share_in_each_step", "share_in_each_step_held", "share_in_each_step_decomposed_each_time")
     rows = [
-        [NAMES.get(row["model"], row["model"]), str(row["batch"]), *(f"{100 * row[key]:.3g} %" for key in keys)]
+        [
+            NAMES.get(row["model"], row["model"]),
+            str(row["batch"]),
+            *(f"{100 * row[key]:.3g} %" if key in row else "-" for key in keys),
+        ]
         for row in table["rows"]
     ]
     words = "Share of training time ([result](../../bench/results/rank_overhead.json), one thread):\n\n"

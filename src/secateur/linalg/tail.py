@@ -40,7 +40,7 @@ class Subspace(NamedTuple):
 
 
 def tail_space(unit: Tensor, tail: float) -> Subspace:
-    """The side of the approximations of `unit` (B, M, N) that has fewer vectors; on accelerators, which would wait, the kept."""
+    """The side of the approximations of `unit` (B, M, N) of fewer vectors; on accelerators, which would wait, the kept."""
     found = spectrum(unit)
     kept = tail_mask(found.energies, tail)
     if kept.device.type != "cpu":

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import secateur
+from scripts import module
 from secateur import Mask, Plan, SecateurError, support
 from secateur.core.codec import to_json
 from secateur.core.plan import mask
@@ -322,3 +323,15 @@ def test_a_plan_that_deflates_like_a_bomb_is_stored_plain_and_read(tmp_path):
     secateur.save(tmp_path / "x.safetensors", plan.apply(model), plan)
     assert (tmp_path / "x.safetensors").stat().st_size > 200_000
     assert artefact.read_plan(tmp_path / "x.safetensors") == plan
+
+
+def test_the_bench_of_file_sizes_measures_both_files_and_its_page_says_so():
+    row = module("bench/file_sizes.py").measure("digits_resnet", 0.02, None)
+    assert row["exact"]
+    assert row["dense_bytes"] > 4 * row["parameters"]
+    assert row["maskable"] == sum(p.numel() for p in zoo.build("digits_resnet").parameters() if p.dim() > 1)
+    found = {"hardware": {"cpu": "a CPU"}, "versions": {"torch": "2.13.0"}, "seed": 0, "command": "python bench/file_sizes.py"}
+    rows = [row | {"dense_bytes": 300, "sparse_bytes": 10}, row | {"exact": False}]
+    text = module("docs/make/file_sizes.py").page({**found, "rows": rows})
+    assert "| 300 | 10 | 30.0 | yes |" in text
+    assert "| NO |" in text

@@ -195,7 +195,8 @@ def _artefacts(folder: Path, plan: str) -> None:
     for name, data in spoiled.items():
         (folder / f"{name}.safetensors").write_bytes(data)
     forged: dict[str, dict[str, str]] = {
-        "newer": {"secateur": "2"},
+        "newer": {"secateur": "3"},
+        "another format": {"secateur": "2"},
         "odd": {"secateur": "one"},
         "newer plan": {"plan": plan.replace('"format": 1', '"format": 2')},
         "forged plan": {"plan": plan.replace('"conv.weight", 0', '"conv.weight", 1')},

@@ -326,7 +326,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 
 def spoiled(data: bytes, change: Any) -> bytes:
     """The file with `change` made to its graph, and a checksum that fits again."""
-    from secateur.io.artefact import header_of, pack, tensors_of
+    from secateur.io.container import header_of, pack, tensors_of
 
     header = header_of(data, "a test")
     table = json.loads(header.metadata["engine"])

@@ -17,7 +17,6 @@ from secateur.core.codec import dumps, from_json, loads, to_json
 from secateur.core.factor import Product
 from secateur.core.plan import factor, mask
 from secateur.core.sparse_code import code_length, decode, encode
-from secateur.io import artefact
 from secateur.measure import facts
 from secateur.surgery import fingerprint, masks_after, shapes_after
 from secateur.testing import (
@@ -261,93 +260,7 @@ def test_sparse_macs_of_attention_count_projections_sparse_and_products_whole():
     assert facts(small, x).macs == attention + 5 * sum(w.numel() for w in weights)
 
 
-# files -------------------------------------------------------------------------------------------------------------
-
-
-def wide_net(width: int = 192) -> nn.Sequential:
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, width, 3), nn.Conv2d(width, width, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Conv2d(width, width, 3, bias=False), nn.BatchNorm2d(width), nn.Linear(width, 10))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_file_at_98_percent_is_thirty_times_smaller_and_round_trips_bit_for_bit(tmp_path, dtype):
-    model = wide_net().to(dtype)
-    plan = mask(fingerprint(model), random_masks(model, 0.02))
-    small = plan.apply(model)
-    secateur.save(tmp_path / "dense.safetensors", model)
-    secateur.save(tmp_path / "sparse.safetensors", small, plan)
-    dense, sparse = ((tmp_path / f"{name}.safetensors").stat().st_size for name in ("dense", "sparse"))
-    assert dense / sparse > (30 if dtype == torch.float32 else 25)
-    again = secateur.load(tmp_path / "sparse.safetensors", into=wide_net(192))
-    for one, two in zip(small.state_dict().values(), again.state_dict().values(), strict=True):
-        assert one.dtype == two.dtype
-        assert torch.equal(one.view(torch.uint8) if one.dim() else one, two.view(torch.uint8) if two.dim() else two)
-    assert artefact.read_plan(tmp_path / "sparse.safetensors") == plan
-    secateur.save(tmp_path / "twice.safetensors", again, plan)
-    assert (tmp_path / "twice.safetensors").read_bytes() == (tmp_path / "sparse.safetensors").read_bytes()
-
-
-def test_values_outside_the_support_are_not_lost_in_silence(tmp_path):
-    model = wide_net(8)
-    plan = mask(fingerprint(model), random_masks(model, 0.5))
-    with pytest.raises(SecateurError, match="values other than zero"):
-        secateur.save(tmp_path / "x.safetensors", model, plan)
-    assert not (tmp_path / "x.safetensors").exists()
-
-
-def saved(tmp_path) -> bytes:
-    model = wide_net(8)
-    plan = mask(fingerprint(model), random_masks(model, 0.1))
-    secateur.save(tmp_path / "x.safetensors", plan.apply(model), plan)
-    return (tmp_path / "x.safetensors").read_bytes()
-
-
-def test_a_damaged_file_is_refused_wherever_the_damage_is(tmp_path):
-    data, path = saved(tmp_path), tmp_path / "damaged.safetensors"
-    places = np.random.default_rng(0).permutation(len(data))[:60]
-    for place in [*places, len(data) - 1]:
-        damaged = bytearray(data)
-        damaged[place] ^= 0x10
-        path.write_bytes(damaged)
-        with pytest.raises(SecateurError, match=r"damaged|copy or download|safetensors file|no JSON|format|header"):
-            secateur.load(path, into=wide_net(8))
-    path.write_bytes(data[:-5])
-    with pytest.raises(SecateurError):
-        secateur.load(path, into=wide_net(8))
-
-
-def forge(tmp_path, change):
-    """A file with a right checksum whose tensors `change` has altered."""
-    data = saved(tmp_path)
-    asked = "forging"
-    header, tensors = artefact.header_of(data, asked), artefact.tensors_of(data, asked)
-    metadata = {k: v for k, v in header.metadata.items() if k != "sha256"}
-    change(tensors, metadata)
-    head, body = artefact.pack(tensors, metadata, asked)
-    (tmp_path / "forged.safetensors").write_bytes(head + bytes(body))
-    return tmp_path / "forged.safetensors"
-
-
-CODE = "secateur.mask/1/1.weight"
-FORGED = {
-    "a mask that is not there": lambda t, m: t.pop(CODE),
-    "a mask of floats": lambda t, m: t.update({CODE: t[CODE].float()}),
-    "a mask cut short": lambda t, m: t.update({CODE: t[CODE][:-1].clone()}),
-    "a mask of ones": lambda t, m: t.update({CODE: torch.full_like(t[CODE], 255)}),
-    "a mask of zeros": lambda t, m: t.update({CODE: torch.zeros_like(t[CODE])}),
-    "one value too many": lambda t, m: t.update({"1.weight": torch.cat([t["1.weight"], torch.ones(1)])}),
-    "no values": lambda t, m: t.pop("1.weight"),
-    "a whole tensor": lambda t, m: t.update({"1.weight": torch.ones(8, 8, 3, 3)}),
-    "huge tensors": lambda t, m: m.update(plan=m["plan"].replace("[8, 8, 3, 3]", "[1099511627776, 8, 3, 3]")),
-}
-
-
-@pytest.mark.parametrize("case", FORGED)
-def test_a_forged_file_is_refused_with_a_sentence(tmp_path, case):
-    path = forge(tmp_path, FORGED[case])
-    with pytest.raises(SecateurError):
-        secateur.load(path, into=wide_net(8))
+# plans that are damaged -------------------------------------------------------------------------------------------
 
 
 GOOD = {"tensor": "0.weight", "kept": 3}

@@ -124,7 +124,7 @@ def plan_of(path: Path) -> Plan:
 
 def has_plan(weights: Path) -> bool:
     """Are these the weights of a cut model, saved with its plan?"""
-    from secateur.io.artefact import has_metadata
+    from secateur.io.container import has_metadata
 
     return has_metadata(weights, "plan")
 

@@ -82,9 +82,9 @@ def from_json(value: Any, packed: Packed | None = None) -> Plan:
     return Plan(shapes, tuple(steps))
 
 
-def dumps(plan: Plan, packed: dict[str, np.ndarray] | None = None) -> str:
+def dumps(plan: Plan) -> str:
     """`plan` as JSON text laid out for a diff: one line per tensor, one per cut with its kept units, one per slot."""
-    value = to_json(plan, packed)
+    value = to_json(plan)
     tensors = [f"    {_line(name)}: {_line(shape)}" for name, shape in value["model"].items()]
     steps = []
     for step in value["steps"]:

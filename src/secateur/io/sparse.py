@@ -1,7 +1,8 @@
 """Sparse tensors in an artefact: the values that stay, in row-major order; their positions are the masks of the plan.
 
-Nothing is stored twice: `secateur.mask/STEP/TENSOR` holds the packed mask of a step, `TENSOR` the values. Where a later step
-cuts a masked tensor, the mask it then has follows from the plan.
+Nothing is stored twice. Where a later step cuts a masked tensor, the mask it then has follows from the plan. Since format 2 the
+bytes are those of `io/packing.py`; in format 1 the tensor `secateur.mask/STEP/TENSOR` holds the packed mask of a step, and
+`TENSOR` the values.
 """
 
 from __future__ import annotations
@@ -20,20 +21,22 @@ from secateur.surgery import masks_after
 _AGAIN = "copy or download it again"
 
 
-def condense(tensors: Mapping[str, Tensor], aliases: Mapping[str, str], plan: Plan, asked: str) -> dict[str, Tensor]:
-    """`tensors` with the values alone (C,) of every tensor the plan makes sparse.
+def condense(
+    tensors: Mapping[str, Tensor], aliases: Mapping[str, str], plan: Plan, asked: str
+) -> tuple[dict[str, Tensor], set[str]]:
+    """`tensors` with the values alone (C,) of every tensor the plan makes sparse, and the names of these.
 
     Raises `SecateurError` where a value outside the support is not zero: it would be lost.
     """
-    found = dict(tensors)
-    for name, mask in _masks(plan, aliases).items():
+    found, masks = dict(tensors), _masks(plan, aliases)
+    for name, mask in masks.items():
         flat = found[name].detach().reshape(-1)
         kept = torch.from_numpy(mask.reshape(-1)).to(flat.device)
         if bool(flat[~kept].any()):
             do = "set them to zero again with plan.apply, or save the model without the plan"
             raise SecateurError(asked, f"{name!r} with values other than zero where the plan has zeros", do)
         found[name] = flat[kept]
-    return found
+    return found, set(masks)
 
 
 def expand(state: Mapping[str, Tensor], aliases: Mapping[str, str], plan: Plan, asked: str) -> dict[str, Tensor]:
@@ -50,15 +53,8 @@ def expand(state: Mapping[str, Tensor], aliases: Mapping[str, str], plan: Plan, 
     return found
 
 
-def as_tensors(packed: Mapping[str, np.ndarray], tensors: Mapping[str, Tensor], asked: str) -> dict[str, Tensor]:
-    """Codes of masks as tensors, to stand beside `tensors`."""
-    if taken := [name for name in tensors if name.startswith(MASK_PREFIX)]:
-        raise SecateurError(asked, f"a tensor {taken[0]!r}, a name kept for masks", "rename the module")
-    return {name: torch.from_numpy(code.copy()) for name, code in packed.items()}
-
-
 def as_codes(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """The codes among the tensors of a file."""
+    """The codes among the tensors of a file of format 1."""
     return {name: t.numpy() for name, t in state.items() if name.startswith(MASK_PREFIX) and t.dtype == torch.uint8}
 
 

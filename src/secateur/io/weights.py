@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
-from secateur.io.artefact import header_of, tensors_of
+from secateur.io.container import header_of, tensors_of
 from secateur.io.files import read_bytes, shown
 from secateur.io.state import fill_, require_dense, require_model, state_of, untie
 from secateur.surgery import duplicate

@@ -18,7 +18,7 @@ from torch import Tensor
 from secateur.core import sparse_code
 from secateur.core.errors import SecateurError
 from secateur.core.strict import parse
-from secateur.io.artefact import has_metadata, pack, tensors_of, verified
+from secateur.io.container import has_metadata, pack, tensors_of, verified
 from secateur.io.files import atomic, read_bytes, shown
 from secateur.runtime.compiled import CompiledModel
 from secateur.runtime.graph import Graph, Node, Ref, refs

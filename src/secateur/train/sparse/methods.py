@@ -89,8 +89,9 @@ def rank_of(model: nn.Module, keep: float, *, reading: Reading = "released", den
     become sparse are theirs: in a transformer, whose one convolution cuts patches, the term would else act on next to nothing.
     `Rank(..., linear=...)` decides otherwise. Raises `SecateurError` for a reading or a share there is none of.
 
-    >>> rank_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), keep=0.02)
-    Rank(strength=4.0, tail=0.2, acts='growth', every=1, linear=False, normalise=False)
+    >>> term = rank_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), keep=0.02)
+    >>> term.strength, term.tail, term.acts, term.linear
+    (4.0, 0.2, 'growth', False)
     """
     _known(reading)
     if not 0 < keep <= 1:

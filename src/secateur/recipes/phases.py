@@ -136,12 +136,12 @@ def finetune(job: Job) -> None:
     model = small_model(job, "repaired.safetensors")
     plan, settings = artefact.read_plan(job.file("repaired.safetensors")), job.recipe.finetune
     hook = sparse_hook(model, job.recipe, job.parts)
+    best, hooks = None if hook else job.file("best.safetensors"), [hook] if hook else []
     if job.recipe.stage:
-        _stages(job, model)
+        _stages(job, model, best, hooks)
     elif settings.epochs:
         teacher = dense_model(job) if settings.teacher else None
-        best = None if hook else job.file("best.safetensors")
-        fit(job, model, settings, "finetune", best=best, teacher=teacher, hooks=[hook] if hook else [])
+        fit(job, model, settings, "finetune", best=best, teacher=teacher, hooks=hooks)
     if hook:
         plan = plan.then(hook.plan())
         write_text(job.folder / "plan.json", codec.dumps(plan))
@@ -201,7 +201,7 @@ def fit(
     tune(job.parts, model, settings, watch, teacher=teacher, hooks=hooks)
 
 
-def _stages(job: Job, model: nn.Module) -> None:
+def _stages(job: Job, model: nn.Module, best: Path | None, hooks: Sequence[Hook]) -> None:
     """Train `model` in the recipe's stages; each is a phase of history.jsonl under its name."""
     tune_in_stages(
         job.parts,
@@ -210,8 +210,9 @@ def _stages(job: Job, model: nn.Module) -> None:
         teacher=dense_model(job),
         seed=job.recipe.seed,
         checkpoint=job.file("stage.checkpoint"),
-        best=job.file("best.safetensors"),
+        best=best,
         progress=job.progress,
+        hooks=hooks,
         write=lambda name, records: files.write_history(job.folder, name, records),
     )
 

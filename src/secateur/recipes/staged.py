@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur.core.protocols import Hook
 from secateur.recipes.parts import Parts
 from secateur.recipes.progress import Progress
 from secateur.recipes.schema import Stage, trained
@@ -26,13 +27,15 @@ def tune_in_stages(
     teacher: nn.Module,
     seed: int,
     checkpoint: Path,
-    best: Path,
+    best: Path | None,
     progress: Progress,
     write: Write,
+    hooks: Sequence[Hook] = (),
 ) -> None:
     """Train `model` in place, going on from the checkpoints where there are any; each stage is told to `write` by its name.
 
-    The holdout, where there is one, is judged after every epoch; the model of the last stage's best epoch is saved at `best`.
+    The holdout, where there is one, is judged after every epoch; the model of the last stage's best epoch is saved at
+    `best`, where there is such a path. `hooks` act in all stages.
     """
     records: dict[str, list[dict[str, Any]]] = {stage.name: [] for stage in stages}
     total = max(sum(stage.epochs for stage in stages), 1)
@@ -64,6 +67,7 @@ def tune_in_stages(
         teacher=teacher,
         loss=None if parts.plain_loss else parts.loss,
         evaluate=judge if parts.holdout is not None else None,
+        hooks=hooks,
         checkpoint=checkpoint,
         on_step=on_step,
         on_epoch=on_epoch,

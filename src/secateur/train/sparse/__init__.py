@@ -2,7 +2,7 @@
 
 from secateur.train.sparse.hook import Growth, Sparse
 from secateur.train.sparse.lottery import iterative
-from secateur.train.sparse.methods import RPG_PUBLISHED, acdc, fixed, gmp, granet, rigl, rpg, st3
+from secateur.train.sparse.methods import RPG_PUBLISHED, acdc, fixed, gmp, granet, rank_of, rigl, rpg, st3
 from secateur.train.sparse.obs import obs
 from secateur.train.sparse.ramp import Ramp
 from secateur.train.sparse.rank import Rank
@@ -26,6 +26,7 @@ __all__ = [
     "magnitude",
     "obs",
     "one_shot",
+    "rank_of",
     "rigl",
     "rpg",
     "snip",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+Key = TypeVar("Key", bound=Hashable)
 
-def agree(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+
+def agree(masks: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
     """`masks` as rank 0 has them; without several processes as they are.
 
     Gradients are averaged, so all ranks choose alike; where rounding on unlike devices decides a tie, this does. One broadcast.

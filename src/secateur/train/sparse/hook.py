@@ -31,7 +31,8 @@ class Growth:
 
     `drop` is that share at the start of training, and falls as a cosine. The largest |score| grows: the task's gradient,
     with the rank term where there is one, or a random number. New entries begin at 0. `skip_step`: a step that changes
-    masks does not move weights (RigL's and RPG's code; not together with a gradient scaler, which wants gradients).
+    masks does not move weights (RigL's and RPG's code). With a gradient scaler call its `unscale_` before `after_backward`,
+    as before any clipping: the rank term is added to true gradients, and a step without gradients is then let pass.
     """
 
     drop: float = 0.3
@@ -45,12 +46,15 @@ class Growth:
 
 
 class Sparse:
-    """The hook. Weights outside the masks, their gradients and their momentum are exact zeros after every step.
+    """The hook. Weights outside the masks are exact zeros after every step.
 
-    Masks change in `after_backward`, where gradients of all entries are at hand; with `soft` in `after_step`. Give
-    `optimizer` to have its momentum masked (`secateur.train.fit` attaches its own). `ramp` None never changes the masks of
-    `plan`, with which training starts (all entries without one). `start` says where a constant ramp begins: with the
-    "largest" weights, or "random" ones. `dense` names what stays dense.
+    So are their gradients from `after_backward` on, and their momentum where the hook knows the `optimizer`: give it in a
+    loop of your own (`secateur.train.fit` attaches its own). Not so with `soft` while thresholds move, where pruned weights
+    go on learning and keep both.
+
+    Masks change in `after_backward`, where gradients of all entries are at hand; with `soft` in `after_step`. `ramp` None
+    never changes the masks of `plan`, with which training starts (all entries without one). `start` says where a constant
+    ramp begins: with the "largest" weights, or "random" ones. `dense` names what stays dense.
 
     With `soft` (ST-3) the model holds thresholded weights between steps, so it can be tested at any time, and the hook the
     dense ones, which the optimizer moves: gradients pass straight through. Under data parallelism masks follow rank 0. To
@@ -83,15 +87,18 @@ class Sparse:
             found = f"the pattern {self.layout.pattern!r}" if self.layout.pattern else f"occupancy {self.layout.occupancy}"
             do = "leave it out: a threshold keeps the largest entries, wherever they are"
             raise SecateurError("soft thresholds", found, do)
-        if soft and (growth or (rank and rank.acts == "growth")):
+        if soft and (growth or (rank and rank.strength and rank.acts == "growth")):
             do = 'leave growth out, and let the rank term act in each "step"'
             raise SecateurError("soft thresholds", "growth, which they do themselves", do)
         self.weights: tuple[Weight, ...] = weights_of(model, dense, self.layout.fits)
         self._term = RankTerm(rank, self.weights) if rank is not None and rank.strength else None
+        if self._term is not None and self._term.settings.acts == "growth" and growth is None:
+            do = 'give growth=Growth(), or let the term act in each "step"'
+            raise SecateurError("a rank term that acts on growth", "no growth", do)
         self._random = torch.Generator().manual_seed(seed)
         self.step, self.masks = 0, {w.name: torch.ones_like(w.tensor, dtype=torch.bool) for w in self.weights}
         self.rank, self.seed, self.start = rank, seed, start
-        self.soft, self._soft = soft, Soft(self.weights, self.layout.allocation) if soft else None
+        self.soft, self._soft = soft, Soft([w.outputs_first for w in self.weights], self.layout.allocation) if soft else None
         if plan is not None:
             self._take(plan)
         elif ramp is not None and ramp.shape == "constant":
@@ -146,7 +153,7 @@ class Sparse:
         ramp = self.ramp
         if ramp is not None and ramp.due(self.step):
             self.masks = agree(self._chosen(ramp.density(self.step), {w.name: w.tensor.abs() for w in self.weights}))
-            self._soft.threshold(self.masks)
+            self._soft.threshold({w.name: w.turned(self.masks[w.name]) for w in self.weights})
         self._soft.show()
         if ramp is not None and self.step >= max(ramp.freeze * ramp.steps, ramp.last):
             self._soft = None  # what the model computes with is what trains from here on
@@ -198,32 +205,38 @@ class Sparse:
     def _change(self, step: int, keep: float, drop: float) -> None:
         """New masks: the largest weights in the number `keep` asks for, less the dropped ones, and what grows."""
         layout, growth = self.layout, self.growth
-        units = {w.name: to_units(w.tensor.abs(), layout.block) for w in self.weights}
+        units = {w.name: to_units(w.turned(w.tensor.abs()), layout.block) for w in self.weights}
         counts = counts_of(units, keep, layout.allocation, least=layout.occupancy)
         acts = growth is not None and self.rank is not None and self.rank.acts == "growth"
         pushes = {weight.name: push for weight, push in self._pushes().items()} if acts else {}
-        masks: dict[str, Tensor] = {}
+        masks: dict[tuple[str, str], Tensor] = {}  # of the largest weights, and with some of them dropped and as many grown
         for weight in self.weights:
             size, count = units[weight.name], counts[weight.name]
             moved = min(int(drop * count), size.numel() - count)
             best = choose(size, count, layout)
+            if drop:
+                masks["largest", weight.name] = self._entries(weight, best)
             if moved:
-                weight.tensor.mul_(to_entries(best, weight.tensor.shape, layout.block))
                 best = choose(size.masked_fill(~best, -1), count - moved, layout)
                 score = self._score(weight, growth.score if growth else "random", pushes.get(weight.name))
-                grown = to_units(score, layout.block)
+                grown = to_units(weight.turned(score), layout.block)
                 best |= largest(grown.masked_fill(best, -1), moved)
-            masks[weight.name] = to_entries(best, weight.tensor.shape, layout.block)
-        self.masks = agree(masks)
+            masks["next", weight.name] = self._entries(weight, best)
+        agreed = agree(masks)
+        for weight in self.weights:
+            if (kept := agreed.get(("largest", weight.name))) is not None:
+                weight.tensor.mul_(kept)  # what grows begins at 0, what is dropped and grows again goes on
+        self.masks = {weight.name: agreed["next", weight.name] for weight in self.weights}
 
     def _chosen(self, keep: float, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Masks of the best scores."""
-        units = {name: to_units(value, self.layout.block) for name, value in scores.items()}
+        units = {w.name: to_units(w.turned(scores[w.name]), self.layout.block) for w in self.weights}
         counts = counts_of(units, keep, self.layout.allocation, least=self.layout.occupancy)
-        return {
-            name: to_entries(choose(value, counts[name], self.layout), scores[name].shape, self.layout.block)
-            for name, value in units.items()
-        }
+        return {w.name: self._entries(w, choose(units[w.name], counts[w.name], self.layout)) for w in self.weights}
+
+    def _entries(self, weight: Weight, units: Tensor) -> Tensor:
+        """The mask of the weight's entries that a mask of units stands for."""
+        return weight.turned(to_entries(units, weight.turned(weight.tensor).shape, self.layout.block)).contiguous()
 
     def _score(self, weight: Weight, by: str, push: Tensor | None = None) -> Tensor:
         """Scores of entries: |weight|, |gradient + push| or random numbers, the same on every device and process."""

@@ -50,9 +50,9 @@ class Ramp:
                 raise SecateurError(asked, f"{name}={value!r}", "give a whole number from 1")
         if self.shape not in get_args(Shape):
             raise SecateurError(asked, f"shape {self.shape!r}", nearest(str(self.shape), get_args(Shape)))
-        if not 0 <= self.begin < self.end <= 1 or not self.freeze <= 1:
+        if not 0 <= self.begin < self.end <= 1 or not 0 < self.freeze <= 1:
             found = f"begin={self.begin}, end={self.end}, freeze={self.freeze}"
-            raise SecateurError(asked, found, "give shares of training with 0 <= begin < end <= 1 and freeze at most 1")
+            raise SecateurError(asked, found, "give shares of training with 0 <= begin < end <= 1 and 0 < freeze <= 1")
         if self.shape != "constant" and self.changes < 1:
             raise SecateurError(asked, f"no change that fits, one every {self.every} steps", "change masks more often")
 

@@ -11,7 +11,22 @@ from torch.nn import functional
 
 from secateur import SecateurError
 from secateur.testing import distance
-from secateur.train.sparse import Growth, Layout, Ramp, Rank, Sparse, acdc, gmp, granet, rank_of, rigl, rpg, st3, weights_of
+from secateur.train.sparse import (
+    Growth,
+    Layout,
+    Ramp,
+    Rank,
+    Sparse,
+    acdc,
+    gmp,
+    granet,
+    one_shot,
+    rank_of,
+    rigl,
+    rpg,
+    st3,
+    weights_of,
+)
 from secateur.train.sparse import hook as module
 from test_rpg import SGD, batches, net, train
 
@@ -177,6 +192,16 @@ def test_a_conv1d_is_trained_as_the_linear_layer_it_is(name):
         assert torch.equal(hooks[0].masks[plain.name], hooks[1].masks[turned.name].T)
         assert (plain.tensor - turned.tensor.T).abs().max() < 1e-9
         assert hooks[1].masks[turned.name].shape == turned.tensor.shape
+
+
+@pytest.mark.parametrize("layout", [Layout(pattern="1:4"), Layout(pattern="2x1"), Layout(occupancy=1)])
+def test_a_conv1d_is_pruned_at_once_as_the_linear_layer_it_is(layout):
+    plans = [one_shot(Turned(turned), 0.25, layout=layout) for turned in (False, True)]
+    plain, turned = (
+        {s.tensor: torch.from_numpy(s.mask()) for step in plan.steps for s in step.supports} for plan in plans
+    )  # fmt: skip
+    assert set(plain) == set(turned) == {"first.weight", "head.weight"}
+    assert all(torch.equal(plain[name], turned[name].T) for name in plain)
 
 
 def test_what_is_tied_to_a_dense_weight_stays_dense():

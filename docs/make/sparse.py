@@ -88,6 +88,11 @@ def section(model: str, keep: float, found: list[dict[str, Any]]) -> str:
     return title + markdown(head, rows) + beside(model, keep, found)
 
 
+GENTLE = """
+With a fiftieth regrown in place of 0.3 the rank is above GMP's wherever it was run, and accuracy is GMP's or above it, to
+{noise} points, the standard error of the test images. For short schedules:
+`secateur.RPG(..., growth=Growth(drop=0.02, skip_step=False))`.
+"""
 NOISE = 0.5
 """Points: the standard error of an accuracy of 50 to 85 % on 10,000 images."""
 BASES = {"rpg_b": "gmp", "rpg_b_gentle": "gmp", "rpg_0": "gmp", "rpg_a": "gmp", "rpg_st3": "st3", "rpg_acdc": "acdc"}
@@ -145,9 +150,7 @@ def lengths(short: list[dict[str, Any]], found: list[dict[str, Any]]) -> str:
         if row["method"] == "rpg_b_gentle" and (gap := over("rpg_b_gentle", row["model"], row["keep"], found))
     ]
     if gentle and all(points >= -NOISE and rank > 0 for _, _, (points, rank) in gentle):
-        text += "\nWith a fiftieth regrown in place of 0.3 the rank is above GMP's wherever it was run, and accuracy is GMP's or above\n"
-        text += f"it, to {NOISE} points, the standard error of the test images. For short schedules:\n"
-        text += "`secateur.RPG(..., growth=Growth(drop=0.02, skip_step=False))`.\n"
+        text += GENTLE.format(noise=NOISE)
     return text
 
 

@@ -35,11 +35,16 @@ def one_shot(model: nn.Module, keep: float, scores: EntryScores | None = None, *
     if not 0 < keep <= 1:
         raise SecateurError(f"pruning to keep={keep!r}", "no share that can be kept", "give one above 0 and at most 1")
     layout.require(keep)
-    fitting = {name: value for name, value in (scores or magnitude(model)).items() if layout.fits(value)}
+    inputs_first = {weight.name for weight in weights_of(model) if weight.inputs_first}
+
+    def turned(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.mT if name in inputs_first else value for name, value in values.items()}
+
+    fitting = {name: value for name, value in turned(scores or magnitude(model)).items() if layout.fits(value)}
     units = {name: to_units(value.detach(), layout.block) for name, value in fitting.items()}
     counts = counts_of(units, keep, layout.allocation, least=layout.occupancy)
     masks = {name: choose(value, counts[name], layout) for name, value in units.items()}
-    entries = {name: to_entries(value, fitting[name].shape, layout.block) for name, value in masks.items()}
+    entries = turned({name: to_entries(value, fitting[name].shape, layout.block) for name, value in masks.items()})
     return mask(fingerprint(model), entries)
 
 

@@ -61,7 +61,7 @@ def test_the_net_of_the_package_scores_convolutions_heads_and_hidden_units():
         found = score(axes, net.criterion(model, axes))
         assert set(found) == {axis.name for axis in axes.free}
         assert all(len(values.unique()) > 1 for values in found.values()), "units are told apart"
-    done = CliRunner().invoke(application, ["score", *SMALL, "--with", "pretrained"])
+    done = CliRunner().invoke(application(), ["score", *SMALL, "--with", "pretrained"])
     assert done.exit_code == 0, done.output
 
 
@@ -157,6 +157,19 @@ def test_recipes_prune_before_training(name):
     _, plan = choose(model, x, prune, batches=batches(), loss=F.cross_entropy)
     small = plan.apply(model)
     assert small(batches()[0][0]).isfinite().all()
+
+
+def test_three_sp_is_not_snip_in_a_recipe():
+    """Its cost is one number per axis: a normalisation by axis would cancel it."""
+    torch.manual_seed(0)
+    model, x = zoo.digits_resnet(widths=(4, 6, 8)), torch.zeros(1, 1, 8, 8)
+    made = {
+        (name, how): choose(model, x, Prune(criterion=name, normalise=how), batches=batches(), loss=F.cross_entropy)[1]
+        for name in ("snip", "three_sp")
+        for how in ("mean", "none")
+    }
+    assert made["three_sp", "mean"] == made["three_sp", "none"]
+    assert made["three_sp", "mean"] not in (made["snip", "mean"], made["snip", "none"])
 
 
 def test_words_of_a_recipe_become_settings():

@@ -31,6 +31,8 @@ BY_FEATURE = ("hrank", "chip", "apoz", "thinet", "lasso", "cap")
 """Criteria of batches alone; axes without features of that kind are scored by L2."""
 AT_START = ("snip", "grasp", "synflow", "three_sp")
 """Criteria for networks that were not trained yet; axes that no parameter reads are scored by L2."""
+COMPARES_AXES = ("scoring_net", "three_sp")
+"""Criteria whose scores compare across axes as they are; `prune.normalise` is of no effect on them."""
 DATA_DRIVEN = BY_GRADIENT + BY_FEATURE
 
 
@@ -140,7 +142,7 @@ def allocated(
 ) -> Plan:
     """The plan `prune.allocator` makes: "budget" trades axes against each other, "uniform" leaves the same share of each."""
     if prune.allocator == "budget":
-        own = prune.isomorphic or prune.criterion == "scoring_net"  # these compare axes themselves
+        own = prune.isomorphic or prune.criterion in COMPARES_AXES
         how = "none" if own else prune.normalise
         return allocate.budget(axes, scores, keep, normalise=how, floor=prune.floor, multiple=prune.multiple, costs=costs)
     return _uniform(axes, scores, prune, keep, costs)

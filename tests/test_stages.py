@@ -14,10 +14,10 @@ from torch.nn import functional as F
 import small_run
 from secateur import allocate, criteria, score, trace
 from secateur.core.errors import SecateurError
+from secateur.linalg.muon import Muon
 from secateur.recipes import read, run, zoo
 from secateur.recipes.schema import from_dict, text
 from secateur.train import FeatureMatching, FitSettings, Stage, fit, fit_stages, objective
-from secateur.linalg.muon import Muon
 from secateur.train.objectives import LOSSES
 
 
@@ -133,6 +133,39 @@ def test_feature_matching_compares_maps_whatever_the_width():
     with pytest.raises(SecateurError, match=r"'layer9'"):
         FeatureMatching(model, teacher, ["layer9"])
     assert not model._forward_pre_hooks
+
+
+class Features(nn.Module):
+    """A layer that hands on what it is given, so that a test chooses the features."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Identity()
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def distance(ours, theirs):
+    model, teacher = Features().train(), Features()
+    match = FeatureMatching(model, teacher, ["layer"])
+    teacher(theirs)
+    held = dict(match._theirs)
+    model(ours)
+    match._theirs.update(held)  # the teacher was asked about `ours` as well
+    return float(match.loss())
+
+
+def test_features_of_tokens_compare_tokens():
+    """Maps (B, C, H, W), tokens (B, N, C) and lines (B, C, P) of the same values are equally far apart."""
+    draw = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(2, 5, 1, 6, generator=draw), torch.randn(2, 3, 1, 6, generator=draw)
+    expected = distance(ours, theirs)
+    assert distance(ours[:, :, 0].transpose(1, 2), theirs[:, :, 0].transpose(1, 2)) == pytest.approx(expected, rel=1e-5)
+    assert distance(ours[:, :, 0], theirs[:, :, 0]) == pytest.approx(expected, rel=1e-5)
+    for one, two in ((ours, theirs[..., :4]), (ours[:, :, 0], theirs[:, :, 0, :4])):
+        with pytest.raises(SecateurError, match="the same positions"):
+            distance(one, two)
 
 
 def test_a_stage_of_features_trains_and_leaves_no_hook():

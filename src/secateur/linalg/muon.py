@@ -18,9 +18,7 @@ class Muon(optim.Optimizer):
     """
 
     def __init__(self, params: Sequence[Tensor], lr: float, momentum: float, weight_decay: float, nesterov: bool) -> None:
-        super().__init__(
-            list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-        )
+        super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

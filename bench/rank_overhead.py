@@ -4,7 +4,8 @@
 
 A step is forward, backward, hook and optimizer on random images; the share of training time is the median seconds of one rank
 term, over `--every` steps where it only chooses what grows (100 as released), or over the steps between two
-eigendecompositions plus the cheap ones where it acts in each step, divided by the median seconds of a step of GMP.
+eigendecompositions plus the cheap ones where it acts in each step (none where the push is held for `--held` steps), divided by
+the median seconds of a step of GMP.
 The reference is a full SVD layer by layer, as the released code does. Models: those of the zoo, or of torchvision (resnet50).
 """
 
@@ -74,6 +75,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         **{f"{name}_seconds": value for name, value in medians.items()},
         "share_in_growth": growth,
         "share_in_each_step": each,
+        "share_in_each_step_held": medians["fresh"] / options.held / one,
         "share_in_each_step_decomposed_each_time": medians["fresh"] / one,
         "reference_share_in_growth": medians["reference"] / options.every / one if "reference" in medians else None,
     }
@@ -83,7 +85,15 @@ def main() -> None:
     """Measure and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="cifar_resnet20_a")
-    for name, default in (("batch", 128), ("size", 32), ("every", 100), ("between", 10), ("rounds", 7), ("references", 2)):
+    for name, default in (
+        ("batch", 128),
+        ("size", 32),
+        ("every", 100),
+        ("between", 10),
+        ("held", 25),
+        ("rounds", 7),
+        ("references", 2),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

@@ -15,7 +15,7 @@ import loops
 import secateur
 from loops import train
 from secateur import SecateurError
-from secateur.linalg import normalised, repulsion, tail_basis, tail_mask
+from secateur.linalg import normalised, repulsion, tail_mask, tail_space
 from secateur.measure import rank_facts
 from secateur.train.sparse import Growth, Layout, Ramp, Rank, Sparse, gmp, rpg
 from secateur.train.sparse.methods import RPG_PUBLISHED
@@ -93,7 +93,7 @@ def test_on_zeros_the_gradient_is_that_of_the_low_rank_approximation():
     torch.manual_seed(0)
     w = torch.randn(1, 8, 20, dtype=torch.float64) * (torch.rand(1, 8, 20) < 0.3)
     unit, norms = normalised(w)
-    push, distance = repulsion(unit, norms, tail_basis(unit, 0.2))
+    push, distance = repulsion(unit, norms, tail_space(unit, 0.2))
     u, s, v = np.linalg.svd(unit[0].numpy(), full_matrices=False)
     k = find_k(s**2, 0.2)
     low = (u[:, :k] * s[:k]) @ v[:k]
@@ -340,11 +340,41 @@ def test_gradients_outside_the_masks_are_zeros_before_the_step():
         optimizer.zero_grad()
 
 
+@pytest.mark.parametrize("tail", [0.001, 0.05, 0.2, 0.6, 0.99])
+def test_either_side_of_an_approximation_gives_the_same_push(tail):
+    """The vectors that are kept, or those that are not: whichever are fewer."""
+    generator = torch.Generator().manual_seed(2)
+    unit, norms = normalised(torch.randn(3, 9, 30, generator=generator, dtype=torch.float64))
+    space = tail_space(unit, tail)
+    pushed = repulsion(unit, norms, space)
+    for number, one in enumerate(unit):
+        u, s, v = np.linalg.svd(one.numpy(), full_matrices=False)
+        k = find_k(s**2, tail)
+        rest = one.numpy() - (u[:, :k] * s[:k]) @ v[:k]
+        error = (rest**2).sum()
+        assert np.abs(pushed[0][number].numpy() + 2 * (rest - error * one.numpy()) / float(norms[number])).max() < 1e-12
+        assert space.vectors.shape[2] <= max(k, len(s) - k) + 1
+        assert float(pushed[1][number]) == pytest.approx(error)
+
+
+def test_a_held_push_costs_nothing_and_is_that_of_the_last_decomposition():
+    model = net()
+    term = RankTerm(Rank(0.1, 0.2, "step", every=4, hold=True), weights_of(model))
+    first = {name: value.clone() for name, value in term.gradients().items()}
+    with torch.no_grad():
+        model.wide.weight.add_(0.3 * torch.randn_like(model.wide.weight))
+    assert all(torch.equal(first[name], value) for name, value in term.gradients(fresh=False).items())
+    again = RankTerm(Rank(0.1, 0.2, "step", every=4, hold=True), weights_of(model))
+    again.load_state_dict(term.state_dict())
+    assert all(torch.equal(first[name], value) for name, value in again.gradients(fresh=False).items())
+    assert not torch.equal(first["wide.weight"], term.gradients()["wide.weight"])
+
+
 def test_between_decompositions_the_distance_is_to_the_last_subspace(monkeypatch):
     from secateur.train.sparse import rank as module
 
     calls = []
-    monkeypatch.setattr(module, "tail_basis", lambda unit, tail: calls.append(1) or tail_basis(unit, tail))
+    monkeypatch.setattr(module, "tail_space", lambda unit, tail: calls.append(1) or tail_space(unit, tail))
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     hook = Sparse(model, Ramp(0.5, 100, every=10), rank=Rank(0.1, 0.2, "step", every=4), optimizer=optimizer)
@@ -352,12 +382,14 @@ def test_between_decompositions_the_distance_is_to_the_last_subspace(monkeypatch
     assert len(calls) == 3 * 3, "three shapes of convolutions, in steps 1, 5 and 9"
     term = hook._term
     before = {name: value.clone() for name, value in term.gradients(fresh=True).items()}
+    old, _ = normalised(model.wide.weight.detach().flatten(1)[None])
+    u, s, _ = np.linalg.svd(old[0].numpy(), full_matrices=False)
+    u = torch.from_numpy(u[:, : find_k(s**2, 0.2)])
     with torch.no_grad():
         model.wide.weight.add_(0.3 * torch.randn_like(model.wide.weight))
     unit, norms = normalised(model.wide.weight.detach().flatten(1)[None])
-    u = term._bases[1] if term._bases[1].shape[1] == 10 and term._bases[1].shape[2] == 10 else term._bases[2]
     stale = term.gradients(fresh=False)["wide.weight"]
-    rest = unit - u[:1] @ (u[:1].mT @ unit)
+    rest = unit - u @ (u.mT @ unit)
     expected = 0.1 / 4 * -2 / norms * (rest - rest.square().sum() * unit)
     assert (stale - expected.view_as(stale)).abs().max() < 1e-12
     assert (stale - term.gradients(fresh=True)["wide.weight"]).abs().max() > 1e-6

@@ -14,7 +14,7 @@ from torch.nn import functional
 from secateur import SecateurError
 from secateur.surgery import masks_after
 from secateur.testing import distance
-from secateur.train.sparse import Layout, grasp, magnitude, obs, one_shot, snip, synflow
+from secateur.train.sparse import Layout, grasp, iterative, magnitude, obs, one_shot, snip, synflow
 from secateur.train.sparse.obs import second_moments, sparsify
 from secateur.train.sparse.saliency import flow
 from test_rpg import batches, net
@@ -207,3 +207,25 @@ def test_obs_reads_what_pruned_layers_put_out():
         obs(model, pairs, 0.5, layout=Layout("global"))
     with pytest.raises(SecateurError, match="no linear layer"):
         obs(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), [(torch.zeros(1, 4, 5, 5), 0)], 0.5)
+
+
+def test_grasp_has_a_second_derivative_of_attention():
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+    data = [(torch.randn(3, 5, 16), torch.randn(3, 5, 16))]
+    found = grasp(encoder, data, functional.mse_loss)
+    assert all(value.isfinite().all() for value in found.values())
+    assert found["self_attn.in_proj_weight"].any()
+
+
+def test_rounds_before_the_last_go_without_an_n_to_m_pattern():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    layout = Layout(pattern="2:4")
+    plans = [
+        synflow(model, torch.randn(2, 8), 0.5, rounds=3, layout=layout),
+        iterative(copy.deepcopy(model), lambda model, hook: None, 0.5, rounds=2, layout=layout),
+    ]
+    for plan in plans:
+        for step in plan.steps:
+            for support in step.supports:
+                assert (torch.from_numpy(support.mask()).unflatten(1, (-1, 4)).sum(-1) == 2).all()

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from secateur import SecateurError
 from secateur.core.plan import Plan
+from secateur.recipes import zoo
 from secateur.surgery import fingerprint, masks_after
 from secateur.testing import distance
 from secateur.train import FitSettings, fit
@@ -64,6 +65,29 @@ METHODS = {
     "acdc": lambda m, **more: acdc(m, 0.1, 40, **more),
     "rpg acdc": lambda m, **more: rpg(m, 0.1, 40, reading="acdc", **more),
 }
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform", "erk"])
+def test_every_row_and_column_of_a_network_has_its_entries(allocation):
+    torch.manual_seed(0)
+    model = zoo.digits_resnet()
+    with torch.no_grad():
+        model.layer3[0].conv2.weight.mul_(1e-3)  # by magnitude alone nothing of it would stay
+    sizes = {weight.name: weight.tensor for weight in weights_of(model)}
+    for least in (1, 2):
+        plan = one_shot(model, 0.05, layout=Layout(allocation, occupancy=least))
+        masks = {support.tensor: torch.from_numpy(support.mask()) for step in plan.steps for support in step.supports}
+        assert sum(int(mask.sum()) for mask in masks.values()) == round(0.05 * sum(value.numel() for value in sizes.values()))
+        for name, mask in masks.items():
+            per_row, per_column = mask.flatten(1).sum(1), mask.transpose(0, 1).flatten(1).sum(1)
+            assert int(per_row.min()) >= min(least, mask[0].numel()), name
+            assert int(per_column.min()) >= min(least, mask[:, 0].numel()), name
+
+
+@pytest.mark.parametrize("layout", [Layout(pattern="4x1"), Layout(occupancy=1)])
+def test_thresholds_go_with_no_layout_that_keeps_small_entries(layout):
+    with pytest.raises(SecateurError, match="soft thresholds"):
+        st3(net(), 0.1, 20, layout=layout)
 
 
 @pytest.mark.parametrize("name", METHODS)

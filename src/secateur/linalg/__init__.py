@@ -4,12 +4,13 @@ from secateur.linalg.energy import energy_rank, kept_mask
 from secateur.linalg.gram import Spectrum, Truncated, follow, polar_of, spectrum, truncate
 from secateur.linalg.polar import newton_schulz, polar
 from secateur.linalg.stacks import Stack, stack, unstack
-from secateur.linalg.tail import normalised, repulsion, tail_basis, tail_mask
+from secateur.linalg.tail import Subspace, normalised, repulsion, tail_mask, tail_space
 from secateur.linalg.whiten import Whitened, least_squares, patch_covariance, responses, through
 
 __all__ = [
     "Spectrum",
     "Stack",
+    "Subspace",
     "Truncated",
     "Whitened",
     "energy_rank",
@@ -25,8 +26,8 @@ __all__ = [
     "responses",
     "spectrum",
     "stack",
-    "tail_basis",
     "tail_mask",
+    "tail_space",
     "through",
     "truncate",
     "unstack",

@@ -5,6 +5,8 @@ Chen et al., 2023 (RPG). Shape legend: B matrices, M <= N their sides, R = M sin
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -30,20 +32,35 @@ def normalised(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return wide / torch.where(norms > 0, norms, 1), norms
 
 
-def tail_basis(unit: Tensor, tail: float) -> Tensor:
-    """Left singular vectors (B, M, R) that the approximation of `unit` keeps, zeros in the place of the others."""
+class Subspace(NamedTuple):
+    """Left singular vectors (B, M, D), zeros in the place of others: of what an approximation leaves `outside`, or of it."""
+
+    vectors: Tensor
+    outside: bool
+
+
+def tail_space(unit: Tensor, tail: float) -> Subspace:
+    """The side of the approximations of `unit` (B, M, N) of fewer vectors; on accelerators, which would wait, the kept."""
     found = spectrum(unit)
-    return found.vectors * tail_mask(found.energies, tail)[:, None, :]
+    kept = tail_mask(found.energies, tail)
+    if kept.device.type != "cpu":
+        return Subspace(found.vectors * kept[:, None, :], False)
+    least, most = torch.stack(kept.sum(-1).aminmax()).tolist()
+    gone = kept.shape[-1] - least
+    if gone < most:
+        return Subspace(found.vectors[:, :, :gone] * ~kept[:, None, :gone], True)
+    return Subspace(found.vectors[:, :, kept.shape[-1] - most :] * kept[:, None, kept.shape[-1] - most :], False)
 
 
-def repulsion(unit: Tensor, norms: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+def repulsion(unit: Tensor, norms: Tensor, space: Subspace) -> tuple[Tensor, Tensor]:
     """Gradient (B, M, N) of -||n - A||^2 by the weights w, and the distances ||n - A||^2 (B,).
 
     n = w / ||w|| and A = U_k U_k^T n is held constant, as in the released code. With R = n - A and e = ||R||^2 it is
     -2 (R - e n) / ||w||: +2 A / ||w|| where w is zero. Matrices of zeros give zeros.
     """
     with torch.autocast(unit.device.type, enabled=False):
-        rest = unit - basis @ (basis.mT @ unit)
+        inside = space.vectors @ (space.vectors.mT @ unit)
+        rest = inside if space.outside else unit - inside
         distance = rest.square().sum((-2, -1), keepdim=True)
         push = (rest - distance * unit) * (-2 / torch.where(norms > 0, norms, 1))
     return push, distance.flatten()

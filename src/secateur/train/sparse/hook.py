@@ -79,6 +79,10 @@ class Sparse:
         if self.layout.of_group and (growth or soft):
             do = "use blocks, or leave growth and soft thresholds out"
             raise SecateurError(f"sparse training with the pattern {self.layout.pattern!r}", "growth or soft thresholds", do)
+        if soft and (self.layout.block != (1, 1) or self.layout.occupancy):
+            found = f"the pattern {self.layout.pattern!r}" if self.layout.pattern else f"occupancy {self.layout.occupancy}"
+            do = "leave it out: a threshold keeps the largest entries, wherever they are"
+            raise SecateurError("soft thresholds", found, do)
         if soft and (growth or (rank and rank.acts == "growth")):
             do = 'leave growth out, and let the rank term act in each "step"'
             raise SecateurError("soft thresholds", "growth, which they do themselves", do)
@@ -195,7 +199,7 @@ class Sparse:
         """New masks: the largest weights in the number `keep` asks for, less the dropped ones, and what grows."""
         layout, growth = self.layout, self.growth
         units = {w.name: to_units(w.tensor.abs(), layout.block) for w in self.weights}
-        counts = counts_of(units, keep, layout.allocation)
+        counts = counts_of(units, keep, layout.allocation, least=layout.occupancy)
         acts = growth is not None and self.rank is not None and self.rank.acts == "growth"
         pushes = {weight.name: push for weight, push in self._pushes().items()} if acts else {}
         masks: dict[str, Tensor] = {}
@@ -215,7 +219,7 @@ class Sparse:
     def _chosen(self, keep: float, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Masks of the best scores."""
         units = {name: to_units(value, self.layout.block) for name, value in scores.items()}
-        counts = counts_of(units, keep, self.layout.allocation)
+        counts = counts_of(units, keep, self.layout.allocation, least=self.layout.occupancy)
         return {
             name: to_entries(choose(value, counts[name], self.layout), scores[name].shape, self.layout.block)
             for name, value in units.items()

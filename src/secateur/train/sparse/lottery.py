@@ -12,7 +12,7 @@ from secateur.core.plan import Plan
 from secateur.surgery import fingerprint, masks_after
 from secateur.train.sparse.hook import Sparse
 from secateur.train.sparse.methods import fixed
-from secateur.train.sparse.saliency import magnitude, one_shot
+from secateur.train.sparse.saliency import magnitude, of_round, one_shot
 from secateur.train.sparse.select import Layout
 
 Train = Callable[[nn.Module, Sparse], None]
@@ -46,7 +46,7 @@ def iterative(
             name: size.masked_fill(~torch.from_numpy(alive[name]).to(size.device), -1) if name in alive else size
             for name, size in magnitude(model, dense=dense).items()
         }
-        plan = one_shot(model, keep ** (number / rounds), scores, layout=layout)
+        plan = one_shot(model, keep ** (number / rounds), scores, layout=of_round(layout, number == rounds))
         if early is not None:
             try:
                 model.load_state_dict(early)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan, mask
@@ -36,10 +37,15 @@ def one_shot(model: nn.Module, keep: float, scores: EntryScores | None = None, *
     layout.require(keep)
     fitting = {name: value for name, value in (scores or magnitude(model)).items() if layout.fits(value)}
     units = {name: to_units(value.detach(), layout.block) for name, value in fitting.items()}
-    counts = counts_of(units, keep, layout.allocation)
+    counts = counts_of(units, keep, layout.allocation, least=layout.occupancy)
     masks = {name: choose(value, counts[name], layout) for name, value in units.items()}
     entries = {name: to_entries(value, fitting[name].shape, layout.block) for name, value in masks.items()}
     return mask(fingerprint(model), entries)
+
+
+def of_round(layout: Layout | None, last: bool) -> Layout | None:
+    """The layout of a round of several: n:m patterns leave one share alone, so rounds before the last go without."""
+    return Layout() if layout is not None and layout.of_group and not last else layout
 
 
 def magnitude(model: nn.Module, *, dense: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -63,8 +69,13 @@ def grasp(
     """w (H g): how much the norm of the gradient falls where an entry goes (Wang et al., 2020, eq. 8; theirs is the negative).
 
     Outputs are divided by `temperature`, as in the released code. The sum of g over `batches` is taken first, so that the
-    product with H is that of the whole data.
+    product with H is that of the whole data. Attention is computed by matrix products: fused kernels have no second derivative.
     """
+    with sdpa_kernel(SDPBackend.MATH):
+        return _grasp(model, batches, loss, temperature, dense)
+
+
+def _grasp(model: nn.Module, batches: Batches, loss: Loss, temperature: float, dense: Sequence[str]) -> dict[str, Tensor]:
     work, weights = _working(model, dense)
     tensors, data = list(weights.values()), list(_on(batches, model))
     total = [torch.zeros_like(tensor) for tensor in tensors]
@@ -105,7 +116,7 @@ def synflow(
 ) -> Plan:
     """The plan after `rounds` rounds of scoring by `flow` and pruning to keep^(r / rounds): no layer dies.
 
-    Tanaka et al., 2020, algorithm 1.
+    Tanaka et al., 2020, algorithm 1. An n:m pattern is that of the last round; those before prune single entries.
     """
     plan = Plan(fingerprint(model))
     masks: dict[str, Tensor] = {}
@@ -113,7 +124,7 @@ def synflow(
         scores = flow(model, example, masks, dense=dense)
         # entries without flow that are gone already rank below those that are still there
         ranked = {name: value.masked_fill(~masks[name], -1) if name in masks else value for name, value in scores.items()}
-        plan = one_shot(model, keep ** (number / rounds), ranked, layout=layout)
+        plan = one_shot(model, keep ** (number / rounds), ranked, layout=of_round(layout, number == rounds))
         known = {support.tensor: torch.from_numpy(support.mask()) for step in plan.steps for support in step.supports}  # type: ignore[union-attr]
         masks = {
             name: known.get(name, torch.ones_like(value, dtype=torch.bool)).to(value.device) for name, value in scores.items()

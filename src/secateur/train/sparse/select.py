@@ -27,8 +27,9 @@ class Layout:
     `allocation` among layers: "global" takes the best scores of all, "uniform" the same share of each, "erk" a share
     proportional to (O + I + kernel sides) / (O * I * K) (Evci et al., 2020). `pattern` inside a layer: None, "2:4" (at most
     2 of every 4 inputs, in each layer; those whose inputs 4 does not divide stay dense), or "4x1" (blocks of 4 outputs by 1
-    column of the (O, I * K) matrix). `occupancy` is the least number of entries in each output and each input channel, as
-    far as a layer's number of entries goes.
+    column of the (O, I * K) matrix). `occupancy` is the least number of entries in each output and each input channel: every
+    layer gets what that takes before the rest is spread, as far as the number of all entries goes. The weight of a
+    transposed convolution has its inputs first: there both sides change places.
     """
 
     allocation: Allocation = "global"
@@ -88,12 +89,19 @@ def largest(scores: Tensor, count: int) -> Tensor:
     return mask.reshape(scores.shape)
 
 
-def counts_of(scores: Mapping[str, Tensor], keep: float, how: Allocation) -> dict[str, int]:
-    """Name to the number of units each layer keeps; together round(keep * all of them)."""
+def counts_of(scores: Mapping[str, Tensor], keep: float, how: Allocation, *, least: int = 0) -> dict[str, int]:
+    """Name to the number of units each layer keeps; together round(keep * all of them).
+
+    What `least` entries in each row and column take comes first, the best of it where not all fits.
+    """
     sizes = {name: value.numel() for name, value in scores.items()}
     total = round(keep * sum(sizes.values()))
     if how == "global":
-        kept = largest(torch.cat([value.reshape(-1) for value in scores.values()]), total)
+        flat = torch.cat([value.detach().reshape(-1) for value in scores.values()])
+        if least:
+            first = torch.cat([needed(value, least).reshape(-1) for value in scores.values()])
+            flat = _before(first, flat)
+        kept = largest(flat, total)
         parts = kept.split(list(sizes.values()))
         return {name: int(part.sum()) for name, part in zip(sizes, parts, strict=True)}
     shares = dict.fromkeys(sizes, keep) if how == "uniform" else erk({n: tuple(v.shape) for n, v in scores.items()}, keep)
@@ -102,7 +110,27 @@ def counts_of(scores: Mapping[str, Tensor], keep: float, how: Allocation) -> dic
     # what rounding down has left over goes to the largest remainders
     for name in sorted(sizes, key=lambda name: found[name] - wanted[name])[: max(total - sum(found.values()), 0)]:
         found[name] = min(found[name] + 1, sizes[name])
+    return _raised(found, {name: int(needed(value, least).sum()) for name, value in scores.items()}) if least else found
+
+
+def _raised(counts: dict[str, int], floors: Mapping[str, int]) -> dict[str, int]:
+    """`counts` of the same sum, none below its floor; as they are where the floors do not fit."""
+    if sum(floors.values()) > sum(counts.values()):
+        return counts
+    found = {name: max(count, floors[name]) for name, count in counts.items()}
+    over = sum(found.values()) - sum(counts.values())
+    room = sum(found[name] - floors[name] for name in found)
+    for name in found:  # each gives its share of what is to spare
+        spare = found[name] - floors[name]
+        give = -(-over * spare // room) if room else 0
+        found[name], over, room = found[name] - give, over - give, room - spare
     return found
+
+
+def _before(first: Tensor, scores: Tensor) -> Tensor:
+    """`scores` lifted where `first`, so that all of these rank before the others."""
+    wide = scores.double()
+    return wide + first * (2 * wide.abs().amax() + 1)
 
 
 def erk(shapes: Mapping[str, Sequence[int]], keep: float) -> dict[str, float]:
@@ -127,9 +155,7 @@ def choose(scores: Tensor, count: int, layout: Layout) -> Tensor:
         return _in_groups(scores, max(n, -(-count * m // max(scores.numel(), 1))), m)
     if not layout.occupancy:
         return largest(scores, count)
-    # what rows and columns need comes first, the best of it where not all fits
-    wide = scores.double()
-    return largest(wide + needed(scores, layout.occupancy) * (2 * wide.abs().amax() + 1), count)
+    return largest(_before(needed(scores, layout.occupancy), scores), count)
 
 
 def needed(scores: Tensor, least: int) -> Tensor:

@@ -129,8 +129,8 @@ class Bench:
         return score(self.axes, scorer.criterion(self.model, self.axes, slopes))
 
 
-def compare(seed: int) -> dict[str, Any]:
-    """Every criterion at every share on one network, and the cost of the learned ones."""
+def compare(seed: int, *, searches: bool = True) -> dict[str, Any]:
+    """Every criterion at every share on one network, and the cost of the learned ones; `searches` evolve their rivals."""
     bench = Bench("resnet", seed)
     hand = {
         "random": criteria.random(bench.model, seed),
@@ -151,7 +151,7 @@ def compare(seed: int) -> dict[str, Any]:
             scorer, cost = bench.trained(share, **net)
             rows.setdefault(name, {})[str(share)] = bench.row(ranked(bench.axes, bench.scores(scorer), share))
             costs.setdefault(name, {})[str(share)] = cost
-    for name, search in (("legr", by_legr), ("evolution of the net", by_evolution)):
+    for name, search in RIVALS.items() if searches else ():
         begun = time.process_time()
         found = drive(search(bench, 0.3), bench.judge)
         spent = time.process_time() - begun
@@ -182,6 +182,9 @@ def by_evolution(bench: Bench, share: float) -> Any:
 
     start = nn.utils.parameters_to_vector(net.parameters()).detach().double().numpy()
     return evolve(start, gaussian(0.05), plan_of, EvolutionSettings(trials=TRIALS, seed=bench.seed))
+
+
+RIVALS: dict[str, Callable[[Bench, float], Any]] = {"legr": by_legr, "evolution of the net": by_evolution}
 
 
 def transfer(seed: int) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from secateur.core.errors import SecateurError
 from secateur.criteria.scoring import NetSettings, ScorerSettings, ScorerStage, ScoringNet
 from secateur.io import load_scorer, read_metadata, save, save_scorer
 from secateur.io.scorer import PRETRAINED
-from secateur.recipes import zoo
-from secateur.recipes.choose import choose
-from secateur.recipes.schema import Prune
+from secateur.recipes import choose as chooser
+from secateur.recipes import run, zoo
+from secateur.recipes.choose import amount, choose, costs_of
+from secateur.recipes.schema import Prune, from_dict
 from secateur.recipes.scoring import settings_of
 
 SMALL = ["zoo:digits_resnet", "--input", "1,1,8,8"]
@@ -61,7 +62,7 @@ def test_the_net_of_the_package_scores_convolutions_heads_and_hidden_units():
         found = score(axes, net.criterion(model, axes))
         assert set(found) == {axis.name for axis in axes.free}
         assert all(len(values.unique()) > 1 for values in found.values()), "units are told apart"
-    done = CliRunner().invoke(application, ["score", *SMALL, "--with", "pretrained"])
+    done = CliRunner().invoke(application(), ["score", *SMALL, "--with", "pretrained"])
     assert done.exit_code == 0, done.output
 
 
@@ -72,12 +73,11 @@ def bad_header(path, change):
 
 GOOD = {"encoder": "stats", "gradients": False, "context": "deepsets", "scale": True, "relative": False, "width": 64}
 BAD = {
-    "settings with 'color' missing or unknown": {**GOOD, "color": 1},
-    "settings with 'width' missing or unknown": {key: value for key, value in GOOD.items() if key != "width"},
+    "settings with 'color', which is none": {**GOOD, "color": 1},
     "width=1000000000": {**GOOD, "width": 1000000000},
     "encoder='__import__'": {**GOOD, "encoder": "__import__"},
     "gradients='yes'": {**GOOD, "gradients": "yes"},
-    "settings that are none|missing or unknown": [1, 2],
+    "'a value that is no table'": [1, 2],
     "where the model has": {**GOOD, "width": 32},
 }
 
@@ -87,6 +87,12 @@ def test_files_of_strangers_are_refused_in_one_sentence(tmp_path, words):
     bad_header(tmp_path / "net.safetensors", BAD[words])
     with pytest.raises(SecateurError, match=words):
         load_scorer(tmp_path / "net.safetensors")
+
+
+def test_what_an_older_file_does_not_say_is_the_default(tmp_path):
+    net = random_net(width=32)
+    save(tmp_path / "net.safetensors", net, metadata={"scoring_net": json.dumps({"encoder": "stats", "width": 32})})
+    assert load_scorer(tmp_path / "net.safetensors").settings == NetSettings(width=32)
 
 
 def test_other_files_are_no_scoring_nets(tmp_path):
@@ -103,11 +109,11 @@ def test_other_files_are_no_scoring_nets(tmp_path):
 def test_the_command_scores_with_a_file(tmp_path):
     path = tmp_path / "net.safetensors"
     save_scorer(path, random_net())
-    run = CliRunner().invoke(
+    done = CliRunner().invoke(
         application(), ["score", *SMALL, "--with", str(path), "-o", str(tmp_path / "scores.json"), "--json"]
     )
-    assert run.exit_code == 0, run.output
-    found = json.loads(run.output)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
     torch.manual_seed(0)
     model = zoo.digits_resnet()
     axes = trace(model, torch.zeros(1, 1, 8, 8))
@@ -117,6 +123,13 @@ def test_the_command_scores_with_a_file(tmp_path):
     table = CliRunner().invoke(application(), ["score", *SMALL, "--criterion", "l1"])
     assert table.exit_code == 0
     assert "layer1.0.conv1" in table.output
+    both = CliRunner().invoke(application(), ["score", *SMALL, "--with", str(path), "--criterion", "l2"])
+    assert "--criterion l2 beside it" in str(both.exception)
+    save_scorer(path, random_net(gradients=True))
+    blind = CliRunner().invoke(application(), ["score", *SMALL, "--with", str(path)])
+    assert isinstance(blind.exception, SecateurError)
+    assert "--data" in str(blind.exception)
+    assert "file" not in str(blind.exception)
     missing = CliRunner().invoke(application(), ["score", *SMALL, "--with", str(tmp_path / "none.safetensors")])
     assert isinstance(missing.exception, SecateurError)
 
@@ -149,6 +162,48 @@ def test_recipes_train_one_or_take_a_file(tmp_path):
         choose(model, x, Prune(criterion="scoring_net", args={"file": "x", "lr": 0.1}))
 
 
+@pytest.mark.parametrize("what", ["bytes", "memory", "latency", "params"])
+def test_a_net_is_trained_for_any_budget(what, monkeypatch):
+    torch.manual_seed(0)
+    model, x = zoo.digits_resnet(widths=(4, 6, 8)), torch.zeros(1, 1, 8, 8)
+    root = {
+        "latency": lambda widths: trace(model, x).count("macs", widths) ** 0.5
+    }  # a measured table is another one every time
+    monkeypatch.setattr(chooser, "costs_of", lambda *given: root if what == "latency" else costs_of(*given))
+    prune = Prune(keep={what: 0.8}, criterion="scoring_net", args={"epochs": 1}, floor=0.0)
+    axes, plan = choose(model, x, prune, batches=batches(), loss=F.cross_entropy)
+    widths = {name: after for name, (_, after) in plan.widths().items()}
+    costs = chooser.costs_of(model, axes, x, prune)
+    assert amount(axes, costs, what, widths) <= 0.8 * amount(axes, costs, what)
+
+
+def test_a_net_trained_in_a_run_is_in_its_folder_with_its_records(tmp_path):
+    words = {
+        "model": {"build": "zoo:digits_resnet", "args": {"widths": [4, 6, 8]}},
+        "data": {"name": "digits", "batch": 256},
+        "threads": 1,
+        "prune": {"criterion": "scoring_net", "batches": 2, "rounds": 2, "args": {"epochs": 2, "width": 16}},
+        "measure": {"latency": False},
+    }
+    run(from_dict(words), tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / "scorer.jsonl").read_text().splitlines()]
+    assert [(r["round"], r["epoch"]) for r in records] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert all({"loss", "seconds", "forwards", "stage"} < set(r) for r in records)
+    path = tmp_path / "run" / "scoring_net.safetensors"
+    assert load_scorer(path).settings.width == 16
+    assert read_metadata(path)["trained on"] == "zoo:digits_resnet"
+    done = CliRunner().invoke(application(), ["score", *SMALL, "--with", str(path)])
+    assert done.exit_code == 0, done.output
+
+
+def test_a_net_trained_for_a_plan_lies_beside_it(tmp_path):
+    words = ["plan", "zoo:digits_resnet", "--keep", "macs=0.5", "--criterion", "scoring_net", "--data", "digits"]
+    words += ["--set", "args={epochs = 1}", "--set", "batches=1", "-o", str(tmp_path / "half.json")]
+    done = CliRunner().invoke(application(), words)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert {path.name for path in tmp_path.iterdir()} == {"half.json", "half.scoring_net.safetensors", "half.scorer.jsonl"}
+
+
 @pytest.mark.parametrize("name", ["snip", "grasp", "synflow", "three_sp"])
 def test_recipes_prune_before_training(name):
     torch.manual_seed(0)
@@ -157,6 +212,19 @@ def test_recipes_prune_before_training(name):
     _, plan = choose(model, x, prune, batches=batches(), loss=F.cross_entropy)
     small = plan.apply(model)
     assert small(batches()[0][0]).isfinite().all()
+
+
+def test_three_sp_is_not_snip_in_a_recipe():
+    """Its cost is one number per axis: a normalisation by axis would cancel it."""
+    torch.manual_seed(0)
+    model, x = zoo.digits_resnet(widths=(4, 6, 8)), torch.zeros(1, 1, 8, 8)
+    made = {
+        (name, how): choose(model, x, Prune(criterion=name, normalise=how), batches=batches(), loss=F.cross_entropy)[1]
+        for name in ("snip", "three_sp")
+        for how in ("mean", "none")
+    }
+    assert made["three_sp", "mean"] == made["three_sp", "none"]
+    assert made["three_sp", "mean"] not in (made["snip", "mean"], made["snip", "none"])
 
 
 def test_words_of_a_recipe_become_settings():
@@ -179,6 +247,7 @@ def test_a_trained_net_is_asked_and_not_trained_again():
     axes = handmade.axes(model)
     x = [(torch.randn(4, 3, 4, 4).double(), torch.zeros(4, dtype=torch.int64))]
     before = [p.clone() for p in net.parameters()]
-    found = criteria.scoring_net(model, x, F.cross_entropy, axes=axes, allocate=lambda *_: 1 / 0, net=net)
+    how = {"allocate": lambda *_: 1 / 0, "net": net, "on_trained": lambda *_: 1 / 0}
+    found = criteria.scoring_net(model, x, F.cross_entropy, axes=axes, **how)
     assert torch.equal(found(axes["one"]), net.criterion(model, axes)(axes["one"]))
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))

@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import small_run
+from secateur import allocate, criteria, score, trace
 from secateur.core.errors import SecateurError
+from secateur.linalg.muon import Muon
 from secateur.recipes import read, run, zoo
 from secateur.recipes.schema import from_dict, text
 from secateur.train import FeatureMatching, FitSettings, Stage, fit, fit_stages, objective
-from secateur.train.muon import Muon
 from secateur.train.objectives import LOSSES
 
 
@@ -134,6 +135,39 @@ def test_feature_matching_compares_maps_whatever_the_width():
     assert not model._forward_pre_hooks
 
 
+class Features(nn.Module):
+    """A layer that hands on what it is given, so that a test chooses the features."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Identity()
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def distance(ours, theirs):
+    model, teacher = Features().train(), Features()
+    match = FeatureMatching(model, teacher, ["layer"])
+    teacher(theirs)
+    held = dict(match._theirs)
+    model(ours)
+    match._theirs.update(held)  # the teacher was asked about `ours` as well
+    return float(match.loss())
+
+
+def test_features_of_tokens_compare_tokens():
+    """Maps (B, C, H, W), tokens (B, N, C) and lines (B, C, P) of the same values are equally far apart."""
+    draw = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(2, 5, 1, 6, generator=draw), torch.randn(2, 3, 1, 6, generator=draw)
+    expected = distance(ours, theirs)
+    assert distance(ours[:, :, 0].transpose(1, 2), theirs[:, :, 0].transpose(1, 2)) == pytest.approx(expected, rel=1e-5)
+    assert distance(ours[:, :, 0], theirs[:, :, 0]) == pytest.approx(expected, rel=1e-5)
+    for one, two in ((ours, theirs[..., :4]), (ours[:, :, 0], theirs[:, :, 0, :4])):
+        with pytest.raises(SecateurError, match="the same positions"):
+            distance(one, two)
+
+
 def test_a_stage_of_features_trains_and_leaves_no_hook():
     model, teacher = network(), network(1, (6, 6, 6))
     before = weights(teacher)
@@ -167,6 +201,34 @@ def test_muon_steps_matrices_by_torchs_own_and_the_rest_by_adamw():
     torch.testing.assert_close(model[0].weight.flatten(1), flat)
     torch.testing.assert_close(model[3].weight, twin[3].weight)
     torch.testing.assert_close(model[1].weight, twin[1].weight)
+
+
+def test_muon_takes_kernels_in_any_order_of_memory():
+    plain, last = network(), network()
+    settings = FitSettings(epochs=2, optimizer="muon", lr=0.01)
+    fit(plain, batches(), settings)
+    fit(last, batches(), replace(settings, channels_last=True))
+    torch.testing.assert_close(weights(last), weights(plain), rtol=0.05, atol=0.02)  # its iterations run in bfloat16
+
+
+def test_muon_trains_what_a_cut_leaves_with_the_momentum_it_had():
+    model = network(widths=(6, 6, 6))
+    optimizer = Muon(list(model.parameters()), 0.01, 0.9, 0.0, True)
+    (x, y), axes = batches(1)[0], trace(model, batches(1)[0][0])
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    for p in matrices:
+        optimizer.state[p]["momentum_buffer"].copy_(p.detach())
+    plan = allocate.uniform(axes, score(axes, criteria.l1(model)), 0.5)
+    plan.apply_(model, optimizer=optimizer)
+    assert sum(p.numel() for p in model.parameters() if p.dim() > 1) < sum(p.numel() for p in matrices)
+    assert all(torch.equal(optimizer.state[p]["momentum_buffer"], p) for p in model.parameters() if p.dim() > 1)
+    old = copy.deepcopy(model.state_dict())
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    assert all(not torch.equal(p, old[name]) for name, p in model.named_parameters() if p.dim() > 1)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon", "rmsprop"])

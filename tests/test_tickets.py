@@ -14,12 +14,13 @@ from secateur import allocate, criteria, score
 from secateur.cli.main import application
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan, mask
+from secateur.io import load, read_plan
 from secateur.recipes import zoo
 from secateur.recipes.tickets import GridSettings, grid
 from secateur.recipes.tickets import unstructured as largest
 from secateur.report.tickets import picture
 from secateur.testing import awake
-from secateur.train import FitSettings, fit
+from secateur.train import FitSettings, evaluate, fit
 from secateur.train.tickets import VARIANTS, ZerosStay, kept_entries, ticket
 
 WEIGHTS = ("one.weight", "two.weight", "three.weight", "head.weight")
@@ -135,6 +136,24 @@ def test_unknown_words_and_other_networks_are_refused():
         ticket(nn.Linear(2, 2), model, structured(model))
 
 
+def check_kept(place, found):
+    """From the files alone: the tickets of the grid, with the accuracies it has written."""
+    build = lambda: zoo.digits_resnet(widths=(4, 4, 4))  # noqa: E731
+    kept = {name: load(place / f"{name}.safetensors", into=build()) for name in ("initial", "fresh", "late", "dense")}
+    draw = torch.Generator().manual_seed(0)
+    made = [(torch.randn(16, 1, 8, 8, generator=draw), torch.randint(10, (16,), generator=draw)) for _ in range(2)]
+    how = FitSettings(epochs=1, lr=0.1, seed=1)
+    dense = deepcopy(kept["initial"])
+    fit(dense, made, how)
+    assert all(torch.equal(a, b) for a, b in zip(dense.parameters(), kept["dense"].parameters(), strict=True))
+    for kind in ("structured", "unstructured"):
+        plan = read_plan(place / f"{kind}.json")
+        for variant, source in (("rewind", "initial"), ("late rewind", "late")):
+            small = ticket(kept[source], kept["fresh"], plan, "rewind", seed=1)
+            fit(small, made, how, hooks=[ZerosStay(small, plan)] if kind == "unstructured" else [])
+            assert evaluate(small, made[:1])["accuracy"] == found[kind][variant][1]
+
+
 def test_the_grid_trains_every_ticket_and_draws_it(tmp_path):
     words = [
         "tickets",
@@ -164,6 +183,12 @@ def test_the_grid_trains_every_ticket_and_draws_it(tmp_path):
     for kind in ("structured", "unstructured"):
         assert {name: len(values) for name, values in table["found"][kind].items()} == {"rewind": 2, "late rewind": 2}
         assert "±" in run.output
+    check_kept(tmp_path / "out" / "seed-1", table["found"])
+    short = ["-o", str(tmp_path / "bare"), "--seeds", "1", "--epochs", "1", "--variant", "rewind", "--kind", "structured"]
+    bare = ["tickets", f"{place}:build", "--data", f"{place}:data", *short, "--no-weights"]
+    again = CliRunner().invoke(application(), bare)
+    assert again.exit_code == 0, again.output
+    assert {path.name for path in (tmp_path / "bare").iterdir()} == {"tickets.json", "tickets.svg"}
     drawn = (tmp_path / "out" / "tickets.svg").read_text()
     assert drawn == picture(table["found"])
     for text in ("structured", "initial weights", "weights of a later epoch"):

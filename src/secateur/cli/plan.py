@@ -25,11 +25,12 @@ def plan(
     seed: int = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Trace, score and allocate; write the plan as JSON."""
+    """Trace, score and allocate; write the plan as JSON, and beside it a Scoring Net trained for it."""
     from secateur.cli.inputs import scoring_inputs, source
     from secateur.io import write_plan
     from secateur.recipes import parts, schema
     from secateur.recipes.choose import choose
+    from secateur.recipes.scoring import scorer_kept
 
     prune: dict[str, Any] = {"keep": screen.shares(keep), "criterion": criterion, "ignore": list(ignore or ())}
     prune |= {"table": str(table)} if table else {}
@@ -37,6 +38,8 @@ def plan(
     given = source(data, folder)
     recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "prune": prune, "data": given})
     network, inputs, batches = scoring_inputs(recipe, weights, shapes, with_data=bool(data))
-    axes, chosen = choose(network, inputs, recipe.prune, batches=batches, loss=parts.load_loss(recipe.loss), seed=seed)
+    kept = scorer_kept(output.parent, recipe, f"{output.stem}.")
+    loss = parts.load_loss(recipe.loss)
+    axes, chosen = choose(network, inputs, recipe.prune, batches=batches, loss=loss, seed=seed, on_trained=kept)
     write_plan(output, chosen)
     screen.show_plan(axes, chosen, output, as_json)

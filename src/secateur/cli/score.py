@@ -13,7 +13,7 @@ from secateur.cli import options, screen
 def score(
     model: options.Build,
     net: Annotated[Path | None, typer.Option("--with", metavar="FILE", help="A trained Scoring Net; pretrained: ours.")] = None,
-    criterion: Annotated[str, typer.Option(help="Without --with: a function of secateur.criteria.")] = "l2",
+    criterion: Annotated[str | None, typer.Option(help="Without --with: a function of secateur.criteria; l2.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where all scores go, as JSON.")] = None,
     weights: options.Weights = None,
     data: options.AnyData = None,
@@ -25,13 +25,16 @@ def score(
 ) -> None:
     """Score every unit that can be cut, in one pass and without training; higher is dearer."""
     from secateur.cli.inputs import scoring_inputs, source
+    from secateur.core.errors import SecateurError
     from secateur.criteria.score import score as score_all
     from secateur.graph import trace
     from secateur.io import write_json
     from secateur.recipes import parts, schema
     from secateur.recipes.choose import criterion as named
 
-    prune = {"criterion": "scoring_net", "args": {"file": str(net)}} if net else {"criterion": criterion}
+    if net and criterion:
+        raise SecateurError(f"--with {net}", f"--criterion {criterion} beside it", "give one or the other")
+    prune = {"criterion": "scoring_net", "args": {"file": str(net)}} if net else {"criterion": criterion or "l2"}
     given = source(data, folder)
     recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "prune": prune, "data": given})
     network, inputs, batches = scoring_inputs(recipe, weights, shapes, with_data=bool(data))

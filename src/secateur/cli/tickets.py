@@ -25,11 +25,15 @@ def tickets(
     variants: Annotated[list[str] | None, typer.Option("--variant", help="Only these; once per variant.")] = None,
     kinds: Annotated[list[str] | None, typer.Option("--kind", help="structured or unstructured; both unless given.")] = None,
     batch: Annotated[int, typer.Option(min=1)] = 64,
+    keep_weights: Annotated[bool, typer.Option("--weights/--no-weights", help="Keep plans and weights of every seed.")] = True,
     threads: options.Threads = 1,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train tickets by every reinitialisation, structured and unstructured; write tickets.svg and tickets.json."""
+    """Train tickets by every reinitialisation, structured and unstructured; write tickets.svg and tickets.json.
+
+    Masks and initial weights of every seed stay beside them.
+    """
     from secateur.cli.inputs import source
     from secateur.io.files import write_json, write_text
     from secateur.measure import machine
@@ -55,7 +59,8 @@ def tickets(
     begun = time.perf_counter()
     with screen.bars(quiet or as_json) as progress, on_threads(threads):
         told: dict[str, Any] = {"progress": progress} if progress else {}
-        found = grid(lambda: parts.build_model(model, {}), batches, example, settings, **told)
+        place = output if keep_weights else None
+        found = grid(lambda: parts.build_model(model, {}), batches, example, settings, folder=place, **told)
     seconds = round(time.perf_counter() - begun, 1)
     table = {**machine.record(), "seconds": seconds, "model": model, "data": data, "settings": asdict(settings), "found": found}
     write_json(output / "tickets.json", table)

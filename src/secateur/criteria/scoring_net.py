@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from secateur.core.axes import Axes
 from secateur.core.protocols import Batches, Criterion, Loss
-from secateur.criteria.scoring.fit import fit_
+from secateur.criteria.scoring.fit import Record, fit_
 from secateur.criteria.scoring.gates import Allocate
 from secateur.criteria.scoring.network import ScoringNet
 from secateur.criteria.scoring.settings import NetSettings, ScorerSettings
 from secateur.criteria.scoring.slopes import Slopes
 from secateur.criteria.scoring.task import Task
+
+OnTrained = Callable[[ScoringNet, list[Record]], None]
 
 
 def scoring_net(
@@ -25,6 +29,7 @@ def scoring_net(
     net: NetSettings | ScoringNet | None = None,
     settings: ScorerSettings | None = None,
     budget: str = "macs",
+    on_trained: OnTrained | None = None,
 ) -> Criterion:
     """Scores by a Scoring Net: trained here through gates on the frozen weights, or one that is already trained.
 
@@ -32,14 +37,17 @@ def scoring_net(
     the one that will make the final plan, as ``lambda axes, scores, share: secateur.allocate.budget(axes, scores,
     {"macs": share}, normalise="none")``, and ask it for scores with ``normalise="none"``: a Scoring Net compares axes itself.
     `net` is how a fresh net is built (from `settings.seed`), or a trained `ScoringNet`, which is asked once and not trained;
-    then `allocate` is not called. `budget` names the count the allocator spends. The model does not change.
+    then `allocate` is not called. `budget` names the count the allocator spends. ``on_trained(net, records)`` is told the net
+    that was trained here, to be saved by `secateur.io.save_scorer`, and the records of `fit_`. The model does not change.
     """
     settings = settings or ScorerSettings()
     if not isinstance(net, ScoringNet):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             fresh = ScoringNet(net)
-        fit_(fresh, [Task(model, axes, batches, loss, allocate, budget)], settings)
+        records = fit_(fresh, [Task(model, axes, batches, loss, allocate, budget)], settings)
         net = fresh
+        if on_trained:
+            on_trained(net, records)
     slopes = Slopes(model, batches, loss) if net.settings.gradients else None
     return net.criterion(model, axes, slopes)

@@ -24,6 +24,8 @@ def three_sp(
     """Scores: ``|dL/dm|`` of `snip` over the share of `cost` ("macs" or "params") that goes with one unit of the axis.
 
     `axes` are those of a trace of `model`. A unit that costs nothing is scored as if it cost one of the count.
+    Ask the allocator for ``normalise="none"``, as recipes do: the cost is one number per axis, and over the mean of its axis it
+    cancels, which leaves `snip`.
 
     Source: van Amersfoort et al., 2020 ("Single shot structured pruning before training"), whose saliency is divided by the
     compute cost of the channel; written from its description, the formula was not at hand.

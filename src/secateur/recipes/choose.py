@@ -16,6 +16,8 @@ from secateur.core.plan import Plan
 from secateur.core.protocols import Batches, Criterion, Loss
 from secateur.core.strict import parse
 from secateur.criteria.score import score
+from secateur.criteria.scoring import Allocate
+from secateur.criteria.scoring_net import OnTrained
 from secateur.graph import trace
 from secateur.io.files import read_text
 from secateur.measure.table import LatencyTable, from_json, measure_table
@@ -31,6 +33,8 @@ BY_FEATURE = ("hrank", "chip", "apoz", "thinet", "lasso", "cap")
 """Criteria of batches alone; axes without features of that kind are scored by L2."""
 AT_START = ("snip", "grasp", "synflow", "three_sp")
 """Criteria for networks that were not trained yet; axes that no parameter reads are scored by L2."""
+COMPARES_AXES = ("scoring_net", "three_sp")
+"""Criteria whose scores compare across axes as they are; `prune.normalise` is of no effect on them."""
 DATA_DRIVEN = BY_GRADIENT + BY_FEATURE
 
 
@@ -43,17 +47,20 @@ def choose(
     loss: Loss | None = None,
     seed: int = 0,
     progress: Progress = silent,
+    on_trained: OnTrained | None = None,
 ) -> tuple[Axes, Plan]:
     """The axes of `model` as it is, and the plan that leaves what `prune.keep` says of it.
 
     With `prune.rounds` r above 1 each round leaves the r-th root of the share, on a copy whose batch norms are
     re-estimated on `batches` before it is scored anew; the rounds compose into one plan for `model`.
+    `on_trained` is told the Scoring Net and its records where one is trained, in every round anew.
     Raises `SecateurError` where the criterion needs data and there is none, and for a budget that cannot be met.
     """
     first = axes = trace(model, example).ignore(*prune.ignore)
     plan = Plan(axes.fingerprint)
     shares = cast(dict[str, float], prune.keep)
     current, costs = model, costs_of(model, axes, example, prune)
+    known: dict[str, Any] = {"batches": batches, "loss": loss, "seed": seed, "on_trained": on_trained}
     dense = {what: amount(axes, costs, what) for what in shares}
     for number in range(1, prune.rounds + 1):
         progress("prune", number - 1, prune.rounds, "trace, score, allocate")
@@ -61,7 +68,7 @@ def choose(
         if prune.rounds > 1:  # of what the rounds before have left
             now = {what: amount(axes, costs, what) for what in shares}
             keep = {what: min(1.0, s ** (number / prune.rounds) * dense[what] / now[what]) for what, s in shares.items()}
-        judged = criterion(current, prune, example, axes=axes, batches=batches, loss=loss, seed=seed)
+        judged = criterion(current, prune, example, axes=axes, costs=costs, **known)
         scores = score(axes, criteria.isomorphic(current, axes, judged) if prune.isomorphic else judged)
         plan = plan.then(allocated(axes, scores, prune, keep, costs))
         if number < prune.rounds:
@@ -83,10 +90,17 @@ def criterion(
     batches: Batches | None,
     loss: Loss | None,
     seed: int,
+    costs: Mapping[str, CostOf] | None = None,
+    on_trained: OnTrained | None = None,
 ) -> Criterion:
-    """The criterion `prune` names, made for `model`. Raises `SecateurError` where it needs data and there is none."""
+    """The criterion `prune` names, made for `model`. Raises `SecateurError` where it needs data and there is none.
+
+    A Scoring Net wants the `costs` of `costs_of` where the budget is on one.
+    """
     if prune.criterion == "scoring_net":
-        return _learned(model, prune, axes, batches, loss, seed)
+        share, by_share = _judging(prune, axes, costs or {})
+        how: dict[str, Any] = {"allocate": by_share, "share": share, "seed": seed, "on_trained": on_trained}
+        return learned(model, axes, batches, loss, prune.args, **how)
     if prune.criterion in DATA_DRIVEN and batches is None:
         others = "l2, bn_scale or fpgm"
         raise SecateurError(f"criterion {prune.criterion!r}", "no data to run on", f"give data, or take {others}")
@@ -102,14 +116,18 @@ def criterion(
     return call_with("prune", prune.args, make, *given, **named)
 
 
-def _learned(model: nn.Module, prune: Prune, axes: Axes, batches: Batches | None, loss: Loss | None, seed: int) -> Criterion:
-    """A Scoring Net, judged in training by plans of the same allocator on the first count of the budget."""
+def _judging(prune: Prune, axes: Axes, costs: Mapping[str, CostOf]) -> tuple[tuple[str, float], Allocate]:
+    """((count, share), allocator) a Scoring Net is trained by: the plans of `prune` on the first part of its budget.
+
+    What has no slope by widths lends that of a count beside it: parameters for bytes, MACs for memory and latency.
+    """
     what, share = next(iter(cast(dict[str, float], prune.keep).items()))
 
     def by_share(axes: Axes, scores: Mapping[str, torch.Tensor], keep: float) -> Plan:
-        return allocated(axes, scores, prune, {what: keep}, {})
+        return allocated(axes, scores, prune, {what: keep}, costs)
 
-    return learned(model, axes, batches, loss, prune.args, allocate=by_share, share=(what, share), seed=seed)
+    beside = "params" if what == "bytes" else "macs"
+    return (beside if what in costs else what, share), by_share
 
 
 def costs_of(model: nn.Module, axes: Axes, example: Any, prune: Prune) -> dict[str, CostOf]:
@@ -140,7 +158,7 @@ def allocated(
 ) -> Plan:
     """The plan `prune.allocator` makes: "budget" trades axes against each other, "uniform" leaves the same share of each."""
     if prune.allocator == "budget":
-        own = prune.isomorphic or prune.criterion == "scoring_net"  # these compare axes themselves
+        own = prune.isomorphic or prune.criterion in COMPARES_AXES
         how = "none" if own else prune.normalise
         return allocate.budget(axes, scores, keep, normalise=how, floor=prune.floor, multiple=prune.multiple, costs=costs)
     return _uniform(axes, scores, prune, keep, costs)

@@ -24,6 +24,7 @@ from secateur.recipes.parts import Parts, first_input, limited, with_weights
 from secateur.recipes.progress import Progress
 from secateur.recipes.reconstruct import repair_of
 from secateur.recipes.schema import Fit, Recipe
+from secateur.recipes.scoring import scorer_kept
 from secateur.recipes.searching import searched
 from secateur.recipes.sparsing import sparse_hook
 from secateur.recipes.staged import tune_in_stages
@@ -104,6 +105,7 @@ def _chosen(job: Job, model: nn.Module) -> tuple[Axes, Plan]:
         loss=job.parts.loss,
         seed=job.recipe.seed,
         progress=job.progress,
+        on_trained=scorer_kept(job.folder, job.recipe),
     )
 
 

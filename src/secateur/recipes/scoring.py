@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,9 +13,12 @@ from torch import nn
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError, nearest
 from secateur.core.protocols import Batches, Criterion, Loss
-from secateur.criteria.scoring import Allocate, NetSettings, Objective, ScorerSettings, ScorerStage
-from secateur.criteria.scoring_net import scoring_net
-from secateur.io.scorer import load_scorer
+from secateur.criteria.scoring import Allocate, NetSettings, Objective, ScorerSettings, ScorerStage, ScoringNet
+from secateur.criteria.scoring.fit import Record
+from secateur.criteria.scoring_net import OnTrained, scoring_net
+from secateur.io.files import write_text
+from secateur.io.scorer import load_scorer, save_scorer
+from secateur.recipes.schema import Recipe
 
 PARTS: dict[str, type] = {"net": NetSettings, "objective": Objective, "stage": ScorerStage, "settings": ScorerSettings}
 
@@ -28,12 +33,14 @@ def learned(
     allocate: Allocate,
     share: tuple[str, float],
     seed: int,
+    on_trained: OnTrained | None = None,
 ) -> Criterion:
     """The criterion "scoring_net" of a recipe.
 
     `args`: ``file`` names a trained net, which scores without training; otherwise any field of `NetSettings`, `ScorerStage`,
     `Objective` and `ScorerSettings`, and ``stages``, a list of tables, for several stages. `share` is (count, share) of the
-    budget. Raises `SecateurError` for other words, and where data are needed and there are none.
+    budget; `on_trained` is told a net that was trained. Raises `SecateurError` for other words, and where data are needed and
+    there are none.
     """
     words = dict(args)
     if file := words.pop("file", None):
@@ -46,8 +53,29 @@ def learned(
     else:
         net, settings = settings_of(words, share[1], seed)
     if batches is None or loss is None:
-        raise SecateurError("criterion 'scoring_net'", "no data to run on", "give data, or args = { file = ... }")
-    return scoring_net(model, batches, loss, axes=axes, allocate=allocate, net=net, settings=settings, budget=share[0])
+        asked, do = "criterion 'scoring_net'", "give data, or args = { file = ... }"
+        if file:
+            asked, do = "a Scoring Net that reads gradients", "give data, as --data does"
+        raise SecateurError(asked, "no data to run on", do)
+    how: dict[str, Any] = {"allocate": allocate, "budget": share[0], "on_trained": on_trained}
+    return scoring_net(model, batches, loss, axes=axes, net=net, settings=settings, **how)
+
+
+def scorer_kept(folder: Path, recipe: Recipe, prefix: str = "") -> OnTrained:
+    """What writes scoring_net.safetensors, of the last round that trained one, and scorer.jsonl, the epochs of all rounds.
+
+    `prefix` goes before both names.
+    """
+    rounds: list[list[Record]] = []
+
+    def keep(net: ScoringNet, records: list[Record]) -> None:
+        rounds.append(records)
+        lines = [json.dumps({"round": number, **record}) for number, known in enumerate(rounds, 1) for record in known]
+        write_text(folder / f"{prefix}scorer.jsonl", "".join(line + "\n" for line in lines))
+        told = {"trained on": recipe.model.build, "data": recipe.data.name, "round": str(len(rounds))}
+        save_scorer(folder / f"{prefix}scoring_net.safetensors", net, metadata=told)
+
+    return keep
 
 
 def settings_of(words: Mapping[str, Any], share: float, seed: int) -> tuple[NetSettings, ScorerSettings]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from secateur.core.plan import Plan, mask
 from secateur.core.protocols import Batches
 from secateur.criteria.score import score
 from secateur.graph import trace
+from secateur.io import artefact
 from secateur.recipes.progress import Progress, silent
 from secateur.surgery import fingerprint
 from secateur.train import FitSettings, evaluate, fit
@@ -61,6 +63,7 @@ def grid(
     example: Any,
     settings: GridSettings | None = None,
     *,
+    folder: Path | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """{"dense": accuracies, kind: {variant: accuracies}}, one accuracy per seed, on the second part of ``data(seed)``.
@@ -68,6 +71,10 @@ def grid(
     For each seed: two networks with independent initial weights, of which one is trained; a plan from its trained weights; for
     every variant a ticket made by that plan from the initial weights, trained as the dense network was. No choice looks at the
     data accuracies are on.
+
+    `folder` keeps what the tickets of each seed are made from, in "seed-0" and so on: the weights "initial", "fresh" (the
+    second draw), "late" and "dense" as safetensors, and a plan per kind, as structured.json. `secateur.train.ticket` makes
+    the tickets again.
     """
     settings = settings or GridSettings()
     found: dict[str, Any] = {"dense": []} | {kind: {variant: [] for variant in settings.variants} for kind in settings.kinds}
@@ -78,9 +85,14 @@ def grid(
         initial, fresh = _built(build, seed), _built(build, seed + FRESH)
         dense, late = _dense(initial, train, how, settings.late)
         found["dense"].append(evaluate(dense, test)["accuracy"])
+        place = folder / f"seed-{seed}" if folder else None
+        if place:
+            _keep(place, {"initial": initial, "fresh": fresh, "late": late, "dense": dense})
         done += 1
         for kind in settings.kinds:
             plan = structured(dense, example, settings.keep) if kind == "structured" else unstructured(dense, settings.keep)
+            if place:
+                artefact.write_plan(place / f"{kind}.json", plan)
             for variant in settings.variants:
                 progress("tickets", done, total, f"seed {seed}, {kind}, {variant}")
                 source, draw = (late, "rewind") if variant == LATE else (initial, variant)
@@ -90,6 +102,12 @@ def grid(
                 done += 1
     progress("tickets", total, total, "")
     return found
+
+
+def _keep(place: Path, models: dict[str, nn.Module]) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    for name, model in models.items():
+        artefact.save(place / f"{name}.safetensors", model)
 
 
 def structured(model: nn.Module, example: Any, keep: float) -> Plan:

@@ -53,8 +53,10 @@ class FeatureMatching:
     """A hook whose loss draws the features of `model` towards those of `teacher` on the same input.
 
     Of each named layer's output (B, C, ...) the mean square over channels is taken, (B, P), and normalised: maps of networks
-    of different widths compare. The loss is `weight` times the mean squared distance of these maps, summed over `layers`.
-    Outputs of two dims (B, C) compare by the cosine where widths agree. `remove()` ends it.
+    of different widths compare. An output of three dims is taken as tokens (B, N, C) where both networks have as many, as
+    (B, C, P) otherwise. The loss is `weight` times the mean squared distance of these maps, summed over `layers`; one
+    `SecateurError` where positions differ. Outputs of two dims (B, C) compare by the cosine where widths agree. `remove()`
+    ends it.
 
     Source: Zagoruyko and Komodakis, 2017, eq. 2 (attention transfer, p = 2).
     """
@@ -125,5 +127,11 @@ def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
                 "feature matching", f"features of shape {found}", "name layers with positions, as convolutions have"
             )
         return (1 - F.cosine_similarity(ours, theirs, 1)).mean()
-    one, two = (F.normalize(features.square().mean(1).flatten(1), dim=1) for features in (ours, theirs))
-    return (one - two).square().sum(1).mean()
+    channels = 1
+    if ours.dim() == theirs.dim() == 3 and ours.shape[1] == theirs.shape[1]:
+        channels = 2
+    one, two = (features.square().mean(channels).flatten(1) for features in (ours, theirs))
+    if one.shape != two.shape:
+        found = f"features of shape {list(ours.shape)} where the teacher has {list(theirs.shape)}"
+        raise SecateurError("feature matching", found, "name layers with the same positions in both networks")
+    return (F.normalize(one, dim=1) - F.normalize(two, dim=1)).square().sum(1).mean()

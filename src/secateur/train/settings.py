@@ -10,7 +10,7 @@ import torch
 from torch import nn, optim
 
 from secateur.core.errors import SecateurError, nearest
-from secateur.train.muon import Muon
+from secateur.linalg.muon import Muon
 
 SCHEDULES = ("cosine", "step", "constant")
 PRECISIONS = ("float32", "bf16")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from secateur.criteria.scoring.reinforce import Baseline, reinforce_loss
 from secateur.criteria.scoring.settings import ScorerSettings, ScorerStage
 from secateur.criteria.scoring.task import Prepared, Task, objective, prepare
 from secateur.criteria.scoring.unroll import trained
+from secateur.linalg.muon import Muon
 
 Record = dict[str, Any]
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
@@ -26,6 +27,7 @@ OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adamw": optim.AdamW,
     "sgd": lambda parameters, lr: optim.SGD(parameters, lr, momentum=0.9),
     "lbfgs": lambda parameters, lr: optim.LBFGS(parameters, lr, line_search_fn="strong_wolfe"),
+    "muon": lambda parameters, lr: Muon(parameters, lr, momentum=0.95, weight_decay=0.0, nesterov=True),
 }
 
 
@@ -48,7 +50,8 @@ def fit_(
 ) -> list[Record]:
     """Train `net` in place on one network or on several at once; one record per epoch.
 
-    An epoch shows every batch of every task once, in an order drawn from `settings.seed`. A record holds "stage", "epoch",
+    An epoch shows every batch of every task once, in an order drawn from `settings.seed`; one of LBFGS is a single step on all
+    of them. A record holds "stage", "epoch",
     "loss", "seconds" since the start, and "forwards": passes of the pruned networks over a batch so far, those of the full
     networks and of unrolled steps among them. The networks do not change.
     Raises `SecateurError` where there is no task, no batch, nothing to cut, or a loss that is not finite.
@@ -61,7 +64,7 @@ def fit_(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         generator = torch.Generator().manual_seed(settings.seed)
-        ready = [prepare(task, net.settings, settings.limit) for task in tasks]
+        ready = [prepare(task, net.settings, settings.limit, settings.mode) for task in tasks]
         samples = [measured(p, settings, generator) for p in ready] if settings.variant == "regress" else []
         run = _Training(net, ready, settings, samples, generator)
         net.train()
@@ -93,18 +96,35 @@ class _Training:
         self.total, self.taken = max(len(self.order) * sum(stage.epochs for stage in settings.stages), 1), 0
 
     def epochs(self, stage: ScorerStage) -> Iterator[float]:
-        """The mean loss of each epoch of `stage`; its learning rate falls to 0 as half a cosine."""
+        """The mean loss of each epoch of `stage`; its learning rate falls to 0 as half a cosine, but for LBFGS."""
         optimizer = OPTIMIZERS[stage.optimizer](list(self.net.parameters()), lr=stage.lr)
         steps = max(stage.epochs * len(self.order), 1)
         for epoch in range(stage.epochs):
+            if stage.optimizer == "lbfgs":
+                yield self._together(optimizer, stage)
+                continue
             total = 0.0
             for number, place in enumerate(torch.randperm(len(self.order), generator=self.generator).tolist()):
-                if stage.optimizer != "lbfgs":
-                    done = (epoch * len(self.order) + number) / steps
-                    optimizer.param_groups[0]["lr"] = stage.lr * 0.5 * (1 + math.cos(math.pi * done))
+                done = (epoch * len(self.order) + number) / steps
+                optimizer.param_groups[0]["lr"] = stage.lr * 0.5 * (1 + math.cos(math.pi * done))
                 total += self._step(optimizer, stage, self._at(*self.order[place]))
                 self.taken += 1
             yield total / len(self.order)
+
+    def _together(self, optimizer: optim.Optimizer, stage: ScorerStage) -> float:
+        """One step of LBFGS: a line search wants one function, so all batches, one share and one temperature."""
+        if self.settings.variant == "gates":
+            optimizer.state.clear()  # differences of gradients across temperatures are no curvature
+        now = self._at(*self.order[0])
+        order = [(prepared, 0) for prepared in self.ready] if self.settings.variant == "regress" else self.order
+        steps = [replace(now, prepared=prepared, batch=batch) for prepared, batch in order]
+        self.taken += len(self.order)
+
+        def closure() -> float:
+            optimizer.zero_grad()
+            return sum(self._slope(stage, step, 1 / len(steps)) for step in steps)
+
+        return float(optimizer.step(closure))  # type: ignore[arg-type]
 
     def _at(self, prepared: Prepared, batch: int) -> _Step:
         done, (start, end) = self.taken / self.total, self.settings.soft
@@ -113,17 +133,20 @@ class _Training:
         return _Step(prepared, batch, share, start * (end / start) ** done)
 
     def _step(self, optimizer: optim.Optimizer, stage: ScorerStage, step: _Step) -> float:
-        def closure() -> float:
-            optimizer.zero_grad()
-            value = self._loss(stage, step)
-            if not torch.isfinite(value):
-                do = "lower the learning rate, or look for weights that are infinite or not a number"
-                raise SecateurError("training a Scoring Net", f"a loss of {float(value.detach())}", do)
-            value.backward()
-            nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip)
-            return float(value.detach())
+        optimizer.zero_grad()
+        value = self._slope(stage, step)
+        nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip)
+        optimizer.step()
+        return value
 
-        return float(optimizer.step(closure))  # type: ignore[arg-type]
+    def _slope(self, stage: ScorerStage, step: _Step, weight: float = 1.0) -> float:
+        """`weight` times the loss; its gradient is added to the net's."""
+        value = self._loss(stage, step) * weight
+        if not torch.isfinite(value):
+            do = "lower the learning rate, or look for weights that are infinite or not a number"
+            raise SecateurError("training a Scoring Net", f"a loss of {float(value.detach())}", do)
+        value.backward()
+        return float(value.detach())
 
     def _loss(self, stage: ScorerStage, step: _Step) -> Tensor:
         if self.settings.variant == "regress":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
+
+from torch import optim
 
 from secateur.core.errors import SecateurError, nearest
 
@@ -14,7 +16,7 @@ CHOICES = {
     "mode": ("post", "init"),
     "variant": ("gates", "regress", "reinforce"),
     "spend": ("network", "axis"),
-    "optimizer": ("adam", "adamw", "sgd", "lbfgs"),
+    "optimizer": ("adam", "adamw", "sgd", "lbfgs", *(["muon"] if hasattr(optim, "Muon") else [])),
 }
 
 
@@ -50,31 +52,45 @@ class Objective:
     """What one stage of training minimises, as weights.
 
     Of the `task`'s loss, of `kl` = `temperature`^2 KL(full || gated), of `logits`, the mean squared difference of outputs, and
-    of the `budget`'s excess (max(0, count / budget - 1))^2 in soft widths.
+    of the `budget`'s excess (max(0, count / budget - 1))^2 in soft widths. A `kl` of None is 1, and 0 in mode "init": what an
+    untrained network answers teaches nothing. `smoothing` is the share of the task's loss that goes to the mean of -log p over
+    all classes: label smoothing, where that loss is cross-entropy (Szegedy et al., 2016).
     """
 
     task: float = 1.0
-    kl: float = 1.0
+    kl: float | None = None
     logits: float = 0.0
     budget: float = 1.0
     temperature: float = 1.0
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("task", "kl", "logits", "budget"):
+        for name in ("task", "logits", "budget", "smoothing", *(["kl"] if self.kl is not None else [])):
             _number(name, getattr(self, name), 0)
         _number("temperature", self.temperature, 1e-3)
-        if not self.task + self.kl + self.logits > 0:
+        if self.smoothing >= 1:
+            raise SecateurError(f"smoothing={self.smoothing}", "a value out of range", "give a share below 1")
+        if not self.task + (1.0 if self.kl is None else self.kl) + self.logits > 0:
             raise SecateurError("an objective", "no weight on task, kl or logits", "give at least one of them a weight")
+
+    def of(self, mode: str) -> Objective:
+        """With the `kl` that None stands for. Raises `SecateurError` where nothing is left to minimise."""
+        return replace(self, kl=0.0 if mode == "init" else 1.0) if self.kl is None else self
 
 
 @dataclass(frozen=True)
 class ScorerStage:
-    """A stretch of a Scoring Net's training: `epochs` passes with an objective, an optimizer and a learning rate of its own."""
+    """A stretch of a Scoring Net's training: `epochs` passes with an objective, an optimizer and a learning rate of its own.
+
+    An epoch of "lbfgs" is one step on the loss of all batches together, at one share and temperature, which looks at it up to
+    25 times; its gradient is not clipped. Its line search suits the smooth loss of variant "regress"; through gates the loss is
+    a step function, where a search that finds nothing lower leaves the net as it is. "muon" is there where torch has it.
+    """
 
     name: str = "score"
     epochs: int = 15
     objective: Objective = field(default_factory=Objective)
-    optimizer: Literal["adam", "adamw", "sgd", "lbfgs"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd", "lbfgs", "muon"] = "adam"
     lr: float = 3e-3
 
     def __post_init__(self) -> None:
@@ -88,7 +104,8 @@ class ScorerSettings:
     """How a Scoring Net is trained.
 
     `mode` "post" asks for a network that works as it is cut; "init" for one that works after `unrolled` steps of SGD at
-    `inner_lr` from where it is cut (first-order MAML, Finn et al., 2017). `variant`: "gates" trains through gates by a
+    `inner_lr` from where it is cut (first-order MAML, Finn et al., 2017); the full network then answers with the statistics of
+    the batch, as running ones mean nothing before training. `variant`: "gates" trains through gates by a
     straight-through estimate; "regress" fits measured changes of the loss under `masks` random masks that drop shares in
     the range `drop` of every axis; "reinforce" samples gates and follows the policy gradient.
 
@@ -128,9 +145,14 @@ class ScorerSettings:
             raise SecateurError(f"soft={self.soft}", "no pair of temperatures", "give two numbers above 0, as (1.0, 0.1)")
         if len(self.drop) != 2 or not 0 < self.drop[0] <= self.drop[1] < 1:
             raise SecateurError(f"drop={self.drop}", "no range of shares", "give two shares between 0 and 1, as (0.1, 0.3)")
-        if self.variant == "gates" and any(stage.optimizer == "lbfgs" for stage in self.stages) and len(self.keeps) > 1:
-            found = f"a loss that changes with the share drawn from keeps={self.keeps}"
-            raise SecateurError("optimizer='lbfgs'", found, "give one share, or another optimizer")
+        object.__setattr__(self, "stages", tuple(replace(s, objective=s.objective.of(self.mode)) for s in self.stages))
+        if any(stage.optimizer == "lbfgs" for stage in self.stages):
+            if self.variant == "reinforce":
+                found = "variant 'reinforce', whose loss is another one at every look"
+                raise SecateurError("optimizer='lbfgs'", found, "give another optimizer or another variant")
+            if self.variant == "gates" and len(self.keeps) > 1:
+                found = f"a loss that changes with the share drawn from keeps={self.keeps}"
+                raise SecateurError("optimizer='lbfgs'", found, "give one share, or another optimizer")
 
 
 def net_to_json(settings: NetSettings) -> dict[str, Any]:
@@ -139,11 +161,15 @@ def net_to_json(settings: NetSettings) -> dict[str, Any]:
 
 
 def net_from_json(value: Mapping[str, Any], asked: str) -> NetSettings:
-    """The inverse. Raises `SecateurError` beginning with `asked` for keys and values that are none of ours."""
-    known = {f.name for f in fields(NetSettings)}
-    if type(value) is not dict or set(value) != known:
-        odd = sorted(set(value) ^ known)[0] if isinstance(value, Mapping) else "a value that is no table"
-        raise SecateurError(asked, f"settings with {odd[:60]!r} missing or unknown", "train and save it again")
+    """The inverse; what an older file does not say is as it was before one could say it, the default.
+
+    Raises `SecateurError` beginning with `asked` for keys and values that are none of ours.
+    """
+    unknown = (
+        sorted(set(value) - {f.name for f in fields(NetSettings)}) if type(value) is dict else ["a value that is no table"]
+    )
+    if unknown:
+        raise SecateurError(asked, f"settings with {unknown[0][:60]!r}, which is none", "train and save it again")
     try:
         return NetSettings(**value)
     except (SecateurError, TypeError) as error:

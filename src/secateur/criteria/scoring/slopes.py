@@ -19,7 +19,10 @@ from secateur.criteria.taylor import differentiable, gradients
 
 
 class Slopes:
-    """Mean gradient and mean squared gradient of every parameter over at most `limit` batches, in evaluation mode."""
+    """Mean gradient and mean squared gradient of every parameter over at most `limit` batches, in evaluation mode.
+
+    `batches` is how many there were: one forward and one backward pass each.
+    """
 
     def __init__(self, model: nn.Module, batches: Batches, loss: Loss, *, limit: int = 10) -> None:
         weights = list(dict.fromkeys(parameters(model).values()))
@@ -35,6 +38,7 @@ class Slopes:
                 count += 1
         if not count:
             raise SecateurError("gradients for a Scoring Net", "no batch", "give data that can be iterated anew for every pass")
+        self.batches = count
         for weight in weights:
             self._mean[weight] /= count
             self._square[weight] /= count

@@ -54,42 +54,72 @@ class Prepared:
         return self.gated(gates, inputs, weights)
 
 
-def prepare(task: Task, net: NetSettings, limit: int) -> Prepared:
-    """`task` made ready. Raises `SecateurError` where there is no batch or nothing to cut."""
+def prepare(task: Task, net: NetSettings, limit: int, mode: str = "post") -> Prepared:
+    """`task` made ready; in mode "init" the full network answers with the statistics of the batch.
+
+    Raises `SecateurError` where there is no batch or nothing to cut.
+    """
     if not task.axes.free:
         raise SecateurError("training a Scoring Net", "no axis that can be cut", "give a network of which something can go")
     device, held = device_of(task.model), []
+    gated = Gated(task.axes.free, task.model)
+    on_batch_statistics(gated.model)
     with evaluating(task.model), torch.no_grad():
         for inputs, target in pairs(task.batches, limit):
             inputs, target = to_device(inputs, device), to_device(target, device)
-            held.append((inputs, target, call(task.model, inputs)))
+            held.append((inputs, target, gated({}, inputs) if mode == "init" else call(task.model, inputs)))
     if not held:
         raise SecateurError("training a Scoring Net", "no batch", "give data that can be iterated anew for every pass")
     slopes = Slopes(task.model, task.batches, task.loss) if net.gradients else None
-    gated = Gated(task.axes.free, task.model)
-    on_batch_statistics(gated.model)
     units = units_of(task.model, task.axes, net, slopes)
-    return Prepared(task, units, gated, held, budget_of(task.axes, task.budget), len(held) * (3 if net.gradients else 1))
+    passes = len(held) + (slopes.batches if slopes else 0)
+    return Prepared(task, units, gated, held, budget_of(task.axes, task.budget), passes)
 
 
 def objective(prepared: Prepared, how: Objective, output: Any, target: Any, answer: Any, excess: Tensor | float) -> Tensor:
     """The loss of one batch: the task's, distillation from the full network's `answer`, and the budget's excess."""
     total = torch.as_tensor(excess) * how.budget
     if how.task:
-        total = total + how.task * prepared.task.loss(output, target)
+        value = prepared.task.loss(output, target)
+        if how.smoothing:
+            value = (1 - how.smoothing) * value + how.smoothing * evenness(output, target)
+        total = total + how.task * value
     if how.kl:
-        total = total + how.kl * divergence(output, answer, how.temperature)
+        total = total + how.kl * divergence(output, answer, how.temperature, class_dim(output, target))
     if how.logits:
         total = total + how.logits * squares(output, answer)
     return total
 
 
-def divergence(output: Any, answer: Any, temperature: float) -> Tensor:
-    """T^2 KL(full || gated) over dimension 1 of logits (Hinton et al., 2015); of other outputs the relative squares."""
-    if not (isinstance(output, Tensor) and output.dim() >= 2 and output.shape[1] > 1):
+def class_dim(output: Any, target: Any = None) -> int:
+    """Where the classes of logits are: 1 of (B, K) and of maps (B, K, H, W), the last of tokens (B, N, V).
+
+    Of three dims it is 1 where the target holds whole numbers (B, L) that fit (B, K, L) and not (B, N, V).
+    """
+    if not isinstance(output, Tensor) or output.dim() != 3:
+        return 1
+    labels = isinstance(target, Tensor) and target.dim() == 2 and not target.is_floating_point()
+    return 1 if labels and target.shape[1] == output.shape[2] != output.shape[1] else 2
+
+
+def divergence(output: Any, answer: Any, temperature: float, dim: int = 1) -> Tensor:
+    """T^2 KL(full || gated) over the classes in `dim` of logits (Hinton et al., 2015), the mean over all places that have
+    classes; of other outputs the relative squares."""
+    if not (isinstance(output, Tensor) and output.dim() >= 2 and output.shape[dim] > 1):
         return squares(output, answer)
-    ours, theirs = (F.log_softmax(value.float() / temperature, 1).movedim(1, -1).flatten(0, -2) for value in (output, answer))
+    ours, theirs = (
+        F.log_softmax(value.float() / temperature, dim).movedim(dim, -1).flatten(0, -2) for value in (output, answer)
+    )
     return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
+def evenness(output: Any, target: Any) -> Tensor:
+    """The mean of -log p over all classes and places: cross-entropy against the even distribution."""
+    dim = class_dim(output, target)
+    if not (isinstance(output, Tensor) and output.dim() >= 2 and output.shape[dim] > 1):
+        found = f"an output of {list(output.shape) if isinstance(output, Tensor) else type(output).__name__}"
+        raise SecateurError("label smoothing", f"{found}, which is no logits", "set smoothing to 0")
+    return -F.log_softmax(output, dim).mean()
 
 
 def squares(output: Any, answer: Any) -> Tensor:

@@ -65,7 +65,8 @@ class Prune:
 
     `keep` names "macs", "params", "bytes" of the saved tensors, "memory" of activations, "latency"; the last by the file
     `table` that `secateur measure --table` wrote, or by a table measured here and now.
-    `isomorphic` ranks units only among axes of like layers; `normalise` is then of no effect.
+    `isomorphic` ranks units only among axes of like layers; `normalise` is then of no effect, as it is on "scoring_net" and
+    "three_sp", whose scores compare across axes.
     """
 
     keep: Keep = field(default_factory=lambda: {"macs": 0.5})

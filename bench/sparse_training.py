@@ -37,6 +37,11 @@ from secateur.train.sparse import Growth, Layout, Ramp, Rank
 Make = Callable[[nn.Module, float, int, int], Sparse]
 
 
+def on_base(reading: Literal["st3", "acdc"], strength: float) -> Make:
+    """The rank term in each step of another method, `strength` of the task's gradient in every layer."""
+    return lambda m, k, s, e: sparse.rpg(m, k, s, reading=reading, rank=Rank(strength, 0.2, "step", 20, normalise=True))
+
+
 USUAL, GENTLE = Growth(), Growth(drop=0.02, skip_step=False)
 """What regrows in each change of masks: a share of 0.3 that falls, as published, and little, for short schedules."""
 
@@ -67,7 +72,8 @@ METHODS: dict[str, tuple[str, Make]] = {
     "st3": ("ST-3", lambda m, k, s, e: sparse.st3(m, k, s)),
     "rpg_a": ("RPG A, in each step (0.1, per layer)", gradual(lambda _: Rank(0.1, 0.2, "step", 10, True, True))),
     "rpg_b": ("RPG B, published lambda", gradual(published("growth"))),
-    "rpg_st3": ("RPG on ST-3 (0.1, per layer)", lambda m, k, s, e: sparse.rpg(m, k, s, reading="st3")),
+    "rpg_st3": ("RPG on ST-3 (0.1, per layer)", on_base("st3", 0.1)),
+    "rpg_st3_mild": ("RPG on ST-3 (0.03, per layer)", on_base("st3", 0.03)),
     "rpg_b_gentle": ("RPG B, a fiftieth regrown", gradual(published("growth"), growth=GENTLE)),
     "rpg_0": ("GMP with growth (lambda = 0)", gradual()),
     "rpg_b_layer": ("RPG B, terms per layer (1)", gradual(lambda _: Rank(1.0, 0.2, linear=True, normalise=True))),
@@ -75,7 +81,8 @@ METHODS: dict[str, tuple[str, Make]] = {
     "occupancy": ("lambda = 0, an entry in each row and column", gradual(layout=Layout(occupancy=1))),
     "gmp_occupancy": ("GMP, an entry in each row and column", gradual(growth=None, layout=Layout(occupancy=1))),
     "acdc": ("AC/DC", lambda m, k, s, e: sparse.acdc(m, k, s)),
-    "rpg_acdc": ("RPG on AC/DC (0.1, per layer)", lambda m, k, s, e: sparse.rpg(m, k, s, reading="acdc")),
+    "rpg_acdc": ("RPG on AC/DC (0.1, per layer)", on_base("acdc", 0.1)),
+    "rpg_acdc_mild": ("RPG on AC/DC (0.03, per layer)", on_base("acdc", 0.03)),
 }
 """Key of a file name to what a table says and the hook of (model, keep, steps, every)."""
 NETWORKS = {"resnet20": "cifar_resnet20_a", "resnet56": "cifar_resnet56_a"}

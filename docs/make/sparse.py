@@ -95,7 +95,11 @@ With a fiftieth regrown in place of 0.3 the rank is above GMP's wherever it was 
 """
 NOISE = 0.5
 """Points: the standard error of an accuracy of 50 to 85 % on 10,000 images."""
-BASES = {"rpg_b": "gmp", "rpg_b_gentle": "gmp", "rpg_0": "gmp", "rpg_a": "gmp", "rpg_st3": "st3", "rpg_acdc": "acdc"}
+BASES = {
+    **dict.fromkeys(("rpg_b", "rpg_b_gentle", "rpg_0", "rpg_a", "occupancy", "gmp_occupancy"), "gmp"),
+    **dict.fromkeys(("rpg_st3", "rpg_st3_mild"), "st3"),
+    **dict.fromkeys(("rpg_acdc", "rpg_acdc_mild"), "acdc"),
+}
 """What a rank-aware method adds to."""
 
 
@@ -111,7 +115,7 @@ def over(method: str, model: str, keep: float, found: list[dict[str, Any]]) -> t
 
 
 def beside(model: str, keep: float, found: list[dict[str, Any]]) -> str:
-    """Accuracy and rank of the rank-aware methods less those of the method they build on, seed by seed."""
+    """Accuracy and rank of the methods that look at rank or occupancy less those of the method they build on, seed by seed."""
     known = [(method, over(method, model, keep, found)) for method in BASES]
     lines = [
         f"* {METHODS[method][0]} less {METHODS[BASES[method]][0]}: {gap[0]:+.2f} points of accuracy, {gap[1]:+.1f} of rank.\n"

@@ -67,10 +67,11 @@ METHODS = {
 }
 
 
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("allocation", ["global", "uniform", "erk"])
-def test_every_row_and_column_of_a_network_has_its_entries(allocation):
+def test_every_row_and_column_of_a_network_has_its_entries(allocation, memory):
     torch.manual_seed(0)
-    model = zoo.digits_resnet()
+    model = zoo.digits_resnet().to(memory_format=memory)
     with torch.no_grad():
         model.layer3[0].conv2.weight.mul_(1e-3)  # by magnitude alone nothing of it would stay
     sizes = {weight.name: weight.tensor for weight in weights_of(model)}

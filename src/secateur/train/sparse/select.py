@@ -161,13 +161,13 @@ def choose(scores: Tensor, count: int, layout: Layout) -> Tensor:
 def needed(scores: Tensor, least: int) -> Tensor:
     """True for the best `least` entries of every output and of every input channel of `scores` (O, I, K...)."""
     cube = scores.detach().reshape(scores.shape[0], scores.shape[1], -1)
-    mask = torch.zeros_like(cube, dtype=torch.bool)
+    mask = torch.zeros(cube.shape, dtype=torch.bool, device=cube.device)
     rows = cube.flatten(1).topk(min(least, cube[0].numel()), dim=1).indices
     mask.view(cube.shape[0], -1).scatter_(1, rows, True)
     columns = cube.transpose(0, 1).flatten(1)  # I, O * K
     best = columns.topk(min(least, columns.shape[1]), dim=1).indices
     across = torch.zeros_like(columns, dtype=torch.bool).scatter_(1, best, True)
-    return (mask | across.view(cube.shape[1], cube.shape[0], -1).transpose(0, 1)).view(scores.shape)
+    return (mask | across.view(cube.shape[1], cube.shape[0], -1).transpose(0, 1)).reshape(scores.shape)
 
 
 def _in_groups(scores: Tensor, n: int, m: int) -> Tensor:

@@ -44,6 +44,8 @@ LENGTHS = """## Regrowing on short schedules
 {name}, {keep:g} % of the weights gone, on a schedule of half the steps and on the one above ([short
 runs](../../bench/results/sparse/short)). A weight that grows begins at zero and has the steps until the next change of masks to
 matter; what was dropped for it had been trained. The published share of 0.3 per change is made for tens of thousands of steps.
+Two rows above tell growth and rank term apart: "GMP with growth (lambda = 0)" grows as RPG B does without the rank term, and "a
+fiftieth regrown" has the rank term with next to no growth. The lines below each table say what either has over GMP.
 
 """
 

@@ -132,7 +132,7 @@ def test_rank_growth_and_layout_are_tables_that_change_what_the_method_has(recip
     given = {"every": 2, "rank": {"strength": 0}, "growth": {"drop": 0.02, "skip_step": False}, "shape": "cubic"}
     hook = hook_of(recipe, "rpg", given)
     assert (hook.rank, hook.growth, hook.ramp.shape) == (Rank(0, 0.2), Growth(0.02, skip_step=False), "cubic")
-    assert hook_of(recipe, "rpg", {"reading": "st3", "rank": {"tail": 0.3}}).rank == Rank(0.1, 0.3, "step", 20, False, True)
+    assert hook_of(recipe, "rpg", {"reading": "st3", "rank": {"tail": 0.3}}).rank == Rank(0.03, 0.3, "step", 20, False, True)
     assert hook_of(recipe, "gmp", {"every": 2, "rank": {"strength": 1.5}}).rank == Rank(1.5, acts="step")
     assert hook_of(recipe, "granet", {"every": 2, "end": 0.5, "growth": {"score": "random"}}).growth == Growth(score="random")
     assert hook_of(recipe, "rigl", {"every": 2, "occupancy": 1}).layout == Layout("erk", occupancy=1)

@@ -17,7 +17,11 @@ from secateur.surgery import fingerprint
 
 FACTORED = {
     "residual": (Product("stem", "spatial", (4,)), Product("a", "tucker2", (4, 5))),
-    "vision transformer": (Product("up", "linear", (6,)), Product("down", "linear", (5,)), Product("attention.qkv", "linear", (7,))),
+    "vision transformer": (
+        Product("up", "linear", (6,)),
+        Product("down", "linear", (5,)),
+        Product("attention.qkv", "linear", (7,)),
+    ),
 }
 
 

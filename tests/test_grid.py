@@ -48,7 +48,7 @@ def carried(tmp_path_factory):
 
 
 def test_every_combination_is_a_cell_and_says_what_the_brief_asks(carried):
-    path, out = carried
+    _path, out = carried
     table = read_json(out / "grid.json")
     names = ["CE, SGD", "CE + KL, Adam"]
     assert list(table["cells"]) == [f"{one} / {two}" for one in names for two in names]

@@ -112,10 +112,10 @@ def test_words_of_a_recipe_reach_it():
 def test_what_cannot_be_matched_is_one_sentence():
     model, axes = network()
     for how, words in (
-        (dict(features=1.0), "feature matching without layers"),
-        (dict(layers=("layer1",)), "layers without a weight"),
-        (dict(features=1.0, layers="layer1"), "no list of names"),
-        (dict(features=-1.0, layers=("layer1",)), "features=-1.0"),
+        ({"features": 1.0}, "feature matching without layers"),
+        ({"layers": ("layer1",)}, "layers without a weight"),
+        ({"features": 1.0, "layers": "layer1"}, "no list of names"),
+        ({"features": -1.0, "layers": ("layer1",)}, "features=-1.0"),
     ):
         with pytest.raises(SecateurError, match=words):
             Objective(**how)

@@ -25,7 +25,7 @@ BEFORE = ("model", "data", "train", "seed", "threads", "device", "loss", "metric
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """`cells`: one name per side of the grid, as ("CE, SGD", "CE + KL, Adam"), to the recipe of that cell; `sides` their names."""
+    """`cells`: a variant of each of the `sides`, as ("CE, SGD", "CE + KL, Adam"), to the recipe of that cell."""
 
     sides: tuple[str, ...]
     cells: Mapping[tuple[str, ...], Recipe]
@@ -87,7 +87,7 @@ def carry_out(
 
     A row holds the test accuracy "dense", "cut" (after the repair, where there is one) and "final", the "curve" of
     accuracies after each epoch, and "epochs_to_half_a_point": the first epoch at which the curve is at most
-    0.005 below its last value. The curve is that of the holdout: nothing is read off the test set but accuracies that are reported.
+    0.005 below its last value. The curve is that of the holdout; of the test set only the three accuracies are taken.
     Cells that begin alike share the dense model of the first of them.
     Raises `SecateurError` where there is no holdout or nothing is trained after the cut, before anything is run.
     """

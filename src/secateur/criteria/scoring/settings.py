@@ -29,10 +29,10 @@ class NetSettings:
     ("deepsets"), by attention, or not. `scale` False leaves out all that changes when a layer's weights are multiplied by
     one number. `relative` adds the size of each unit over the mean of its axis, which training then starts from, in place of
     the standardised size: how unequal the units of an axis are stays visible, which helps on networks the net has not seen.
-    `prior` "l1" makes the net a correction of a criterion, for networks it has not seen: a score is the logarithm of a unit's L1
-    norm over the mean of its axis, divided by the deviation of all units of the network, plus what is learned, which starts
-    at 0 and stays within plus and minus `bound`: so many deviations can a unit gain over another of its size, no more. Such a
-    net reads nothing of an axis' depth, width and cost. `width` of the hidden layers.
+    `prior` "l1" makes the net a correction of a criterion, for networks it has not seen: a score is the logarithm of a unit's
+    L1 norm over the mean of its axis, divided by the deviation of all units of the network, plus what is learned, which starts
+    at 0 and stays within plus and minus `bound` deviations. Such a net reads nothing of an axis' depth, width and cost.
+    `width` of the hidden layers.
     """
 
     encoder: Literal["stats", "raw"] = "stats"
@@ -61,11 +61,11 @@ class NetSettings:
 class Objective:
     """What one stage of training minimises, as weights.
 
-    Of the `task`'s loss, of `kl` = `temperature`^2 KL(full || gated), of `logits`, the mean squared difference of outputs, and
-    of the `budget`'s excess (max(0, count / budget - 1))^2 in soft widths; of `features`, the distance of what `layers` put out
-    from what they put out in the full network (attention transfer, Zagoruyko and Komodakis, 2017). A `kl` of None is 1, and 0 in mode "init": what an
-    untrained network answers teaches nothing. `smoothing` is the share of the task's loss that goes to the mean of -log p over
-    all classes: label smoothing, where that loss is cross-entropy (Szegedy et al., 2016).
+    Of the `task`'s loss, of `kl` = `temperature`^2 KL(full || gated), of `logits`, the mean squared difference of outputs, of
+    `features`, the distance of what `layers` put out from what they put out in the full network (attention transfer,
+    Zagoruyko and Komodakis, 2017), and of the `budget`'s excess (max(0, count / budget - 1))^2 in soft widths. A `kl` of None
+    is 1, and 0 in mode "init": what an untrained network answers teaches nothing. `smoothing` is the share of the task's loss
+    that goes to the mean of -log p over all classes: label smoothing, where that loss is cross-entropy (Szegedy et al., 2016).
     """
 
     task: float = 1.0
@@ -90,9 +90,7 @@ class Objective:
         if self.smoothing >= 1:
             raise SecateurError(f"smoothing={self.smoothing}", "a value out of range", "give a share below 1")
         if not self.task + (1.0 if self.kl is None else self.kl) + self.logits + self.features > 0:
-            raise SecateurError(
-                "an objective", "no weight on task, kl, logits or features", "give at least one of them a weight"
-            )
+            raise SecateurError("an objective", "no weight on task, kl, logits or features", "give one of them a weight")
 
     def of(self, mode: str) -> Objective:
         """With the `kl` that None stands for. Raises `SecateurError` where nothing is left to minimise."""

@@ -35,7 +35,8 @@ class Units:
     `stats` (U, F) standardised within each axis, but for a first column of relative sizes where the net reads them;
     `context` (A, C), the same for all units of an axis; `owner` (U,) the axis of each unit; `alike` (U,) the largest cosine to
     another unit; `apart` (U,) standardised distance from the others; `dead` (U,) units without weights; `first` (U,) the first
-    unit that is equal in every bit; `prior` (U,) the logarithm of the relative L1 norm, in deviations; `sets` one tensor (N, members, entries) per axis for the raw encoder.
+    unit that is equal in every bit; `prior` (U,) the logarithm of the relative L1 norm, in deviations; `sets` one tensor
+    (N, members, entries) per axis for the raw encoder.
     """
 
     names: tuple[str, ...]

@@ -104,6 +104,33 @@ def test_scores_follow_a_permutation_of_the_units(kind: str) -> None:
     torch.testing.assert_close(moved["two"], straight["two"][order], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_set_of_many_inputs_has_no_order(gradients: bool) -> None:
+    """A layer that reads 100 units: neither their order nor that of its own units is seen, in the kernels that are shown."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 100), nn.ReLU(), nn.Linear(100, 12), nn.ReLU(), nn.Linear(12, 3)).double()
+    moved, inner, outer = deepcopy(model), torch.randperm(100), torch.randperm(12)
+    with torch.no_grad():
+        for layer in (moved[0].weight, moved[0].bias):
+            layer.copy_(layer[inner])
+        moved[2].weight.copy_(moved[2].weight[outer][:, inner])
+        moved[2].bias.copy_(moved[2].bias[outer])
+        moved[4].weight.copy_(moved[4].weight[:, outer])
+    batches = [(torch.randn(8, 5, dtype=torch.float64), torch.randint(3, (8,)))]
+    net, found = fresh(NetSettings(encoder="raw", gradients=gradients)), []
+    for network in (model, moved):
+        slopes = Slopes(network, batches, F.cross_entropy) if gradients else None
+        axes = trace(network, batches[0][0])
+        found.append(list(score(axes, net.criterion(network, axes, slopes)).values()))
+    for straight, other, order in zip(*found, (inner, outer), strict=True):
+        torch.testing.assert_close(other, straight[order], rtol=1e-4, atol=1e-6)
+    shown = units_of(model, trace(model, batches[0][0]), NetSettings(encoder="raw")).sets[1]
+    assert shown.shape == (12, 64, 9)
+    largest = model[2].weight.detach().abs().sort(1, descending=True).values[:, :64]
+    sizes = shown.abs().amax(2).double()
+    torch.testing.assert_close(sizes / sizes[0, 0], largest / largest[0, 0], rtol=1e-4, atol=1e-6)
+
+
 def twin(model: handmade.Small, one: int, other: int) -> None:
     """Unit `other` of axis "two" becomes a copy of unit `one`."""
     with torch.no_grad():

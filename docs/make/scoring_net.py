@@ -110,7 +110,8 @@ def effort(known: Mapping[str, Any]) -> list[str]:
     head = ["", "until", "passes, forward and backward", "CPU seconds", "loss then", "reached in"]
     return [
         "### To equal loss",
-        f"LeGR stops where it reaches the loss the net ends with, at the latest after {seeds[0]['limit']:,} trials of four passes.",
+        "LeGR stops where it reaches the loss the net ends with, at the latest after",
+        f"{seeds[0]['limit']:,} trials of four passes.",
         "The net is judged once an epoch; that is counted. Means over seeds.",
         *told,
         "",

@@ -36,6 +36,8 @@ from secateur.train import FitSettings, distillation, evaluate, fit, taught
 RESULTS = Path(__file__).parent / "results" / "low_rank"
 STATISTICS = 20
 """Training batches without augmentation that methods with data look at."""
+ROWS = 8192
+"""Positions of each of them that their covariances are of: neighbours show much the same."""
 
 
 @dataclass(frozen=True)
@@ -164,14 +166,16 @@ def decomposed(work: Work, form: Any) -> tuple[Plan, nn.Module, int]:
 
 def data_plan(work: Work, formats: tuple[Any, ...]) -> Plan:
     """Ranks by the energy of responses."""
-    return lowrank.choose(work.model.eval(), work.example, {"macs": work.keep}, formats=formats, multiple=1, batches=work.plain)
+    return lowrank.choose(
+        work.model.eval(), work.example, {"macs": work.keep}, formats=formats, multiple=1, batches=work.plain, sample=ROWS
+    )
 
 
 def fitted(work: Work, formats: tuple[Any, ...]) -> tuple[Plan, nn.Module, int]:
     """Ranks and values by responses."""
     plan = data_plan(work, formats)
     small = plan.apply(work.model)
-    repair.whitened(work.model, small, work.plain, plan=plan)
+    repair.whitened(work.model, small, work.plain, plan=plan, sample=ROWS)
     return plan, small, 0
 
 

@@ -41,15 +41,15 @@ def rows(module: nn.Module, x: Tensor, pick: Tensor | None = None) -> Tensor:
     return _patches(x, pick.to(x.device), kernel, dilation, stride)
 
 
-def _patches(
-    x: Tensor, pick: Tensor, kernel: tuple[int, int], dilation: tuple[int, int], stride: tuple[int, int]
-) -> Tensor:
+def _patches(x: Tensor, pick: Tensor, kernel: tuple[int, int], dilation: tuple[int, int], stride: tuple[int, int]) -> Tensor:
     """Rows `pick` of the unfolded, padded `x` (B, L, height, width), without the others; (M, L * K)."""
     high, wide = ((n - d * (k - 1) - 1) // s + 1 for n, k, d, s in zip(x.shape[2:], kernel, dilation, stride, strict=True))
     taps = [torch.arange(k, device=x.device) * d for k, d in zip(kernel, dilation, strict=True)]
     image, position = pick // (high * wide), pick % (high * wide)
-    at = (position // wide * stride[0])[:, None, None] + taps[0][:, None], (position % wide * stride[1])[:, None, None] + taps[1]
-    return x[image[:, None, None], :, at[0], at[1]].movedim(-1, 1).flatten(1)  # (M, *kernel, L) -> (M, L, *kernel)
+    down, right = (position // wide * stride[0])[:, None, None], (position % wide * stride[1])[:, None, None]
+    return (
+        x[image[:, None, None], :, down + taps[0][:, None], right + taps[1]].movedim(-1, 1).flatten(1)
+    )  # (M, *kernel, L) -> (M, L, *kernel)
 
 
 def row_count(module: nn.Module, y: Tensor) -> int:

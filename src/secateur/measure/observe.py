@@ -26,7 +26,8 @@ def observe(
     """How many of `batches` (at most `limit`) ran through `model` while each named layer showed its calls to its function.
 
     In evaluation mode, without gradients; the model comes out as it went in. A forward ends at the last call that is looked
-    at, from the second batch on, or from the first where it is known that there are so many `calls`. Raises `SecateurError` where there is no batch.
+    at, from the second batch on, or from the first where it is known that there are so many `calls`. Raises `SecateurError`
+    where there is no batch.
     """
     seen, expected, device = 0, calls or -1, device_of(model)
 

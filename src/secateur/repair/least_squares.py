@@ -33,9 +33,9 @@ def least_squares(
 
     Inputs are those of `after` as repaired so far, targets the outputs of the same layer in `before`, so errors of earlier
     layers are made good by later ones, from shallow to deep: a pass of both models over `batches` (at most `limit`) per
-    layer (with a `sample` of a list of batches a single one of `before`). A layer without a bias has its constant in the running mean of the batch norm behind it; with neither it is
-    fitted without. `plan` is the one that led from `before` to `after`; None for models of the same shapes, where inputs
-    with zero weights are lost (a mask).
+    layer; with a `sample` of a list of batches a single one of `before`. A layer without a bias has its constant in the
+    running mean of the batch norm behind it; with neither it is fitted without. `plan` is the one that led from `before` to
+    `after`; None for models of the same shapes, where inputs with zero weights are lost (a mask).
     `ridge` is a share of the mean variance of the inputs. `sample`: at most so many rows of each batch, drawn at random (all
     of them without), for images have more positions than a fit needs. `layers`: the names of those to set, all others stay.
     With `residual`, a layer whose output (or that of the batch norm behind it) is added to a shortcut is to make good the

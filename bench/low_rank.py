@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common import command, pretrained
+from common import command, onnx_milliseconds, pretrained
 from secateur import TRP, lowrank, repair
 from secateur.core.plan import Plan
 from secateur.io.files import write_json
@@ -184,34 +184,6 @@ def fitted(work: Work, formats: tuple[Any, ...]) -> tuple[Plan, nn.Module, int]:
     small = plan.apply(work.model)
     repair.whitened(work.model, small, work.plain, plan=plan, sample=ROWS)
     return plan, small, 0
-
-
-def onnx_milliseconds(models: dict[str, nn.Module], example: torch.Tensor, repeats: int) -> dict[str, float]:
-    """Median milliseconds in ONNX Runtime on one thread, the models in turns."""
-    import io
-    import statistics
-    import warnings
-
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    sessions = {}
-    for name, model in models.items():
-        file = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(model.eval(), (example,), file, dynamo=False, input_names=["x"])
-        sessions[name] = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
-    feed, times = {"x": example.numpy()}, {name: [] for name in models}
-    for turn in range(repeats + 3):
-        for name, session in sessions.items():
-            start = time.perf_counter()
-            session.run(None, feed)
-            if turn >= 3:
-                times[name].append((time.perf_counter() - start) * 1000)
-    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def row(name: str, options: argparse.Namespace, keep: float, data: tuple[Any, Any, Any]) -> dict[str, Any]:

@@ -23,10 +23,11 @@ def matrix(module: nn.Module) -> Tensor:
     return cast(Tensor, module.weight).detach().flatten(1)
 
 
-def rows(module: nn.Module, x: Tensor) -> Tensor:
-    """What each output of `module` on `x` is computed from; (M, D), padding and stride respected."""
+def rows(module: nn.Module, x: Tensor, pick: Tensor | None = None) -> Tensor:
+    """What each output of `module` on `x` is computed from; (M, D), padding and stride respected. `pick`: these rows alone."""
     if isinstance(module, nn.Linear):
-        return x.reshape(-1, module.in_features)
+        flat = x.reshape(-1, module.in_features)
+        return flat if pick is None else flat[pick.to(x.device)]
     conv = cast(Any, module)
     x = x if x.dim() == conv.weight.dim() else x.unsqueeze(0)
     if any(conv._reversed_padding_repeated_twice):
@@ -35,15 +36,38 @@ def rows(module: nn.Module, x: Tensor) -> Tensor:
     kernel, dilation, stride = conv.kernel_size, conv.dilation, conv.stride
     if x.dim() == 3:
         x, kernel, dilation, stride = x.unsqueeze(2), (1, *kernel), (1, *dilation), (1, *stride)
-    return F.unfold(x, kernel, dilation, 0, stride).transpose(1, 2).flatten(0, 1)
+    if pick is None:
+        return F.unfold(x, kernel, dilation, 0, stride).transpose(1, 2).flatten(0, 1)
+    return _patches(x, pick.to(x.device), kernel, dilation, stride)
 
 
-def outputs(module: nn.Module, y: Tensor) -> Tensor:
-    """The output of `module` in the order of its rows; (M, O)."""
+def _patches(x: Tensor, pick: Tensor, kernel: tuple[int, int], dilation: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """Rows `pick` of the unfolded, padded `x` (B, L, height, width), without the others; (M, L * K)."""
+    high, wide = ((n - d * (k - 1) - 1) // s + 1 for n, k, d, s in zip(x.shape[2:], kernel, dilation, stride, strict=True))
+    taps = [torch.arange(k, device=x.device) * d for k, d in zip(kernel, dilation, strict=True)]
+    image, position = pick // (high * wide), pick % (high * wide)
+    down, right = (position // wide * stride[0])[:, None, None], (position % wide * stride[1])[:, None, None]
+    return (
+        x[image[:, None, None], :, down + taps[0][:, None], right + taps[1]].movedim(-1, 1).flatten(1)
+    )  # (M, *kernel, L) -> (M, L, *kernel)
+
+
+def row_count(module: nn.Module, y: Tensor) -> int:
+    """How many rows the output `y` of `module` has."""
+    return y.numel() // len(cast(Tensor, module.weight))
+
+
+def outputs(module: nn.Module, y: Tensor, pick: Tensor | None = None) -> Tensor:
+    """The output of `module` in the order of its rows; (M, O). `pick`: these rows alone."""
     if isinstance(module, nn.Linear):
-        return y.reshape(-1, module.out_features)
+        flat = y.reshape(-1, module.out_features)
+        return flat if pick is None else flat[pick.to(y.device)]
     y = y if y.dim() == cast(Tensor, module.weight).dim() else y.unsqueeze(0)
-    return y.flatten(2).transpose(1, 2).flatten(0, 1)
+    y = y.flatten(2)  # (B, O, positions)
+    if pick is None:
+        return y.transpose(1, 2).flatten(0, 1)
+    pick = pick.to(y.device)
+    return y[pick // y.shape[2], :, pick % y.shape[2]]
 
 
 def columns(module: nn.Module, channels: Tensor) -> Tensor:

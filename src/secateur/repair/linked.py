@@ -20,7 +20,7 @@ from secateur.core.mask import Mask
 from secateur.core.plan import Keep, Plan
 from secateur.core.protocols import Batches
 from secateur.core.split import Split
-from secateur.measure.layers import columns, is_matrix, matrix, outputs, rows
+from secateur.measure.layers import columns, is_matrix, matrix, outputs, row_count, rows
 from secateur.measure.moments import Moments, drawn, input_moments
 from secateur.measure.observe import call_order, observe
 from secateur.repair.solve import restricted
@@ -174,9 +174,9 @@ def _through(
         nonlocal sums, count
         dim = 1 if isinstance(link.source, nn.modules.conv._ConvNd) else -1
         x = x if link.reads is None else x.index_select(dim, link.reads.to(x.device))
-        part, target = rows(link.layer, head(x)), outputs(link.source, y)
-        pick = drawn(len(part), sample)
-        part, target = part[pick].double()[:, link.own.to(x.device)], target[pick].double()[:, link.rows.to(y.device)]
+        pick = drawn(row_count(link.source, y), sample)
+        part, target = rows(link.layer, head(x), pick).double(), outputs(link.source, y, pick).double()
+        part, target = part[:, link.own.to(x.device)], target[:, link.rows.to(y.device)]
         parts = [part.sum(0), target.sum(0), part.T @ part, part.T @ target, target.square().sum(0)]
         sums = [a + b.cpu() for a, b in zip(sums, parts, strict=True)] if sums else [value.cpu() for value in parts]
         count += len(part)

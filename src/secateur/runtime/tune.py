@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from secateur.runtime.build import cache_folder
-from secateur.runtime.graph import Node, compute
+from secateur.runtime.dense import run_node
+from secateur.runtime.graph import Node
 from secateur.runtime.library import Kind, library, path
 from secateur.runtime.program import Layer, Program, address, choose
 
@@ -26,6 +27,11 @@ TILES = {"avx512": (2, 3, 4, 5, 6, 7, 8, 10, 12, 14), "avx2": (1, 2, 3, 4, 5, 6,
 """Vectors of 16 floats whose sums fit in the registers of each instruction set."""
 WIDE = {"avx512": (4, 5, 6, 7), "avx2": (1, 2, 3), "portable": (1, 2)}
 """The same for two and four rows at once."""
+HALF_TILES = {"avx512_bf16": (1, 2, 3, 4, 5, 6, 7), "avx512": (1, 2, 3, 4, 5, 6, 7), "avx2": (1, 2, 3), "portable": (1, 2)}
+"""Lines of 32 bf16 values, likewise."""
+HALF_WIDE = {"avx512_bf16": (2, 3, 4, 5), "avx512": (2, 3), "avx2": (1,), "portable": (1,)}
+MOST = {(1, False): 14, (2, False): 7, (4, False): 7, (1, True): 7, (2, True): 7, (4, True): 7}
+"""The largest tile there is, by rows in a block, of float32 and of bf16."""
 FROM = {2: 0.12, 4: 0.25}
 """Density from which two and four rows are tried: below, columns that rows share are too rare."""
 LEAST_PARTED = 0.04
@@ -50,6 +56,7 @@ class Choice:
     split: int
     parts: int
     nanoseconds: int
+    halves: bool = False
 
 
 @functools.cache
@@ -71,7 +78,7 @@ def tune(program: Program, arena: int, threads: int) -> dict[str, Choice]:
         op = program.ops[layer.place]
         images = 1 if layer.dot else -(-op.output.images // op.output.lanes)
         choice = known.get(key)
-        if choice is None:
+        if choice is None or choice.tile > MOST[choice.block, layer.halves]:
 
             def timed(block: int, tile: int, split: int, parts: int = 1, name: str = name, place: int = layer.place) -> int:
                 choose(program, name, block, tile, split, parts)
@@ -86,7 +93,7 @@ def tune(program: Program, arena: int, threads: int) -> dict[str, Choice]:
             known[key] = choice
         choose(program, name, choice.block, choice.tile, choice.split, choice.parts)
         layer.packed = {(choice.block, choice.parts): layer.packed[choice.block, choice.parts]}
-        found[name] = replace(choice, nanoseconds=choice.nanoseconds * images)
+        found[name] = replace(choice, nanoseconds=choice.nanoseconds * images, halves=layer.halves)
     _Remembered.write()
     return found
 
@@ -96,19 +103,21 @@ def _fastest(layer: Layer, isa: str, threads: int, timed: Callable[..., int], co
     if layer.dot:
         return Choice(1, 1, 0, 1, timed(1, 1, 0))
     density = float((layer.weight != 0).mean())
+    plain = isa.removesuffix("_bf16")
+    narrow, wide = (HALF_TILES[isa], HALF_WIDE[isa]) if layer.halves else (TILES[plain], WIDE[plain])
     splits = (0, 1) if threads > 1 else (0,)
     tried = []
     if density < 0.75 or not layer.alike:
-        tiles = sorted({min(tile, layer.vectors) for tile in TILES[isa]})
+        tiles = sorted({min(tile, layer.vectors) for tile in narrow})
         tried = [(timed(1, tile, split), 1, tile, split, 1) for tile in tiles for split in splits]
         if density > LEAST_PARTED:
-            for tile in [tile for tile in tiles if 3 <= tile <= 8]:
+            for tile in [tile for tile in tiles if (2 if layer.halves else 3) <= tile <= 8]:
                 parts = -(-column(tile) // L1)
                 if 1 < parts <= layer.weight.shape[1] // 8:
                     tried += [(timed(1, tile, split, parts), 1, tile, split, parts) for split in splits]
     for block, least in FROM.items():
         if density >= least and layer.alike:
-            tiles = sorted({min(tile, layer.vectors) for tile in WIDE[isa]})
+            tiles = sorted({min(tile, layer.vectors) for tile in wide})
             tried += [(timed(block, tile, split), block, tile, split, 1) for tile in tiles for split in splits]
     nanoseconds, block, tile, split, parts = min(tried)
     return Choice(block, tile, split, parts, nanoseconds)
@@ -122,7 +131,7 @@ def _columns_bytes(program: Program, layer: Layer) -> Callable[[int], int]:
     channels = layer.weight.shape[1] // (tall * wide)
 
     def column(tile: int) -> int:
-        flat = min(tall * (tile + (wide > 1)), tile + (wide > 1) + (tall - 1) * (1 + op.input.row * op.input.lanes // 16))
+        flat = min(tall * (tile + (wide > 1)), tile + (wide > 1) + (tall - 1) * (1 + op.input.row * op.input.lanes * op.input.bytes // 64))
         return 64 * channels * flat
 
     return column
@@ -132,7 +141,8 @@ def _key(program: Program, layer: Layer, isa: str, threads: int) -> str:
     op = program.ops[layer.place]
     filled = f"{float((layer.weight != 0).mean()):.2g}"
     sizes = (*layer.weight.shape, filled, layer.vectors, op.output.lanes, op.input.row, op.input.channel)
-    return f"{_machine()} {isa} {threads} " + " ".join(map(str, sizes))
+    words = [*map(str, sizes), *(["bf16"] if layer.halves else [])]
+    return f"{_machine()} {isa if layer.halves else isa.removesuffix('_bf16')} {threads} " + " ".join(words)
 
 
 @functools.cache
@@ -183,7 +193,7 @@ def _checked(value: Any) -> Choice:
     choice = Choice(*(int(number) for number in value))
     if (
         choice.block not in (1, 2, 4)
-        or not 1 <= choice.tile <= (14 if choice.block == 1 else 7)
+        or not 1 <= choice.tile <= MOST[choice.block, False]
         or choice.split not in (0, 1)
         or choice.parts < 1
     ):
@@ -202,7 +212,7 @@ def dense_nanoseconds(node: Node, shapes: dict[str, tuple[int, ...]], threads: i
         with torch.inference_mode():
             for turn in range(repeats + 1):
                 begin = time.perf_counter_ns()
-                compute(node, inputs)
+                run_node(node, inputs)
                 if turn:
                     best = min(best, time.perf_counter_ns() - begin)
     finally:

@@ -21,6 +21,7 @@ from secateur.runtime.pack import pack, rounded
 from secateur.runtime.placing import shapes_of
 from secateur.runtime.plan import Plan
 from secateur.runtime.program import choose
+from secateur.runtime.tune import largest_tile
 
 MISSING = library.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING or "the engine is there")
@@ -59,12 +60,11 @@ def plan_of(
     values = shapes_of(graph, inputs.values())
     program = lower(graph, values, lanes=lanes, bytes_=2 if halves else 4)
     assert [step.node for step in program.steps] == [None], "the engine runs it"
-    most = 7 if halves else 14
     for name, layer in program.layers.items():
         if layer.dot:
             choose(program, name, 1, 1, 0)
         else:
-            choose(program, name, block, min(min(tile, most) if block == 1 else min(tile, 7), layer.vectors), split, parts)
+            choose(program, name, block, min(tile, largest_tile(block, library.path(), halves=halves), layer.vectors), split, parts)
     arena = torch.full((program.floats,), 0.0)
     return Plan(graph, program, {}, threads, 1, threads, [arena], {node.name: tuple(values[node.name].shape)})
 

@@ -30,12 +30,12 @@ WIDE = {"avx512": (4, 5, 6, 7), "avx2": (1, 2, 3), "portable": (1, 2)}
 HALF_TILES = {"avx512_bf16": (1, 2, 3, 4, 5, 6, 7), "avx512": (1, 2, 3, 4, 5, 6, 7), "avx2": (1, 2, 3), "portable": (1, 2)}
 """Lines of 32 bf16 values, likewise."""
 HALF_WIDE = {"avx512_bf16": (2, 3, 4, 5), "avx512": (2, 3), "avx2": (1,), "portable": (1,)}
-MOST = {(1, False): 14, (2, False): 7, (4, False): 7, (1, True): 7, (2, True): 7, (4, True): 7}
-"""The largest tile there is, by rows in a block, of float32 and of bf16."""
 FROM = {2: 0.12, 4: 0.25}
 """Density from which two and four rows are tried: below, columns that rows share are too rare."""
-LEAST_PARTED = 0.04
+LEAST_PARTED = 0.01
 """Density above which columns are tried in parts: below, fetching and storing sums costs more than it saves."""
+SHORT = 3
+"""Lines a tile of float32 has at least, where columns come in parts."""
 L1 = 24 << 10
 """Bytes of inputs meant to stay in the first cache, beside weights and sums."""
 LONG = 3_000_000
@@ -65,6 +65,13 @@ def peak(isa: str, threads: int) -> float:
     return float(library().secateur_peak(threads))
 
 
+def largest_tile(block: int, isa: str, *, halves: bool) -> int:
+    """The largest tile there is a kernel for, in lines, for blocks of so many rows."""
+    if halves:
+        return max(HALF_TILES[isa])
+    return 14 if block == 1 else 7
+
+
 def tune(program: Program, arena: int, threads: int) -> dict[str, Choice]:
     """Try the kernels on every layer, keep the fastest, and set it. `arena`: address of the memory the program uses.
 
@@ -78,7 +85,7 @@ def tune(program: Program, arena: int, threads: int) -> dict[str, Choice]:
         op = program.ops[layer.place]
         images = 1 if layer.dot else -(-op.output.images // op.output.lanes)
         choice = known.get(key)
-        if choice is None or choice.tile > MOST[choice.block, layer.halves]:
+        if choice is None or choice.tile > largest_tile(choice.block, isa, halves=layer.halves):
 
             def timed(block: int, tile: int, split: int, parts: int = 1, name: str = name, place: int = layer.place) -> int:
                 choose(program, name, block, tile, split, parts)
@@ -111,16 +118,35 @@ def _fastest(layer: Layer, isa: str, threads: int, timed: Callable[..., int], co
         tiles = sorted({min(tile, layer.vectors) for tile in narrow})
         tried = [(timed(1, tile, split), 1, tile, split, 1) for tile in tiles for split in splits]
         if density > LEAST_PARTED:
-            for tile in [tile for tile in tiles if (2 if layer.halves else 3) <= tile <= 8]:
-                parts = -(-column(tile) // L1)
-                if 1 < parts <= layer.weight.shape[1] // 8:
-                    tried += [(timed(1, tile, split, parts), 1, tile, split, parts) for split in splits]
+            tried += _in_parts(layer, timed, column, tiles, splits)
     for block, least in FROM.items():
         if density >= least and layer.alike:
             tiles = sorted({min(tile, layer.vectors) for tile in wide})
             tried += [(timed(block, tile, split), block, tile, split, 1) for tile in tiles for split in splits]
     nanoseconds, block, tile, split, parts = min(tried)
     return Choice(block, tile, split, parts, nanoseconds)
+
+
+def _in_parts(
+    layer: Layer, timed: Callable[..., int], column: Callable[[int], int], tiles: list[int], splits: tuple[int, ...]
+) -> list[tuple[int, int, int, int, int]]:
+    """Columns in as many parts as fit in the first cache, for each tile; then fewer and more, while that is faster."""
+    most = layer.weight.shape[1] // 8
+    tried: list[tuple[int, int, int, int, int]] = []
+    for tile in tiles:
+        parts = -(-column(tile) // L1)
+        if (layer.halves or tile >= SHORT) and 1 < parts <= most:
+            tried += [(timed(1, tile, split, parts), 1, tile, split, parts) for split in splits]
+    for factor in (2 / 3, 3 / 2):
+        while tried:
+            least, _, tile, split, parts = min(tried)
+            parts = round(parts * factor)
+            if not 1 < parts <= most or any(known[2:] == (tile, split, parts) for known in tried):
+                break
+            tried.append((timed(1, tile, split, parts), 1, tile, split, parts))
+            if tried[-1][0] >= least:
+                break
+    return tried
 
 
 def _columns_bytes(program: Program, layer: Layer) -> Callable[[int], int]:
@@ -193,7 +219,7 @@ def _checked(value: Any) -> Choice:
     choice = Choice(*(int(number) for number in value))
     if (
         choice.block not in (1, 2, 4)
-        or not 1 <= choice.tile <= MOST[choice.block, False]
+        or not 1 <= choice.tile <= largest_tile(choice.block, "", halves=False)
         or choice.split not in (0, 1)
         or choice.parts < 1
     ):

@@ -34,7 +34,7 @@ struct Path {
 };
 
 struct Halves {
-  void (*rows)(int tile, int block, const HalfJob& job);  // tile: 1 to HALF_TILES
+  void (*rows)(int tile, int block, const HalfJob& job);  // tile: 1 to 7; to 3 of AVX2, to 2 of narrower vectors
   void (*finish)(uint16_t* y, const uint16_t* x, const uint16_t* other, const int16_t* mask, int64_t count, float scale, float shift,
                  int activation, float low, float high, int after);  // count: a multiple of 32
   void (*widen)(float* y, const uint16_t* x, int64_t count);
@@ -42,7 +42,6 @@ struct Halves {
 };
 
 constexpr int TILES = 14;
-constexpr int HALF_TILES = 7;
 
 extern const Path path_portable;
 extern const Halves halves_portable;

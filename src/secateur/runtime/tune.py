@@ -157,7 +157,10 @@ def _columns_bytes(program: Program, layer: Layer) -> Callable[[int], int]:
     channels = layer.weight.shape[1] // (tall * wide)
 
     def column(tile: int) -> int:
-        flat = min(tall * (tile + (wide > 1)), tile + (wide > 1) + (tall - 1) * (1 + op.input.row * op.input.lanes * op.input.bytes // 64))
+        flat = min(
+            tall * (tile + (wide > 1)),
+            tile + (wide > 1) + (tall - 1) * (1 + op.input.row * op.input.lanes * op.input.bytes // 64),
+        )
         return 64 * channels * flat
 
     return column

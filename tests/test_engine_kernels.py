@@ -64,7 +64,9 @@ def plan_of(
         if layer.dot:
             choose(program, name, 1, 1, 0)
         else:
-            choose(program, name, block, min(tile, largest_tile(block, library.path(), halves=halves), layer.vectors), split, parts)
+            choose(
+                program, name, block, min(tile, largest_tile(block, library.path(), halves=halves), layer.lines), split, parts
+            )
     arena = torch.full((program.floats,), 0.0)
     return Plan(graph, program, {}, threads, 1, threads, [arena], {node.name: tuple(values[node.name].shape)})
 
@@ -285,7 +287,9 @@ def test_pairs_hold_every_weight_once() -> None:
         for part in range(parts):
             for row in range(4):
                 for a, b, words in made.words[made.start[part * 4 + row] : made.start[part * 4 + row + 1]]:
-                    low, high = (np.array([words << 16, words & -65536], np.int64) & 0xFFFFFFFF).astype(np.uint32).view(np.float32)
+                    low, high = (
+                        (np.array([words << 16, words & -65536], np.int64) & 0xFFFFFFFF).astype(np.uint32).view(np.float32)
+                    )
                     found[row, a // 100] += low
                     found[row, b // 100] += high
         assert np.array_equal(found, weight)

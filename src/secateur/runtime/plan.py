@@ -190,7 +190,7 @@ def _planned(
 
 
 def _better_dense(program: Program, choices: Mapping[str, Choice], threads: int, halves: bool) -> dict[str, Node]:
-    """Layers that PyTorch runs faster, counting the way there and back, as it runs them. Most are decided by arithmetic alone."""
+    """Layers that PyTorch runs faster, as it runs them, counting the way there and back. Most are decided by arithmetic."""
     found = {}
     for name, layer in program.layers.items():
         taken, shapes = choices[name].nanoseconds, dict(program.shapes)

@@ -45,7 +45,7 @@ class Layer:
 
     node: Node
     place: int
-    vectors: int
+    lines: int
     dot: bool
     weight: np.ndarray
     places: np.ndarray
@@ -62,7 +62,9 @@ class Layer:
     def pack(self, block: int, parts: int = 1) -> Packed:
         """Weights in blocks of `block` rows and `parts` of the columns, packed when first asked for."""
         if (block, parts) not in self.packed:
-            self.packed[block, parts] = pack(self.weight, self.places, self.bias, block=block, parts=parts, ordered=self.dot, halves=self.halves)
+            self.packed[block, parts] = pack(
+                self.weight, self.places, self.bias, block=block, parts=parts, ordered=self.dot, halves=self.halves
+            )
         return self.packed[block, parts]
 
 
@@ -81,7 +83,7 @@ class Program:
 
 
 def choose(program: Program, name: str, block: int, tile: int, split: int, parts: int = 1) -> None:
-    """Set how layer `name` runs: rows in a block, vectors in a tile, whether threads share rows or tiles, parts of columns."""
+    """Set how layer `name` runs: rows in a block, lines in a tile, whether threads share rows or tiles, parts of columns."""
     layer = program.layers[name]
     block = block if layer.alike else 1
     packed = layer.pack(block, parts)

@@ -148,6 +148,7 @@ def peer(name: str, bench: Bench, share: float, seed: int) -> Plan:
 
     torch.manual_seed(seed)
     inner = {axis.name: axis for axis in bench.axes.free}
+    gradients = [*peer_gradients(name, bench)]
 
     def cut(ratio: float) -> dict[str, list[int]]:
         model = copy.deepcopy(bench.model).eval()
@@ -166,14 +167,10 @@ def peer(name: str, bench: Bench, share: float, seed: int) -> Plan:
             model, bench.calibration[0][0][:1], importance, global_pruning=True, pruning_ratio=ratio,
             max_pruning_ratio=0.9, ignored_layers=ignored,
         )  # fmt: skip
-        if name == "taylor":
-            for x, y in bench.calibration:
-                F.cross_entropy(model(x), y).backward()
-        if name == "hessian":
-            x, y = bench.calibration[0][0][:16], bench.calibration[0][1][:16]
-            for loss in F.cross_entropy(model(x), y, reduction="none"):
-                model.zero_grad()
-                loss.backward(retain_graph=True)
+        for gradient in gradients:
+            for key, value in model.named_parameters():
+                value.grad = gradient[key].clone()
+            if name == "hessian":
                 importance.accumulate_grad(model)
         gone: dict[str, list[int]] = {axis: [] for axis in inner}
         names = {module: path for path, module in model.named_modules()}
@@ -197,6 +194,21 @@ def peer(name: str, bench: Bench, share: float, seed: int) -> Plan:
     if best is None:
         raise SystemExit(f"Torch-Pruning's {name} does not reach {share} of the MACs")
     return bench.axes.plan(best)
+
+
+def peer_gradients(name: str, bench: Bench) -> Iterator[dict[str, Tensor]]:
+    """By parameter: the sum over all calibration batches for "taylor", of 16 images each for "hessian"."""
+    model = copy.deepcopy(bench.model).eval()
+    if name == "taylor":
+        for x, y in bench.calibration:
+            F.cross_entropy(model(x), y).backward()
+        yield {key: value.grad for key, value in model.named_parameters()}  # type: ignore[misc]
+    if name == "hessian":
+        x, y = bench.calibration[0][0][:16], bench.calibration[0][1][:16]
+        for loss in F.cross_entropy(model(x), y, reduction="none"):
+            model.zero_grad()
+            loss.backward(retain_graph=True)
+            yield {key: value.grad.clone() for key, value in model.named_parameters()}  # type: ignore[union-attr]
 
 
 def bench_of(arguments: argparse.Namespace) -> Bench:

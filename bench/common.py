@@ -1,10 +1,13 @@
-"""What several benchmarks share: networks by name, batches that were held out, the command as a result file says it, memory."""
+"""What benchmarks share: networks by name, batches that were held out, the command as a result file says it, memory, ONNX."""
 
 from __future__ import annotations
 
+import io
 import shlex
+import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,3 +68,27 @@ def resident(line: str) -> int:
     """A line of this process's memory, bytes: "VmRSS" now, "VmHWM" at most so far."""
     text = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(line))
     return int(text.split()[1]) * 1024
+
+
+def onnx_milliseconds(models: dict[str, nn.Module], example: torch.Tensor, repeats: int) -> dict[str, float]:
+    """Median milliseconds in ONNX Runtime on one thread, the models in turns."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    sessions = {}
+    for name, model in models.items():
+        file = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(model.eval(), (example,), file, dynamo=False, input_names=["x"])
+        sessions[name] = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    feed, times = {"x": example.numpy()}, {name: [] for name in models}
+    for turn in range(repeats + 3):
+        for name, session in sessions.items():
+            start = time.perf_counter()
+            session.run(None, feed)
+            if turn >= 3:
+                times[name].append((time.perf_counter() - start) * 1000)
+    return {name: statistics.median(taken) for name, taken in times.items()}

@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from scripts import module
+from secateur import trace
 from secateur.measure.turns import in_turns
+from secateur.recipes import zoo
 from secateur.runtime.rivals import RIVALS, Dense, rivals
 
 
@@ -74,3 +77,68 @@ def test_the_command(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-d
     code, _, err = call("bench", "zoo:digits_resnet", "--input", "1,1,8,8", "--runtime", "onnx runtime")
     assert code == 2
     assert "ONNX Runtime" in err
+
+
+def test_the_short_fine_tune_of_channel_pruning_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    tune, page = module("bench/channel_tune.py"), module("docs/make/channel.py")
+    torch.manual_seed(0)
+    model, x = zoo.build("digits_resnet").eval(), torch.randn(48, 1, 8, 8)
+    with torch.no_grad():
+        data = [(part, model(part).argmax(1)) for part in x.split(16)]
+    axes = trace(model, x[:1])
+    names = [axis.name for axis in axes.free if axis.name.endswith("conv1") and axis.name.count(".")]
+    axes = type(axes)(
+        tuple(a if a.name in names else a.freeze("whole") for a in axes), axes.fingerprint, axes.terms, axes.notes
+    )
+    bench = tune.channel.Bench(model, axes, data[:2], data[1:], data)
+    words = [
+        "cifar_resnet20_a",
+        "--data",
+        str(tmp_path),
+        "--speedup",
+        "1.5",
+        "--epochs",
+        "2",
+        "--repeats",
+        "1",
+        "--lr",
+        "0.001",
+    ]
+    options = tune.parser().parse_args(words)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    whole = tune.row("l2", bench, data, options, tmp_path / "whole")
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert whole["macs"] <= whole["dense_macs"] / 1.5
+    assert whole["params"] < whole["dense_params"]
+    assert [record["epoch"] for record in whole["epochs"]] == [1, 2]
+    assert whole["epochs"][1]["loss"] < whole["epochs"][0]["loss"]
+    assert whole["difference"] == pytest.approx(whole["last"] - whole["dense"])
+
+    class Stopped(Exception):
+        pass
+
+    class Once:
+        """The data, and an end to the run in its second pass."""
+
+        def __init__(self) -> None:
+            self.passes = 0
+
+        def __len__(self) -> int:
+            return len(data)
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            self.passes += 1
+            if self.passes == 2:
+                raise Stopped
+            return iter(data)
+
+    with pytest.raises(Stopped):
+        tune.row("l2", bench, Once(), options, tmp_path / "part")
+    again = tune.row("l2", bench, data, options, tmp_path / "part")
+    for one, two in zip(whole["epochs"], again["epochs"], strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
+    assert again["last"] == whole["last"]
+    text = "\n".join(
+        page.tuned([json.loads(json.dumps(row)) for row in (whole, tune.row("dense", bench, data, options, tmp_path / "d"))])
+    )
+    assert text.count("| l2 |") == text.count("| dense |") == 1

@@ -1,4 +1,4 @@
-"""docs/results/channel.md and its picture, from bench/results/channel/*.json.
+"""docs/results/channel.md and its picture, from the run files below bench/results/channel and channel_tune.
 
 python docs/make/channel.py
 """
@@ -147,6 +147,41 @@ def picture(values: list[dict[str, Any]]) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
+def tuned(rows: list[dict[str, Any]]) -> list[str]:
+    """The section of one network after a short fine-tune, for run files of one model."""
+    one = rows[0]
+    told, minutes = one["training"], [row["seconds"]["training"] / 60 for row in rows]
+    lines = [
+        f"## {NAMES[one['model']]}, with a short fine-tune",
+        f"Base: {percent(one['dense'])} %, {one['dense_params']:,} parameters, {one['dense_macs'] / 1e6:.2f} M MACs; judged "
+        f"on {one['judged_on']}. Every method is cut to {one['speedup']}x fewer MACs, repaired by least squares and batch "
+        f"norm, and trained alike: {told['epochs']} epochs, rate {told['lr']} along a cosine, towards labels, the base's "
+        f"answers (weight {told['alpha']}) and its block outputs (weight {told['blocks']}); {min(minutes):.0f} to "
+        f"{max(minutes):.0f} minutes on one thread. Accuracy is that of the last epoch; the best is the epoch that is best on "
+        f"{one['images']['holdout']:,} held-out training images. Milliseconds of one image, dense in brackets. "
+        f"[Run files](../../bench/results/channel_tune/{one['model']}).",
+        "",
+    ]
+    head = ["method", "before", "after", "to the base", "best epoch", "M MACs", "parameters", "eager ms", "ONNX Runtime ms"]
+    body = []
+    for row in sorted(rows, key=lambda row: -row["last"]):
+        best, ms = row["best_epoch"], row["latency_ms"]
+        tested = f" ({percent(best['test_bf16'])})" if best["test_bf16"] is not None else ""
+        body.append([
+            shown(row["method"]) + (f", seed {row['seed']}" if row["seed"] else ""),
+            percent(row["before"]),
+            percent(row["last"]),
+            f"{100 * row['difference']:+.2f}",
+            f"{best['epoch']}{tested}",
+            f"{row['macs'] / 1e6:.2f}",
+            f"{row['params']:,}",
+            f"{ms['eager']:.2f} ({ms['dense_eager']:.2f})",
+            f"{ms['onnx']:.2f} ({ms['dense_onnx']:.2f})",
+        ])  # fmt: skip
+    commands = sorted({row["command"] for row in rows})
+    return [*lines, *table(head, body), "", *[f"`{each}`" for each in commands], ""]
+
+
 def ablation(value: dict[str, Any]) -> list[str]:
     """The section of searches."""
     plain = value["rows"][0]
@@ -211,14 +246,18 @@ def page(read: dict[str, Any]) -> str:
         lines += ["![Every criterion after every repair, at 2.1 times fewer MACs](channel.svg)", ""]
     for value in networks:
         lines += network(value)
+        rows = [row for row in read.get("tune", []) if row["model"] == value["model"]]
+        lines += tuned(rows) if rows else []
     for name, section in (("search_ablation", ablation), ("partition", partition)):
         lines += section(read[name]) if name in read else []
     return "\n".join(lines).rstrip() + "\n"
 
 
 def runs() -> dict[str, Any]:
-    """The run files by name."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    """The run files by name; those of bench/channel_tune.py as one list, "tune"."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    tune = [json.loads(path.read_text()) for path in sorted((RESULTS.parent / "channel_tune").glob("*/*.json"))]
+    return found | ({"tune": tune} if tune else {})
 
 
 def main() -> None:

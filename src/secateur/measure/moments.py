@@ -5,15 +5,16 @@ Shape legend: O outputs, D inputs of one output, M rows (samples times positions
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from secateur.core.protocols import Batches
-from secateur.measure.layers import matrix, outputs, rows
+from secateur.measure.layers import matrix, outputs, row_count, rows
 from secateur.measure.observe import Look, observe
 
 
@@ -33,11 +34,14 @@ class Moments:
         return Moments(self.x, self.y, xx, self.xy - self.x[:, None] * self.y)
 
 
-def drawn(count: int, sample: int | None) -> Tensor | slice:
-    """At most `sample` of `count` rows, the same for every batch of that size; all of them without `sample`."""
-    if sample is None or count <= sample:
-        return slice(None)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:sample]
+def drawn(count: int, sample: int | None) -> Tensor | None:
+    """At most `sample` of `count` rows, the same for every batch of that size; None is all of them."""
+    return None if sample is None or count <= sample else _drawn(count, sample)
+
+
+@lru_cache(maxsize=16)
+def _drawn(count: int, sample: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:sample].clone()
 
 
 def input_moments(
@@ -51,9 +55,10 @@ def input_moments(
     counts = dict.fromkeys(names, 0)
 
     def look(name: str) -> Look:
-        def add(x: Tensor, _: Tensor) -> None:
-            part = rows(model.get_submodule(name), x)
-            part = part[drawn(len(part), sample)].double()
+        module = model.get_submodule(name)
+
+        def add(x: Tensor, y: Tensor) -> None:
+            part = rows(module, x, drawn(row_count(module, y), sample)).double()
             counts[name] += len(part)
             _add(sums, name, [part.sum(0), part.T @ part])
 
@@ -70,6 +75,26 @@ def input_moments(
             y, xy = y + b, xy + x[:, None] * b
         found[name] = Moments(x, y, xx, xy)
     return found
+
+
+AT_ONCE = 1 << 28
+"""Bytes of second moments that `moments_of_each` keeps at a time: some hundred layers of a small network, one of a large."""
+
+
+def moments_of_each(
+    model: nn.Module, names: Sequence[str], batches: Batches, limit: int | None = None, *, sample: int | None = None
+) -> Iterator[tuple[str, Moments]]:
+    """The same as `input_moments`, layer after layer: as many in one pass over `batches` as `AT_ONCE` has room for."""
+    group: list[str] = []
+    room = AT_ONCE
+    for name in names:
+        size = 8 * matrix(model.get_submodule(name)).shape[1] ** 2
+        if group and size > room:
+            yield from input_moments(model, group, batches, limit, sample=sample).items()
+            group, room = [], AT_ONCE
+        group, room = [*group, name], room - size
+    if group:
+        yield from input_moments(model, group, batches, limit, sample=sample).items()
 
 
 def paired_moments(
@@ -93,24 +118,28 @@ def paired_moments(
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def keep(name: str) -> Look:
+        source = original.get_submodule(where[name])
+
         def take(_: Tensor, y: Tensor) -> None:
-            target = outputs(original.get_submodule(where[name]), y)
-            kept[name].append(target[drawn(len(target), sample)].double().clone())
+            kept[name].append(outputs(source, y, drawn(row_count(source, y), sample)).double().clone())
 
         return take
 
     def look(name: str) -> Look:
-        def add(x: Tensor, _: Tensor) -> None:
-            part, target = rows(current.get_submodule(name), x), kept[name].pop(0).to(x.device)
-            part = part[drawn(len(part), sample)].double()
+        module = current.get_submodule(name)
+
+        def add(x: Tensor, y: Tensor) -> None:
+            part, target = rows(module, x, drawn(row_count(module, y), sample)).double(), kept[name].pop(0).to(x.device)
             counts[name] += len(part)
             _add(sums, name, [part.sum(0), target.sum(0), part.T @ part, part.T @ target])
 
         return add
 
+    calls: int | None = None
     for batch in islice(batches, limit):
-        observe(original, {where[name]: keep(name) for name in names}, [batch])
-        observe(current, {name: look(name) for name in names}, [batch])
+        observe(original, {where[name]: keep(name) for name in names}, [batch], calls=calls)
+        calls = sum(map(len, kept.values()))
+        observe(current, {name: look(name) for name in names}, [batch], calls=calls)
     if not sums:
         observe(current, {}, [])  # says that there is no batch
     return {name: Moments(*(total / counts[name] for total in sums[name])) for name in names}

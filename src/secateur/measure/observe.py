@@ -20,13 +20,16 @@ class _SeenAll(Exception):
     """Every call that was asked for has been seen; the rest of the forward is not needed."""
 
 
-def observe(model: nn.Module, looks: Mapping[str, Look], batches: Batches, limit: int | None = None) -> int:
+def observe(
+    model: nn.Module, looks: Mapping[str, Look], batches: Batches, limit: int | None = None, *, calls: int | None = None
+) -> int:
     """How many of `batches` (at most `limit`) ran through `model` while each named layer showed its calls to its function.
 
-    In evaluation mode, without gradients; the model comes out as it went in. From the second batch on a forward ends at
-    the last call that is looked at. Raises `SecateurError` where there is no batch.
+    In evaluation mode, without gradients; the model comes out as it went in. A forward ends at the last call that is looked
+    at, from the second batch on, or from the first where it is known that there are so many `calls`. Raises `SecateurError`
+    where there is no batch.
     """
-    seen, expected, device = 0, -1, device_of(model)
+    seen, expected, device = 0, calls or -1, device_of(model)
 
     def hook(look: Look):  # type: ignore[no-untyped-def]
         def show(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
+from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches
-from secateur.measure.moments import Moments, paired_moments
-from secateur.measure.shortcuts import residual_moments
+from secateur.measure.shortcuts import Seen, target_moments, written
 from secateur.repair.blocks import unrolled
 from secateur.repair.linked import Linked, linked
 from secateur.repair.solve import least_error, restricted
@@ -32,9 +33,9 @@ def least_squares(
 
     Inputs are those of `after` as repaired so far, targets the outputs of the same layer in `before`, so errors of earlier
     layers are made good by later ones, from shallow to deep: a pass of both models over `batches` (at most `limit`) per
-    layer. A layer without a bias has its constant in the running mean of the batch norm behind it; with neither it is
-    fitted without. `plan` is the one that led from `before` to `after`; None for models of the same shapes, where inputs
-    with zero weights are lost (a mask).
+    layer; with a `sample` of a list of batches a single one of `before`. A layer without a bias has its constant in the
+    running mean of the batch norm behind it; with neither it is fitted without. `plan` is the one that led from `before` to
+    `after`; None for models of the same shapes, where inputs with zero weights are lost (a mask).
     `ridge` is a share of the mean variance of the inputs. `sample`: at most so many rows of each batch, drawn at random (all
     of them without), for images have more positions than a fit needs. `layers`: the names of those to set, all others stay.
     With `residual`, a layer whose output (or that of the batch norm behind it) is added to a shortcut is to make good the
@@ -44,31 +45,40 @@ def least_squares(
     second moments in double precision, where the authors' code samples ten points per image.
     """
     with unrolled(after) as whole:
-        for each in linked(before, whole, batches, plan):
-            if layers is not None and each.name not in layers:
-                continue
-            known = _known(each, (whole, before), batches, limit=limit, sample=sample, residual=residual)
+        chosen = [each for each in linked(before, whole, batches, plan) if layers is None or each.name in layers]
+        targets = _targets(chosen, before, batches, limit=limit, sample=sample, residual=residual)
+        for each in chosen:
+            outlet = each.outlet if residual and each.head is None else None
+            known = target_moments(whole, each.name, outlet, targets(each), kept=each.rows, sample=sample)
+            if known is None:
+                raise SecateurError("a pass over data", "no batch", "give data that can be iterated anew for every pass")
+            known = restricted(known, each.own, torch.arange(len(known.y)))
             constant = each.has_intercept
             weight, added = least_error(known, each.weight(), intercept=constant, ridge=ridge, support=each.support)
             if torch.isfinite(weight).all():
                 each.write_(weight, added)
 
 
-def _known(
-    each: Linked,
-    pair: tuple[nn.Module, nn.Module],
-    batches: Batches,
-    *,
-    limit: int | None,
-    sample: int | None,
-    residual: bool,
-) -> Moments:
-    """Moments of the inputs the layer has, in the first network, and of its targets, from the second."""
-    known = None
-    if residual and each.head is None:
-        known = residual_moments(pair, each.name, each.outlet, batches, kept=each.rows, limit=limit, sample=sample)
-    if known is None:
-        sources = {each.name: each.source_name}
-        known = paired_moments(*pair, [each.name], batches, limit=limit, sources=sources, sample=sample)[each.name]
-        known = restricted(known, torch.arange(len(known.x)), each.rows)
-    return restricted(known, each.own, torch.arange(len(known.y)))
+Targets = Iterable[tuple[Any, Seen]]
+"""The inputs of each batch and what a layer of the network before wrote."""
+
+
+def _targets(
+    layers: list[Linked], before: nn.Module, batches: Batches, *, limit: int | None, sample: int | None, residual: bool
+) -> Callable[[Linked], Targets]:
+    """What each layer is fitted to.
+
+    A list of batches is the same at every pass: with a `sample`, which bounds what has to be held, one pass of `before`
+    tells of all layers. Other data may be drawn anew every time, and every layer sees its batches through both networks.
+    """
+    names = {each.source_name: each.outlet if residual and each.head is None else None for each in layers}
+    if sample is not None and isinstance(batches, (list, tuple)):
+        held = list(written(before, names, batches, limit=limit, sample=sample))
+        return lambda each: ((inputs, found[each.source_name]) for inputs, found in held)
+
+    def anew(each: Linked) -> Targets:
+        own = {each.source_name: names[each.source_name]}
+        for inputs, found in written(before, own, batches, limit=limit, sample=sample):
+            yield inputs, found[each.source_name]
+
+    return anew

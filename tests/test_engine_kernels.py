@@ -58,7 +58,7 @@ def plan_of(
     """A plan that runs one node with the kernel named."""
     graph = Graph(tuple(inputs), (node,), {}, Ref(node.name))
     values = shapes_of(graph, inputs.values())
-    program = lower(graph, values, lanes=lanes, bytes_=2 if halves else 4)
+    program = lower(graph, values, lanes=lanes, size=2 if halves else 4)
     assert [step.node for step in program.steps] == [None], "the engine runs it"
     for name, layer in program.layers.items():
         if layer.dot:
@@ -340,7 +340,7 @@ def test_layers_without_weights(
         before += (Node("m", "adaptive", ("c",), {}, {"size": (1, 1)}),)
     graph = Graph(("x",), (*before, Node("y", op, names, tensors, given)), {}, Ref("y"))
     values = shapes_of(graph, [x])
-    program = lower(graph, values, lanes=lanes, bytes_=2 if halves else 4)
+    program = lower(graph, values, lanes=lanes, size=2 if halves else 4)
     assert [step.node for step in program.steps] == [None]
     choose(program, "c", 1, 2, 0)
     plan = Plan(graph, program, {}, 2, 1, 2, [torch.zeros(program.floats)], {"y": tuple(values["y"].shape)})
@@ -372,7 +372,7 @@ def test_a_maximum_over_not_a_number_is_none(lanes: int, padding: int, halves: b
     same = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 2}
     first = Node("c", "conv", ("x",), {"weight": torch.ones(2, 1, 1, 1)}, same)
     graph = Graph(("x",), (first, Node("y", "maxpool", ("c",), {}, pooling(2, 2, padding) | {"ceil": False})), {}, Ref("y"))
-    program = lower(graph, shapes_of(graph, [x]), lanes=lanes, bytes_=2 if halves else 4)
+    program = lower(graph, shapes_of(graph, [x]), lanes=lanes, size=2 if halves else 4)
     choose(program, "c", 1, 2, 0)
     wanted = F.max_pool2d(x, 2, 2, padding)
     plan = Plan(graph, program, {}, 1, 1, 1, [torch.zeros(program.floats)], {"y": tuple(wanted.shape)})

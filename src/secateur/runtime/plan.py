@@ -171,11 +171,11 @@ def _planned(
     dense: Mapping[str, Node] = {}
     size = 2 if halves else 4
     for attempt in range(2):
-        program = lower(graph, cut, lanes=lanes, dense=frozenset(dense), bytes_=size)
+        program = lower(graph, cut, lanes=lanes, dense=frozenset(dense), size=size)
         whole = len(program.steps) == 1
         if parts > 1 and not whole:  # PyTorch's operations see the whole batch
             parts, inner, cut = 1, threads, values
-            program = lower(graph, cut, lanes=lanes, dense=frozenset(dense), bytes_=size)
+            program = lower(graph, cut, lanes=lanes, dense=frozenset(dense), size=size)
         for step in program.steps:
             if step.node and step.node.name in dense:
                 step.node = dense[step.node.name]

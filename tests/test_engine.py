@@ -335,6 +335,14 @@ def test_a_network_dense_in_bf16_gives_its_outputs(name: str) -> None:
         close(run_dense(graph, inputs), model(*inputs))
 
 
+def test_one_slow_run_does_not_decide_between_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    from secateur.runtime import plan
+
+    taken: dict[Any, list[int]] = {"quick": [5, 5, 100], "slow": [8, 8, 8]}
+    monkeypatch.setattr(plan, "_time", lambda which, *_: taken[which].pop())
+    assert plan._faster(["slow", "quick"], ()) == "quick"  # type: ignore[list-item,comparison-overlap]
+
+
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(SecateurError, match="no such precision"):
         runtime.compile(nn.Linear(3, 3), torch.randn(2, 3), precision="bf15")

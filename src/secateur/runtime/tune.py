@@ -171,7 +171,13 @@ def _key(program: Program, layer: Layer, isa: str, threads: int) -> str:
     filled = f"{float((layer.weight != 0).mean()):.2g}"
     sizes = (*layer.weight.shape, filled, layer.lines, op.output.lanes, op.input.row, op.input.channel)
     words = [*map(str, sizes), *(["bf16"] if layer.halves else [])]
-    return f"{_machine()} {isa if layer.halves else isa.removesuffix('_bf16')} {threads} " + " ".join(words)
+    return f"{_machine()} {_kernels()} {isa if layer.halves else isa.removesuffix('_bf16')} {threads} " + " ".join(words)
+
+
+@functools.cache
+def _kernels() -> str:
+    """Which kernels: those of another version may rank otherwise."""
+    return str(library().secateur_source().decode())[:8]
 
 
 @functools.cache

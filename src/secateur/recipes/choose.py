@@ -20,6 +20,7 @@ from secateur.criteria.scoring import Allocate
 from secateur.criteria.scoring_net import OnTrained
 from secateur.graph import trace
 from secateur.io.files import read_text
+from secateur.measure import compare
 from secateur.measure.table import LatencyTable, from_json, measure_table
 from secateur.recipes.arguments import call_with
 from secateur.recipes.progress import Progress, silent
@@ -70,7 +71,10 @@ def choose(
             keep = {what: min(1.0, s ** (number / prune.rounds) * dense[what] / now[what]) for what, s in shares.items()}
         judged = criterion(current, prune, example, axes=axes, costs=costs, **known)
         scores = score(axes, criteria.isomorphic(current, axes, judged) if prune.isomorphic else judged)
-        plan = plan.then(allocated(axes, scores, prune, keep, costs))
+        if number == prune.rounds and "latency" in keep and not prune.table:
+            plan = plan.then(_by_the_clock(current, (axes, scores), prune, keep, costs, example=example))
+        else:
+            plan = plan.then(allocated(axes, scores, prune, keep, costs))
         if number < prune.rounds:
             current = plan.apply(model)
             if batches is not None:
@@ -146,6 +150,29 @@ def costs_of(model: nn.Module, axes: Axes, example: Any, prune: Prune) -> dict[s
 def table_of(path: str) -> LatencyTable:
     """The latency table in a file. Raises `SecateurError` where there is none."""
     return from_json(parse(read_text(path, "latency table"), f"reading {path}"))
+
+
+def _by_the_clock(
+    model: nn.Module,
+    ranked: tuple[Axes, Mapping[str, torch.Tensor]],
+    prune: Prune,
+    keep: Mapping[str, float],
+    costs: Mapping[str, CostOf],
+    *,
+    example: Any,
+) -> Plan:
+    """The plan whose network takes at most the share of milliseconds that `keep` says, measured here."""
+
+    def by_table(share: float) -> Plan:
+        return allocated(*ranked, prune, {**keep, "latency": share}, costs)
+
+    return allocate.measured(by_table, keep["latency"], lambda plan: measured_share(model, plan, example))
+
+
+def measured_share(model: nn.Module, plan: Plan, example: Any) -> float:
+    """What share of the milliseconds of `model` remains after `plan`, both timed in turns."""
+    taken = compare({"dense": model, "small": plan.apply(model)}, example, repeats=20)
+    return taken["small"] / taken["dense"]
 
 
 def amount(axes: Axes, costs: Mapping[str, CostOf], what: str, widths: Mapping[str, int] | None = None) -> float:

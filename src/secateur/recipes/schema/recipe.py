@@ -64,7 +64,7 @@ class Prune:
     """[prune]: what remains and who decides. `rounds` cuts in that many equal ratios and scores anew before each.
 
     `keep` names "macs", "params", "bytes" of the saved tensors, "memory" of activations, "latency"; the last by the file
-    `table` that `secateur measure --table` wrote, or by a table measured here and now.
+    `table` that `secateur measure --table` wrote, or measured here and now, where it holds for the cut network by the clock.
     `isomorphic` ranks units only among axes of like layers; `normalise` is then of no effect, as it is on "scoring_net" and
     "three_sp", whose scores compare across axes.
     """

@@ -211,8 +211,24 @@ def test_what_no_plan_reaches_by_the_clock_is_one_sentence() -> None:
 
     with pytest.raises(SecateurError, match=r"no plan below 0\.790 of the dense network's time"):
         allocate.measured(plan_of, 0.75, lambda asked: 0.7 + 0.1 * asked if asked > 0.9 else 0.79)  # type: ignore[arg-type]
-    with pytest.raises(SecateurError, match=r"0\.2 is the least possible share"):
+    with pytest.raises(SecateurError, match=r"no plan below 0\.2\d\d"):
         allocate.measured(plan_of, 0.1, lambda asked: asked)  # type: ignore[arg-type]
+
+    def never(asked: float) -> float:
+        raise SecateurError("keep", "no axis that can be cut", "ignore less")
+
+    with pytest.raises(SecateurError, match="no axis that can be cut"):
+        allocate.measured(never, 0.5, lambda asked: asked)  # type: ignore[arg-type]
+
+
+def test_a_table_that_knows_of_no_plan_fast_enough_may_be_wrong() -> None:
+    def plan_of(asked: float) -> float:
+        if asked < 0.9:
+            raise SecateurError("keep", "that 0.9 is the least possible share", "ask for more")
+        return asked
+
+    found = allocate.measured(plan_of, 0.6, lambda asked: asked - 0.35)  # type: ignore[arg-type]
+    assert 0.9 <= found <= 0.95
 
 
 def test_a_budget_measured_here_holds_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,8 @@ AT_START = ("snip", "grasp", "synflow", "three_sp")
 """Criteria for networks that were not trained yet; axes that no parameter reads are scored by L2."""
 COMPARES_AXES = ("scoring_net", "three_sp")
 """Criteria whose scores compare across axes as they are; `prune.normalise` is of no effect on them."""
+NORMALISE: dict[str, Any] = {"l1": "energy", "l2": "energy", "fpgm": "energy", "taylor": "energy", "cap": "none"}
+"""How the scores of a criterion are best compared across axes; by their "mean" where it is not said."""
 DATA_DRIVEN = BY_GRADIENT + BY_FEATURE
 
 
@@ -171,7 +173,7 @@ def _by_the_clock(
 
 def measured_share(model: nn.Module, plan: Plan, example: Any) -> float:
     """What share of the milliseconds of `model` remains after `plan`, both timed in turns."""
-    taken = compare({"dense": model, "small": plan.apply(model)}, example, repeats=20)
+    taken = compare({"dense": model, "small": plan.apply(model)}, example, repeats=20, pick=min)
     return taken["small"] / taken["dense"]
 
 
@@ -186,7 +188,8 @@ def allocated(
     """The plan `prune.allocator` makes: "budget" trades axes against each other, "uniform" leaves the same share of each."""
     if prune.allocator == "budget":
         own = prune.isomorphic or prune.criterion in COMPARES_AXES
-        how = "none" if own else prune.normalise
+        known = NORMALISE.get(prune.criterion, "mean") if prune.normalise == "auto" else prune.normalise
+        how = "none" if own else known
         return allocate.budget(axes, scores, keep, normalise=how, floor=prune.floor, multiple=prune.multiple, costs=costs)
     return _uniform(axes, scores, prune, keep, costs)
 

@@ -39,6 +39,7 @@ from secateur.core.plan import Plan
 from secateur.data import BatchSettings, cifar10, loaders
 from secateur.io import write_json
 from secateur.measure import machine
+from secateur.recipes.choose import NORMALISE
 from secateur.recipes.predictions import reconstruction
 from secateur.recipes.reconstruct import channel_pruning, repair_by_name
 from secateur.repair import distil
@@ -52,6 +53,11 @@ WEIGHT = ("random", "l1", "l2", "bn_scale", "fpgm", "rfp", "lamp", "nisp")
 OURS = WEIGHT + GRADIENT + FEATURE
 ENERGY = ("l1 energy", "l2 energy", "fpgm energy", "taylor energy")
 """The same scores, axes compared by their squares (`normalise="energy"`), as the peer's L2 is: a sum of squares, no root."""
+DEFAULT = ("l1 default", "l2 default", "fpgm default", "fpgm squares", "taylor default")
+"""As a recipe has them: norms without biases, Taylor by weights, axes compared by `NORMALISE`; "squares" is an option of FPGM.
+
+The rows of the plain names have the arithmetic of the papers.
+"""
 WHOLE = ("whole-model lasso", "whole-model cap", "predicted search")
 PEER = ("tp random", "tp l1", "tp l2", "tp bn scale", "tp fpgm", "tp lamp", "tp taylor", "tp hessian")
 SAMPLE = 4096
@@ -85,18 +91,23 @@ def accuracy(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
 def scores_of(name: str, bench: Bench, seed: int) -> dict[str, Tensor]:
     """Scores of all free axes by one of our criteria."""
     batches, model = bench.calibration[: LIMIT.get(name, 99)], bench.model
-    plain = criteria.l2(model)
+    plain = criteria.l2(model, biases=True)
+    if name in DEFAULT:
+        kind, more = name.split()[0], {"squares": True} if name == "fpgm squares" else {}
+        given: tuple[Any, ...] = (batches, F.cross_entropy) if kind == "taylor" else ()
+        return score(bench.axes, getattr(criteria, kind)(model, *given, **more))
     if name == "random":
         return score(bench.axes, criteria.random(model, seed=seed))
     if name == "nisp":
         return score(bench.axes, criteria.nisp(model, bench.axes))
     if name in GRADIENT:
         extra: dict[str, Any] = {"default": plain} if name == "group_fisher" else {}
+        extra |= {"each": "unit"} if name == "taylor" else {}
         return score(bench.axes, getattr(criteria, name)(model, batches, F.cross_entropy, **extra))
     if name in FEATURE:
         extra = {"sample": SAMPLE} if name in ("lasso", "cap") else {}
         return score(bench.axes, getattr(criteria, name)(model, batches, default=plain, **extra))
-    extra = {"default": plain} if name == "bn_scale" else {}
+    extra = {"default": plain} if name == "bn_scale" else {"biases": True} if name in ("l1", "l2") else {}
     return score(bench.axes, getattr(criteria, name)(model, **extra))
 
 
@@ -109,6 +120,7 @@ def plans(name: str, bench: Bench, shares: list[float], seed: int) -> Iterator[t
     scores = scores_of("cap" if name in WHOLE else name.removesuffix(" energy"), bench, seed)
     for share in shares:
         normalise: Any = "none" if name in ("cap", *WHOLE) else "energy" if name in ENERGY else "mean"
+        normalise = NORMALISE[name.split()[0]] if name.endswith(" default") else normalise
         plan = allocate.budget(bench.axes, scores, {"macs": share}, normalise=normalise, floor=0.1)
         small = None
         if name == "predicted search":
@@ -262,7 +274,7 @@ def distilled(bench: Bench, arguments: argparse.Namespace, known: list[dict[str,
 def rows(bench: Bench, arguments: argparse.Namespace, known: list[dict[str, Any]], done: Callable[[], None]) -> None:
     """Every row that is not known yet, appended to `known`."""
     speedups = [float(word) for word in arguments.speedups.split(",")]
-    for name in arguments.criteria.split(",") if arguments.criteria else OURS + ENERGY + PEER + WHOLE:
+    for name in arguments.criteria.split(",") if arguments.criteria else OURS + ENERGY + DEFAULT + PEER + WHOLE:
         have = {(row["speedup"], row["repair"]) for row in known if row["criterion"] == name}
         repairs = ["own"] if name.startswith("whole") else arguments.repairs.split(",")
         missing = [s for s in speedups if any((s, repair) not in have for repair in repairs)]

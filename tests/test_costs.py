@@ -14,10 +14,13 @@ from secateur import allocate, criteria, measure, save, score, trace
 from secateur.allocate.costs import activation_bytes, file_bytes, latency_ms
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
+from secateur.core.plan import Plan
 from secateur.io import read_plan
 from secateur.measure.table import Entry, LatencyTable, from_json, layer_calls, measure_table
+from secateur.recipes import choose as chooser
 from secateur.recipes import schema, zoo
 from secateur.recipes.choose import choose
+from secateur.recipes.schema import Prune
 
 X = torch.zeros(2, 1, 8, 8)
 
@@ -188,3 +191,67 @@ def test_rounds_and_allocators_meet_them(rounds: int, allocator: str) -> None:
     small = plan.apply(model)
     assert measure.facts(small, X).bytes <= 0.6 * measure.facts(model, X).bytes + 1e-6
     assert measure.peak_memory(small, X) <= 0.9 * measure.peak_memory(model, X)
+
+
+@pytest.mark.parametrize(
+    "machine", [lambda s: s, lambda s: 0.3 + 0.7 * s, lambda s: s**0.5, lambda s: s * s, lambda s: -(-s // 0.1) * 0.1]
+)
+@pytest.mark.parametrize("share", [0.45, 0.7, 0.95])
+def test_a_share_of_milliseconds_holds_by_the_clock_whatever_the_table_says(machine, share: float) -> None:  # type: ignore[no-untyped-def]
+    plan = allocate.measured(lambda asked: asked, share, machine)  # the plan being the share that was asked for
+    assert machine(plan) <= share
+    assert machine(plan) > share - 0.13, "and is not much faster than it has to be"
+
+
+def test_what_no_plan_reaches_by_the_clock_is_one_sentence() -> None:
+    def plan_of(asked: float) -> float:
+        if asked < 0.2:
+            raise SecateurError("keep", "that 0.2 is the least possible share", "ask for more")
+        return asked
+
+    with pytest.raises(SecateurError, match=r"no plan below 0\.790 of the dense network's time"):
+        allocate.measured(plan_of, 0.75, lambda asked: 0.7 + 0.1 * asked if asked > 0.9 else 0.79)  # type: ignore[arg-type]
+    with pytest.raises(SecateurError, match=r"no plan below 0\.2\d\d"):
+        allocate.measured(plan_of, 0.1, lambda asked: asked)  # type: ignore[arg-type]
+
+    def never(asked: float) -> float:
+        raise SecateurError("keep", "no axis that can be cut", "ignore less")
+
+    with pytest.raises(SecateurError, match="no axis that can be cut"):
+        allocate.measured(never, 0.5, lambda asked: asked)  # type: ignore[arg-type]
+
+
+def test_a_table_that_knows_of_no_plan_fast_enough_may_be_wrong() -> None:
+    def plan_of(asked: float) -> float:
+        if asked < 0.9:
+            raise SecateurError("keep", "that 0.9 is the least possible share", "ask for more")
+        return asked
+
+    found = allocate.measured(plan_of, 0.6, lambda asked: asked - 0.35)  # type: ignore[arg-type]
+    assert 0.9 <= found <= 0.95
+
+
+def test_a_budget_measured_here_holds_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, axes = network()
+    monkeypatch.setattr(chooser, "measure_table", lambda *given: synthetic(model))
+
+    def clock(model: nn.Module, plan: Plan, example: torch.Tensor) -> float:  # slower than the table says
+        widths = {name: after for name, (_, after) in plan.widths().items()}
+        return 0.2 + 0.8 * axes.count("macs", widths) / axes.count("macs")
+
+    monkeypatch.setattr(chooser, "measured_share", clock)
+    prune = Prune(keep={"latency": 0.6, "params": 0.9}, criterion="l2")
+    _, plan = chooser.choose(model, X, prune)
+    widths = {name: after for name, (_, after) in plan.widths().items()}
+    assert 0.5 < clock(model, plan, X) <= 0.6
+    assert axes.count("params", widths) <= 0.9 * axes.count("params")
+
+
+def test_between_two_measured_widths_a_depthwise_layer_lies_on_their_line() -> None:
+    model = Depthwise().eval()
+    table = measure_table(model, X, repeats=1)
+    key, entry = next((key, entry) for key, entry in table.entries.items() if "depthwise" in key)
+    ends = entry.inputs[-2:]
+    middle = sum(ends) / 2
+    assert entry.at(middle, middle) == pytest.approx(sum(entry.at(end, end) for end in ends) / 2)  # type: ignore[arg-type]
+    assert "depthwise" in key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -83,6 +84,8 @@ FACTORIES = {
     "fpgm": criteria.fpgm,
     "fpgm of groups": lambda model: criteria.fpgm(model, group=True),
     "taylor": lambda model: criteria.taylor(model, data(), LOSS),
+    "taylor by units": lambda model: criteria.taylor(model, data(), LOSS, each="unit"),
+    "taylor of all data by weights": lambda model: criteria.taylor(model, data(), LOSS, reduce="data", each="weight"),
     "taylor of all data": lambda model: criteria.taylor(model, data(), LOSS, reduce="data"),
     "lamp": criteria.lamp,
     "nisp": lambda model: criteria.nisp(model, handmade.axes(model)),
@@ -163,8 +166,15 @@ def test_norms_equal_numpy(axis: str, group: bool) -> None:
     model = handmade.small()
     where = handmade.axes(model)[axis]
     units = rows(model, where, group)
-    np.testing.assert_allclose(criteria.l1(model, group)(where), [np.abs(u).sum() for u in units], rtol=1e-12)
-    np.testing.assert_allclose(criteria.l2(model, group)(where), [np.linalg.norm(u) for u in units], rtol=1e-12)
+    both = partial(criteria.l1, biases=True), partial(criteria.l2, biases=True)
+    np.testing.assert_allclose(both[0](model, group)(where), [np.abs(u).sum() for u in units], rtol=1e-12)
+    np.testing.assert_allclose(both[1](model, group)(where), [np.linalg.norm(u) for u in units], rtol=1e-12)
+    bare = deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in bare.named_parameters():
+            parameter.mul_(0.0 if name.endswith("bias") else 1.0)
+    for criterion, with_biases in zip((criteria.l1, criteria.l2), both, strict=True):
+        torch.testing.assert_close(criterion(model, group)(where), with_biases(bare, group)(where))
 
 
 @pytest.mark.parametrize("group", [True, False])
@@ -177,11 +187,22 @@ def test_fpgm_equals_a_double_loop(axis: str, group: bool) -> None:
     np.testing.assert_allclose(criteria.fpgm(model, group)(where), expected, rtol=1e-10)
 
 
+def test_fpgm_of_squares_is_what_torch_pruning_computes_tensor_by_tensor() -> None:
+    model = handmade.small()
+    where = handmade.axes(model)["two"]
+    weights = [{key: part.detach().numpy() for key, part in owned(model, "two", unit).items()} for unit in range(where.units)]
+    keys = [key for key in weights[0] if model.get_parameter(key).ndim > 1]
+    expected = [sum(np.linalg.norm(one[key] ** 2 - other[key] ** 2) for key in keys for other in weights) for one in weights]
+    np.testing.assert_allclose(criteria.fpgm(model, squares=True)(where), expected, rtol=1e-10)
+    assert len(keys) > 1
+
+
 def test_fpgm_sees_signs_and_finds_duplicates() -> None:
     model = nn.Sequential(nn.Linear(2, 3, bias=False)).float()
     model[0].weight.data = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [3.0, 4.0]])
     axis = Axis("0", "hidden", 3, (Slot("0.weight", 0, role="write"),))
-    assert criteria.fpgm(model)(axis).tolist() == [10.0, 20.0, 10.0]  # squares of weights would give zeros
+    assert criteria.fpgm(model)(axis).tolist() == [10.0, 20.0, 10.0]
+    assert criteria.fpgm(model, squares=True)(axis).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_bn_scale_is_the_absolute_weight_and_the_mean_where_several_share_a_unit() -> None:
@@ -213,8 +234,30 @@ def test_taylor_equals_the_slope_of_the_loss_by_a_gate(axis: str) -> None:
             expected["batch"][unit] += np.mean(np.abs(slopes))
             expected["data"][unit] += np.abs(np.mean(slopes))
     for reduce, scores in expected.items():
-        found = criteria.taylor(model, [first, second], LOSS, reduce=reduce)(where)  # type: ignore[arg-type]
+        found = criteria.taylor(model, [first, second], LOSS, reduce=reduce, each="unit")(where)  # type: ignore[arg-type]
         np.testing.assert_allclose(found, scores, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("axis", ["one", "two"])
+def test_taylor_by_weights_adds_what_each_would_change_alone(axis: str) -> None:
+    model, both = handmade.small(), data(2)
+    where = handmade.axes(model)[axis]
+    products = []
+    for x, y in both:
+        model.zero_grad()
+        LOSS(model.eval()(x), y).backward()
+        moved = deepcopy(model)
+        for name, parameter in moved.named_parameters():
+            parameter.data = parameter.data * model.get_parameter(name).grad
+        products.append([np.concatenate([v.flatten() for v in owned(moved, axis, u).values()]) for u in range(where.units)])
+    alone = [np.mean([np.abs(batch[unit]).sum() for batch in products]) for unit in range(where.units)]
+    mean = [np.abs(np.mean([batch[unit] for batch in products], 0)).sum() for unit in range(where.units)]
+    model.zero_grad()
+    for reduce, expected in (("batch", alone), ("data", mean)):
+        found = criteria.taylor(model, both, LOSS, reduce=reduce, each="weight")(where)  # type: ignore[arg-type]
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+    with pytest.raises(SecateurError, match="give 'unit' or 'weight'"):
+        criteria.taylor(model, both, LOSS, each="batch")  # type: ignore[arg-type]
 
 
 def slope(model: nn.Module, part: torch.Tensor, x: torch.Tensor, y: torch.Tensor, step: float = 1e-5) -> float:

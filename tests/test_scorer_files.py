@@ -170,6 +170,7 @@ def test_a_net_is_trained_for_any_budget(what, monkeypatch):
         "latency": lambda widths: trace(model, x).count("macs", widths) ** 0.5
     }  # a measured table is another one every time
     monkeypatch.setattr(chooser, "costs_of", lambda *given: root if what == "latency" else costs_of(*given))
+    monkeypatch.setattr(chooser, "measured_share", lambda *given: 0.79)
     prune = Prune(keep={what: 0.8}, criterion="scoring_net", args={"epochs": 1}, floor=0.0)
     axes, plan = choose(model, x, prune, batches=batches(), loss=F.cross_entropy)
     widths = {name: after for name, (_, after) in plan.widths().items()}

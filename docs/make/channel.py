@@ -103,7 +103,8 @@ def peer_sentence(rows: list[dict[str, Any]]) -> str:
     kinds = {"bn_scale": "bn scale", "obd": "hessian"}
     alike = ("l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "obd", "random")
     alike += tuple(f"{name} energy" for name in ("l1", "l2", "fpgm", "taylor"))
-    pairs = {ours: f"tp {kinds.get(name := ours.removesuffix(' energy'), name)}" for ours in alike}
+    alike += ("l1 default", "l2 default", "fpgm default", "fpgm squares", "taylor default")
+    pairs = {ours: f"tp {kinds.get(name := ours.split()[0], name)}" for ours in alike}
     found = {(row["criterion"], row["repair"]): row["test"] for row in rows}
     told = [
         f"{ours} {100 * (found[ours, repair] - found[peer, repair]):+.2f}"
@@ -238,6 +239,31 @@ def partition(value: dict[str, Any]) -> list[str]:
     return [*lines, *table(head, body), ""]
 
 
+def milliseconds(value: dict[str, Any]) -> list[str]:
+    """The section of budgets on milliseconds."""
+    body = []
+    for name, rows in value["networks"].items():
+        for row in rows:
+            asked = ", ".join(f"{what} {share:g}" for what, share in row["keep"].items())
+            if "refused" in row:
+                body.append([name, asked, row["by"], *["refused"] * 2, "", "", "", ""])
+                continue
+            cells = [f"{row[key]:.3f}" for key in ("table", "measured")]
+            error = f"{100 * (row['measured'] / row['table'] - 1):+.1f} %"
+            body.append([name, asked, row["by"], *cells, error, *[f"{row[key]:.3f}" for key in ("macs", "params", "memory")]])
+    head = ["network", "asked", "by", "by the table", "measured", "error of the table", "MACs", "parameters", "memory"]
+    return [
+        "## Budgets on milliseconds",
+        f"Shares of the dense network's milliseconds, {value['batch']} image{'s' if value['batch'] > 1 else ''} of 32 x 32 on "
+        "one thread, random weights cut by L2. By the table of single layers alone, and by the clock, which corrects what is "
+        "asked of it. [Run file](../../bench/results/latency_budget.json), "
+        f"`{value['command']}`.",
+        "",
+        *table(head, body),
+        "",
+    ]
+
+
 def page(read: dict[str, Any]) -> str:
     """The page for run files by name."""
     networks = [read[name] for name in NAMES if name in read]
@@ -248,7 +274,7 @@ def page(read: dict[str, Any]) -> str:
         lines += network(value)
         rows = [row for row in read.get("tune", []) if row["model"] == value["model"]]
         lines += tuned(rows) if rows else []
-    for name, section in (("search_ablation", ablation), ("partition", partition)):
+    for name, section in (("search_ablation", ablation), ("partition", partition), ("latency", milliseconds)):
         lines += section(read[name]) if name in read else []
     return "\n".join(lines).rstrip() + "\n"
 
@@ -257,6 +283,8 @@ def runs() -> dict[str, Any]:
     """The run files by name; those of bench/channel_tune.py as one list, "tune"."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     tune = [json.loads(path.read_text()) for path in sorted((RESULTS.parent / "channel_tune").glob("*/*.json"))]
+    timed = RESULTS.parent / "latency_budget.json"
+    found |= {"latency": json.loads(timed.read_text())} if timed.exists() else {}
     return found | ({"tune": tune} if tune else {})
 
 

@@ -2,6 +2,7 @@
 
 from secateur.allocate.budget import budget
 from secateur.allocate.costs import activation_bytes, file_bytes, latency_ms
+from secateur.allocate.measured import measured
 from secateur.allocate.partition import partition
 from secateur.allocate.ranked import global_
 from secateur.allocate.threshold import threshold
@@ -13,6 +14,7 @@ __all__ = [
     "file_bytes",
     "global_",
     "latency_ms",
+    "measured",
     "partition",
     "threshold",
     "uniform",

@@ -10,11 +10,11 @@ from secateur.core.protocols import Criterion
 from secateur.criteria.places import parameters, places, plain, power_totals
 
 
-def l1(model: nn.Module, group: bool = True) -> Criterion:
+def l1(model: nn.Module, group: bool = True, *, biases: bool = False) -> Criterion:
     """Scores: the sum of the absolute values of each unit's weights, as they are now.
 
-    With `group`, of every parameter entry that a cut of the unit would remove: the weights that write it, their biases,
-    batch norm, the weights that read it. Without, of the weights that write it alone.
+    With `group`, of every weight that a cut of the unit would remove: the weights that write it, the scale of its batch norm,
+    the weights that read it; with `biases` their biases and that of the norm too. Without, of the weights that write it alone.
 
     Source: Li et al., 2017 (Pruning Filters for Efficient ConvNets), section 3.1, is `group=False`; the paper scores one
     layer of a residual sum, here all of its writers count. `group=True` extends it to the groups of Fang et al., 2023
@@ -24,7 +24,7 @@ def l1(model: nn.Module, group: bool = True) -> Criterion:
     sums = {weight: power_totals(plain(weight), 1) for weight in weights.values()}
 
     def score(axis: Axis) -> Tensor:
-        found = places(axis, weights, group)
+        found = places(axis, weights, group, biases=biases)
         return torch.stack([place.gather(sums).sum(-1) for place in found]).sum(0)
 
     return score

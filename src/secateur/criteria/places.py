@@ -75,14 +75,16 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
 
 
-def places(axis: Axis, parameters: Mapping[str, nn.Parameter], group: bool = True) -> list[Place]:
+def places(axis: Axis, parameters: Mapping[str, nn.Parameter], group: bool = True, *, biases: bool = True) -> list[Place]:
     """Where the units of `axis` lie: in every parameter coupled to them, or with `group=False` in the weights that write them.
 
-    Writers are weights, not their biases. A tied weight has one place, whichever of its names the slots use.
+    Writers are weights, not their biases. Without `biases`, those of layers and norms are left out where there is anything
+    else. A tied weight has one place, whichever of its names the slots use.
     Raises `SecateurError` where there is no such parameter, or the axis is of another model.
     """
     units = np.arange(axis.units)
     found: dict[tuple[object, ...], Place] = {}
+    added: set[tuple[object, ...]] = set()
     for slot in axis.slots:
         parameter = parameters.get(slot.tensor)
         if parameter is None or not (group or _writes(slot, parameter)):
@@ -93,11 +95,13 @@ def places(axis: Axis, parameters: Mapping[str, nn.Parameter], group: bool = Tru
             raise SecateurError(f"scores for axis {axis.name!r}", found_shape, "trace this model, after its last cut")
         key = (id(parameter), slot.dim, slot.start, slot.step, slot.loops, slot.index)
         found[key] = Place(parameter, slot.dim, torch.from_numpy(entries))
+        if slot.tensor.rpartition(".")[2].startswith("bias"):
+            added.add(key)
     if not found:
         what = "no parameter" if group else "no weight that writes its units"
         do = "score a model that has the traced tensors" if group else "take group=True, or ignore this axis"
         raise SecateurError(f"scores for axis {axis.name!r}", what, do)
-    return list(found.values())
+    return [place for key, place in found.items() if biases or key not in added] or list(found.values())
 
 
 def _writes(slot: Slot, parameter: Tensor) -> bool:

@@ -20,35 +20,56 @@ from secateur.core.running import call, device_of, evaluating, fits, to_device
 from secateur.criteria.places import parameters, places, plain, totals
 
 Reduce = Literal["batch", "data"]
+Each = Literal["unit", "weight"]
 
 
-def taylor(model: nn.Module, batches: Batches, loss: Loss, *, limit: int | None = None, reduce: Reduce = "batch") -> Criterion:
+def taylor(
+    model: nn.Module,
+    batches: Batches,
+    loss: Loss,
+    *,
+    limit: int | None = None,
+    reduce: Reduce = "batch",
+    each: Each = "weight",
+) -> Criterion:
     """Scores: how much the loss would change, to first order, if the weights of each unit went to zero.
 
-    For each tensor that holds the unit, ``|sum of gradient * weight|`` over the unit's entries; then the sum over the
-    tensors, batch-norm weights and biases among them. The products keep their sign inside a tensor: they are the
-    derivative by one gate on all of the unit's entries there.
+    For each tensor that holds the unit, ``sum of |gradient * weight|`` over the unit's entries; then the sum over the
+    tensors, batch-norm weights and biases among them. With `each="unit"` the products keep their sign inside a tensor,
+    ``|sum of gradient * weight|``: they are the derivative by one gate on all of the unit's entries there.
 
     `reduce="batch"` takes the absolute value per batch and then the mean over batches; "data" the absolute value of
     the mean, which is the expansion of the loss over all data, near zero for a model trained to a minimum.
+    `each="weight"` with "data" is the score of Torch-Pruning, which leaves norms out.
     One pass over `batches` (at most `limit`), made now, in evaluation mode; frozen parameters count too. The model, its
     gradients included, does not change. Raises `SecateurError` where there is no batch or a loss is no finite scalar.
 
-    Source: Molchanov et al., 2019, eq. 8, the gate being on weights and batch norm in place of activations; the paper
-    squares where this takes the absolute value, and scores one tensor where this sums over the coupled ones.
+    Source: Molchanov et al., 2019, eq. 8, is `each="unit"`, the gate being on weights and batch norm in place of
+    activations; the paper squares where this takes the absolute value, and scores one tensor where this sums over the
+    coupled ones. By weights what cancels inside a unit still counts, which lost less (docs/decisions.md).
     """
     if reduce not in ("batch", "data"):
         raise SecateurError(f"reduce={reduce!r}", "no such reduction", "give 'batch' or 'data'")
+    if each not in ("unit", "weight"):
+        raise SecateurError(f"each={each!r}", "no such part of a unit", "give 'unit' or 'weight'")
     weights = parameters(model)
     unique = list(dict.fromkeys(weights.values()))
     found: dict[nn.Parameter, list[list[Tensor]]] = {weight: [] for weight in unique}  # per batch, per dim: (L,)
+    running: dict[nn.Parameter, Tensor] = {}  # products of weights and gradients, summed over batches
+    batches_seen = 0
     device = device_of(model)
     with evaluating(model), differentiable(unique):
         for number, (inputs, target) in enumerate(islice(batches, limit)):
             with fits(inputs, target):
                 value = loss(call(model, to_device(inputs, device)), to_device(target, device))
             for weight, gradient in zip(unique, gradients(value, unique, number), strict=True):
-                found[weight].append(totals(plain(gradient) * plain(weight)))
+                product = plain(gradient) * plain(weight)
+                if (each, reduce) == ("weight", "data"):
+                    running[weight] = running[weight].add_(product) if number else product
+                else:
+                    found[weight].append(totals(product.abs() if each == "weight" else product))
+            batches_seen = number + 1
+    found |= {weight: [totals(product.abs() / batches_seen)] for weight, product in running.items()}
     if not all(found.values()):
         raise SecateurError("Taylor scores", "no batch", "give data that can be iterated anew for every pass")
     sums = {weight: [torch.stack(dim) for dim in zip(*rows, strict=True)] for weight, rows in found.items()}  # (B, L)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from statistics import median
 from time import perf_counter
@@ -28,12 +28,20 @@ def latency(model: nn.Module, *example: Any, repeats: int = 20, warmup: int = 5,
 
 
 def compare(
-    models: Mapping[str, nn.Module], example: Any, *, repeats: int = 20, warmup: int = 5, threads: int | None = None
+    models: Mapping[str, nn.Module],
+    example: Any,
+    *,
+    repeats: int = 20,
+    warmup: int = 5,
+    threads: int | None = None,
+    pick: Callable[[list[float]], float] = median,
 ) -> dict[str, float]:
     """Median milliseconds of one forward of each model, timed in turns so that a busy machine slows all alike.
 
     `example`: a tensor, a tuple of positional or a dict of named arguments. Each of `repeats` rounds times every model
-    once and starts with the next one. `threads` holds for this call only. Raises `SecateurError` where a forward fails.
+    once and starts with the next one. `pick` makes one number of a model's times: ``min`` leaves out what else the machine
+    did, which hits long forwards more often than short ones. `threads` holds for this call only. Raises `SecateurError`
+    where a forward fails.
     """
     if repeats < 1 or warmup < 0:
         do = "give repeats of 1 or more, warmup of 0 or more"
@@ -50,7 +58,7 @@ def compare(
         stack.enter_context(torch.inference_mode())
         for name in turns(list(models), repeats):
             times[name].append(_milliseconds(models[name], batches[name], devices[name]))
-    return {name: median(taken) for name, taken in times.items()}
+    return {name: pick(taken) for name, taken in times.items()}
 
 
 def _milliseconds(model: nn.Module, batch: Any, device: torch.device) -> float:

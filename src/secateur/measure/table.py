@@ -19,7 +19,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.running import call, device_of, evaluating
 from secateur.core.strict import array, fields, integer, table
 from secateur.measure.forward import prepare
-from secateur.measure.latency import compare, latency
+from secateur.measure.latency import compare
 
 FORMAT = 1
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
@@ -92,7 +92,8 @@ def measure_table(model: nn.Module, example: Any, *, repeats: int = 10, threads:
     """The table of `model` on `example`: every kind of layer at a grid of widths, each alone, and the rest by difference.
 
     Kinds differ in kernel, stride, padding, dilation, groups and size of the input. What a whole forward takes beyond the
-    sum of its layers (norms, activations, calls) is `rest_ms`, which no width changes. Medians of `repeats` rounds.
+    sum of its layers (norms, activations, calls) is `rest_ms`, which no width changes. The least of `repeats` rounds counts:
+    what else a busy machine does hits a whole forward more often than a layer.
     """
     called = layer_calls(model, example)
     widest: dict[str, tuple[nn.Module, tuple[int, ...], int, int]] = {}
@@ -100,7 +101,7 @@ def measure_table(model: nn.Module, example: Any, *, repeats: int = 10, threads:
         _, _, most_in, most_out = widest.get(key, (module, shape, 0, 0))
         widest[key] = (module, shape, max(inputs, most_in), max(outputs, most_out))
     entries = {key: _entry(*known, repeats=repeats, threads=threads) for key, known in widest.items()}
-    whole = latency(model, example, repeats=repeats, threads=threads)
+    whole = compare({"model": model}, example, repeats=repeats, threads=threads, pick=min)["model"]
     layers = sum(entries[key].at(inputs, outputs) for key, _, _, inputs, outputs in called)
     where = {
         "machine": platform.processor() or platform.machine(),
@@ -153,8 +154,11 @@ def _entry(module: Any, shape: tuple[int, ...], inputs: int, outputs: int, *, re
                 continue  # one width
             layer = _like(module, n, m).to(device, dtype)
             x = torch.randn(_resized(module, shape, n), device=device, dtype=dtype)
-            grid[i, o] = compare({"layer": layer}, x, repeats=repeats, warmup=1, threads=threads)["layer"]
+            grid[i, o] = compare({"layer": layer}, x, repeats=repeats, warmup=1, threads=threads, pick=min)["layer"]
     grid = np.maximum.accumulate(np.maximum.accumulate(grid, 0), 1)
+    if depthwise:  # of two widths that never differ the mean, so that what is between two measured points lies on their line
+        alone = grid.diagonal()
+        grid = (alone[:, None] + alone) / 2
     return Entry(sides[0], sides[1], tuple(tuple(round(float(v), 6) for v in row) for row in grid))
 
 

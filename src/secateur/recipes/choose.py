@@ -20,6 +20,7 @@ from secateur.criteria.scoring import Allocate
 from secateur.criteria.scoring_net import OnTrained
 from secateur.graph import trace
 from secateur.io.files import read_text
+from secateur.measure import compare
 from secateur.measure.table import LatencyTable, from_json, measure_table
 from secateur.recipes.arguments import call_with
 from secateur.recipes.progress import Progress, silent
@@ -35,6 +36,8 @@ AT_START = ("snip", "grasp", "synflow", "three_sp")
 """Criteria for networks that were not trained yet; axes that no parameter reads are scored by L2."""
 COMPARES_AXES = ("scoring_net", "three_sp")
 """Criteria whose scores compare across axes as they are; `prune.normalise` is of no effect on them."""
+NORMALISE: dict[str, Any] = {"l1": "energy", "l2": "energy", "fpgm": "energy", "taylor": "energy", "cap": "none"}
+"""How the scores of a criterion are best compared across axes; by their "mean" where it is not said."""
 DATA_DRIVEN = BY_GRADIENT + BY_FEATURE
 
 
@@ -70,7 +73,10 @@ def choose(
             keep = {what: min(1.0, s ** (number / prune.rounds) * dense[what] / now[what]) for what, s in shares.items()}
         judged = criterion(current, prune, example, axes=axes, costs=costs, **known)
         scores = score(axes, criteria.isomorphic(current, axes, judged) if prune.isomorphic else judged)
-        plan = plan.then(allocated(axes, scores, prune, keep, costs))
+        if number == prune.rounds and "latency" in keep and not prune.table:
+            plan = plan.then(_by_the_clock(current, (axes, scores), prune, keep, costs, example=example))
+        else:
+            plan = plan.then(allocated(axes, scores, prune, keep, costs))
         if number < prune.rounds:
             current = plan.apply(model)
             if batches is not None:
@@ -148,6 +154,29 @@ def table_of(path: str) -> LatencyTable:
     return from_json(parse(read_text(path, "latency table"), f"reading {path}"))
 
 
+def _by_the_clock(
+    model: nn.Module,
+    ranked: tuple[Axes, Mapping[str, torch.Tensor]],
+    prune: Prune,
+    keep: Mapping[str, float],
+    costs: Mapping[str, CostOf],
+    *,
+    example: Any,
+) -> Plan:
+    """The plan whose network takes at most the share of milliseconds that `keep` says, measured here."""
+
+    def by_table(share: float) -> Plan:
+        return allocated(*ranked, prune, {**keep, "latency": share}, costs)
+
+    return allocate.measured(by_table, keep["latency"], lambda plan: measured_share(model, plan, example))
+
+
+def measured_share(model: nn.Module, plan: Plan, example: Any) -> float:
+    """What share of the milliseconds of `model` remains after `plan`, both timed in turns."""
+    taken = compare({"dense": model, "small": plan.apply(model)}, example, repeats=20, pick=min)
+    return taken["small"] / taken["dense"]
+
+
 def amount(axes: Axes, costs: Mapping[str, CostOf], what: str, widths: Mapping[str, int] | None = None) -> float:
     """What a network of those widths costs."""
     return costs[what](widths or {}) if what in costs else axes.count(what, widths)
@@ -159,7 +188,8 @@ def allocated(
     """The plan `prune.allocator` makes: "budget" trades axes against each other, "uniform" leaves the same share of each."""
     if prune.allocator == "budget":
         own = prune.isomorphic or prune.criterion in COMPARES_AXES
-        how = "none" if own else prune.normalise
+        known = NORMALISE.get(prune.criterion, "mean") if prune.normalise == "auto" else prune.normalise
+        how = "none" if own else known
         return allocate.budget(axes, scores, keep, normalise=how, floor=prune.floor, multiple=prune.multiple, costs=costs)
     return _uniform(axes, scores, prune, keep, costs)
 

@@ -28,7 +28,7 @@ def prediction(name: str, model: nn.Module, axes: Axes, batches: Batches, loss: 
     if name == "reconstruction":
         return reconstruction(model, axes, batches)
     if name == "taylor":
-        return additive(score(axes, taylor(model, batches, loss)))
+        return additive(score(axes, taylor(model, batches, loss, each="unit")))
     return additive(score(axes, group_fisher(model, batches, loss, default=l2(model))))
 
 

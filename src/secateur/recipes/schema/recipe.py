@@ -64,7 +64,8 @@ class Prune:
     """[prune]: what remains and who decides. `rounds` cuts in that many equal ratios and scores anew before each.
 
     `keep` names "macs", "params", "bytes" of the saved tensors, "memory" of activations, "latency"; the last by the file
-    `table` that `secateur measure --table` wrote, or by a table measured here and now.
+    `table` that `secateur measure --table` wrote, or measured here and now, where it holds for the cut network by the clock.
+    `normalise` "auto" is "energy" for norms, distances and first-order scores, "none" for "cap" and "mean" for the others.
     `isomorphic` ranks units only among axes of like layers; `normalise` is then of no effect, as it is on "scoring_net" and
     "three_sp", whose scores compare across axes.
     """
@@ -73,7 +74,7 @@ class Prune:
     criterion: Criterion = "taylor"
     args: Table = field(default_factory=dict)
     allocator: Literal["budget", "uniform"] = "budget"
-    normalise: Literal["mean", "max", "sum", "l2", "energy", "rank", "none"] = "mean"
+    normalise: Literal["auto", "mean", "max", "sum", "l2", "energy", "rank", "none"] = "auto"
     floor: Fraction = 0.1
     multiple: Count = 1
     isomorphic: Flag = False

@@ -36,6 +36,8 @@ from secateur.train import FitSettings, distillation, evaluate, fit, taught
 RESULTS = Path(__file__).parent / "results" / "low_rank"
 STATISTICS = 20
 """Training batches without augmentation that methods with data look at."""
+ROWS = 8192
+"""Positions of each of them that their covariances are of: neighbours show much the same."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,20 @@ def trp(work: Work, **changes: Any) -> tuple[Plan, nn.Module, int]:
     return plan, plan.apply(work.model), steps
 
 
-def trp_ranks(work: Work, teacher: bool = False, descent: float = 0.0, **changes: Any) -> tuple[Plan, nn.Module, int]:
+def trp_ranks(
+    work: Work, teacher: bool = False, descent: float = 0.0, aware: bool = False, **changes: Any
+) -> tuple[Plan, nn.Module, int]:
     """Ranks first, one share of energy in all layers under the budget; a truncation after every step, momentum within them."""
     steps = trained_steps(work)
-    target, _, _ = decomposed(work, "spatial")
+    parent = deepcopy(work.model) if teacher else None
+    if aware:  # ranks and first weights are those that responses ask for
+        target, small, _ = fitted(work, ("spatial",))
+        lowrank.merge_(work.model, small, target)
+    else:
+        target, _, _ = decomposed(work, "spatial")
     ranks = {product.module: product.ranks[0] for product in target.steps[0].products}  # type: ignore[union-attr]
     settings = {"energy": 1.0, "every": 1, "nuclear": 0.0, "project_momentum": True, "descent": round(descent * steps)}
     whole = [name for name, module in work.model.named_modules() if isinstance(module, nn.Conv2d) and name not in ranks]
-    parent = deepcopy(work.model) if teacher else None
     hook = TRP(work.model, format="spatial", ignore=whole, ranks=ranks, **settings | changes)
     work.tune(work.model, steps, work.options.lr, hooks=(hook,), teacher=parent)
     return target, target.apply(work.model), steps
@@ -137,6 +145,7 @@ METHODS: dict[str, Callable[[Work], tuple[Plan, nn.Module, int]]] = {
     "data_aware": data_aware,
     "trp": trp,
     "trp_ranks": trp_ranks,
+    "trp_aware": partial(trp_ranks, aware=True),
     # the parts of trp_ranks, one changed at a time
     "trp_ranks_no_projection": partial(trp_ranks, project_momentum=False),
     "trp_ranks_taught": partial(trp_ranks, teacher=True),
@@ -164,14 +173,16 @@ def decomposed(work: Work, form: Any) -> tuple[Plan, nn.Module, int]:
 
 def data_plan(work: Work, formats: tuple[Any, ...]) -> Plan:
     """Ranks by the energy of responses."""
-    return lowrank.choose(work.model.eval(), work.example, {"macs": work.keep}, formats=formats, multiple=1, batches=work.plain)
+    return lowrank.choose(
+        work.model.eval(), work.example, {"macs": work.keep}, formats=formats, multiple=1, batches=work.plain, sample=ROWS
+    )
 
 
 def fitted(work: Work, formats: tuple[Any, ...]) -> tuple[Plan, nn.Module, int]:
     """Ranks and values by responses."""
     plan = data_plan(work, formats)
     small = plan.apply(work.model)
-    repair.whitened(work.model, small, work.plain, plan=plan)
+    repair.whitened(work.model, small, work.plain, plan=plan, sample=ROWS)
     return plan, small, 0
 
 

@@ -15,15 +15,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from secateur.runtime import library
-from secateur.runtime.compiled import Plan
 from secateur.runtime.graph import Graph, Node, Ref
 from secateur.runtime.lower import lower
+from secateur.runtime.pack import pack, rounded
 from secateur.runtime.placing import shapes_of
+from secateur.runtime.plan import Plan
 from secateur.runtime.program import choose
+from secateur.runtime.tune import largest_tile
 
 MISSING = library.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING or "the engine is there")
 PATHS = library.usable() if not MISSING else ()
+SINGLE = [path for path in PATHS if path != "avx512_bf16"]
+"""Instruction sets with float32 kernels of their own."""
+in_single = pytest.mark.parametrize("path", SINGLE, indirect=True)
 FEW, MANY = 60, 600
 """Random cases of the quick run and of the long one, for each kind of layer."""
 
@@ -39,18 +44,29 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def plan_of(
-    node: Node, inputs: dict[str, Tensor], *, block: int, tile: int, split: int, parts: int, lanes: int, threads: int
+    node: Node,
+    inputs: dict[str, Tensor],
+    *,
+    block: int,
+    tile: int,
+    split: int,
+    parts: int,
+    lanes: int,
+    threads: int,
+    halves: bool = False,
 ) -> Plan:
     """A plan that runs one node with the kernel named."""
     graph = Graph(tuple(inputs), (node,), {}, Ref(node.name))
     values = shapes_of(graph, inputs.values())
-    program = lower(graph, values, lanes=lanes)
+    program = lower(graph, values, lanes=lanes, bytes_=2 if halves else 4)
     assert [step.node for step in program.steps] == [None], "the engine runs it"
     for name, layer in program.layers.items():
         if layer.dot:
             choose(program, name, 1, 1, 0)
         else:
-            choose(program, name, block, min(tile if block == 1 else min(tile, 7), layer.vectors), split, parts)
+            choose(
+                program, name, block, min(tile, largest_tile(block, library.path(), halves=halves), layer.vectors), split, parts
+            )
     arena = torch.full((program.floats,), 0.0)
     return Plan(graph, program, {}, threads, 1, threads, [arena], {node.name: tuple(values[node.name].shape)})
 
@@ -61,6 +77,19 @@ def close(found: Tensor, wanted: Tensor, *summed: Tensor | None) -> None:
     scale = max(float(part.abs().max()) for part in (wanted, *summed, torch.tensor(1e-3)) if part is not None)
     worst = float((found.double() - wanted).abs().max()) / scale
     assert worst < 1e-5, worst
+
+
+def near(found: Tensor, wanted: Tensor, *summed: Tensor | None) -> None:
+    """To the rounding of bf16, half of its last of 8 bits, number by number; sums to the rounding of float32."""
+    assert found.shape == wanted.shape
+    scale = max(float(part.abs().max()) for part in (wanted, *summed, torch.tensor(1e-3)) if part is not None)
+    worst = float(((found.double() - wanted).abs() - wanted.abs() * 2.0**-8).max()) / scale
+    assert worst < 1e-5, worst
+
+
+def half(x: Tensor) -> Tensor:
+    """What is left of `x` in bf16, in float64."""
+    return x.bfloat16().double()
 
 
 def sparse(shape: tuple[int, ...], zeros: float, generator: torch.Generator) -> Tensor:
@@ -108,7 +137,7 @@ def ended(y: Tensor, end: dict[str, Any], other: Tensor | None, after: int) -> T
     return y + other if other is not None and after else y
 
 
-def check_convolution(c: dict[str, Any]) -> None:
+def check_convolution(c: dict[str, Any], *, halves: bool = False) -> None:
     generator = torch.Generator().manual_seed(c["seed"])
     taps = [c["dilation"][d] * (c["kernel"][d] - 1) + 1 for d in (0, 1)]
     made = [(c["size"][d] + 2 * c["padding"][d] - taps[d]) // c["stride"][d] + 1 for d in (0, 1)]
@@ -123,14 +152,16 @@ def check_convolution(c: dict[str, Any]) -> None:
     inputs = {"x": x} | ({} if other is None else {"other": other})
     tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
     node = Node("y", "conv", tuple(inputs), tensors, places | c["end"] | {"after": c["after"]})
-    plan = plan_of(node, inputs, **{key: c[key] for key in ("block", "tile", "split", "parts", "lanes", "threads")})
-    wanted = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), **places)
+    kernel = {key: c[key] for key in ("block", "tile", "split", "parts", "lanes", "threads")}
+    plan = plan_of(node, inputs, halves=halves, **kernel)
+    read, compare = (half, near) if halves else (Tensor.double, close)
+    wanted = F.conv2d(read(x), read(weight), None if bias is None else bias.double(), **places)
     found = plan.run(list(inputs.values()))
-    close(found, ended(wanted, c["end"], None if other is None else other.double(), c["after"]), wanted, other)
+    compare(found, ended(wanted, c["end"], None if other is None else read(other), c["after"]), wanted, other)
     assert torch.equal(plan.run(list(inputs.values())), found), "a second run differs"
 
 
-def check_linear(c: dict[str, Any]) -> None:
+def check_linear(c: dict[str, Any], *, halves: bool = False) -> None:
     generator = torch.Generator().manual_seed(c["seed"])
     weight = sparse((c["outputs"], c["inputs"]), c["zeros"], generator)
     bias = torch.randn(len(weight), generator=generator) if c["bias"] else None
@@ -139,10 +170,12 @@ def check_linear(c: dict[str, Any]) -> None:
     other = torch.randn(*ahead, c["outputs"], generator=generator) if c["residual"] else None
     inputs = {"x": x} | ({} if other is None else {"other": other})
     node = Node("y", "linear", tuple(inputs), {"weight": weight} | ({} if bias is None else {"bias": bias}), c["end"])
-    plan = plan_of(node, inputs, lanes=1, **{key: c[key] for key in ("block", "tile", "split", "parts", "threads")})
-    wanted = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    kernel = {key: c[key] for key in ("block", "tile", "split", "parts", "threads")}
+    plan = plan_of(node, inputs, lanes=1, halves=halves, **kernel)
+    read, compare = (half, near) if halves and c["rows"] > 1 else (Tensor.double, close)  # one vector stays in float32
+    wanted = F.linear(read(x), read(weight), None if bias is None else bias.double())
     found = plan.run(list(inputs.values()))
-    close(found, ended(wanted, c["end"], None if other is None else other.double(), 0), wanted, other)
+    compare(found, ended(wanted, c["end"], None if other is None else read(other), 0), wanted, other)
     assert torch.equal(plan.run(list(inputs.values())), found), "a second run differs"
 
 
@@ -159,6 +192,7 @@ CLIPPED = PLAIN | {"zeros": 0.95, "seed": 640, "images": 16, "inner": 4, "outer"
 """Almost everything is clipped at zero, and what is left is a small difference of large numbers."""
 
 
+@in_single
 @quick
 @example(PLAIN | {"zeros": 1.0})
 @example(CLIPPED)
@@ -171,13 +205,33 @@ def test_convolutions_equal_the_dense_reference(case: dict[str, Any]) -> None:
     check_convolution(case)
 
 
+@in_single
 @quick
 @given(linears)
 def test_linear_layers_equal_the_dense_reference(case: dict[str, Any]) -> None:
     check_linear(case)
 
 
+@quick
+@example(PLAIN | {"zeros": 1.0})
+@example(CLIPPED)
+@example(PLAIN | {"inner": 1, "outer": 1})
+@example(PLAIN | {"kernel": (7, 7), "stride": (2, 2), "padding": (3, 3), "size": (30, 30)})
+@example(PLAIN | {"kernel": (1, 1), "padding": (0, 0), "stride": (2, 2), "images": 16, "lanes": 16})
+@example(PLAIN | {"groups": 3, "inner": 1, "outer": 1, "kernel": (5, 5), "padding": (2, 2), "images": 3})
+@given(convolutions)
+def test_convolutions_in_bf16_equal_the_dense_reference_of_rounded_numbers(case: dict[str, Any]) -> None:
+    check_convolution(case, halves=True)
+
+
+@quick
+@given(linears)
+def test_linear_layers_in_bf16_equal_the_dense_reference_of_rounded_numbers(case: dict[str, Any]) -> None:
+    check_linear(case, halves=True)
+
+
 @pytest.mark.slow
+@in_single
 @long
 @given(convolutions)
 def test_many_convolutions_equal_the_dense_reference(case: dict[str, Any]) -> None:
@@ -185,10 +239,61 @@ def test_many_convolutions_equal_the_dense_reference(case: dict[str, Any]) -> No
 
 
 @pytest.mark.slow
+@in_single
 @long
 @given(linears)
 def test_many_linear_layers_equal_the_dense_reference(case: dict[str, Any]) -> None:
     check_linear(case)
+
+
+@pytest.mark.slow
+@long
+@given(convolutions)
+def test_many_convolutions_in_bf16(case: dict[str, Any]) -> None:
+    check_convolution(case, halves=True)
+
+
+@pytest.mark.slow
+@long
+@given(linears)
+def test_many_linear_layers_in_bf16(case: dict[str, Any]) -> None:
+    check_linear(case, halves=True)
+
+
+@in_single
+def test_an_odd_weight_is_paired_with_its_own_half() -> None:
+    """Beside a zero it would turn an infinite input into NaN."""
+    x = torch.tensor([float("inf"), 1.0, -2.0]).reshape(1, 1, 1, 3).repeat(2, 1, 20, 1)
+    node = Node("y", "conv", ("x",), {"weight": torch.full((1, 1, 1, 1), 1.7)}, {
+        "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1,
+    })  # fmt: skip
+    plan = plan_of(node, {"x": x}, block=1, tile=3, split=0, parts=1, lanes=1, threads=1, halves=True)
+    assert torch.equal(plan.run([x]).double(), half(half(torch.tensor(1.7)) * x.double()))
+
+
+def test_weights_are_rounded_as_pytorch_rounds_them() -> None:
+    values = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.linspace(-30, 30, 4000)
+    ties = torch.tensor([1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8, float("inf"), -float("inf"), 0.0, 3.3e38])
+    for x in (values, ties):
+        assert torch.equal(torch.from_numpy(rounded(x.numpy()).view(np.float32)), x.bfloat16().float())
+    assert np.isnan(rounded(np.array([np.nan], np.float32)).view(np.float32)).all()
+
+
+def test_pairs_hold_every_weight_once() -> None:
+    weight = np.array([[0, 1, 2, 3], [0, 0, 0, 0], [4, 0, 0, 5], [0, 0, 6, 0]], np.float32)
+    for parts in (1, 2):
+        made = pack(weight, np.arange(4) * 100, None, parts=parts, ordered=True, halves=True)
+        found = np.zeros_like(weight)
+        for part in range(parts):
+            for row in range(4):
+                for a, b, words in made.words[made.start[part * 4 + row] : made.start[part * 4 + row + 1]]:
+                    low, high = (
+                        (np.array([words << 16, words & -65536], np.int64) & 0xFFFFFFFF).astype(np.uint32).view(np.float32)
+                    )
+                    found[row, a // 100] += low
+                    found[row, b // 100] += high
+        assert np.array_equal(found, weight)
+        assert len(made.words) == (4 if parts == 1 else 5)
 
 
 def pooling(kernel: Any, stride: Any, padding: int) -> dict[str, Any]:
@@ -198,6 +303,7 @@ def pooling(kernel: Any, stride: Any, padding: int) -> dict[str, Any]:
     return {"kernel": pair(kernel), "stride": pair(stride), "padding": pair(padding)}
 
 
+@pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize("lanes", [1, 16])
 @pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize(
@@ -214,52 +320,66 @@ def pooling(kernel: Any, stride: Any, padding: int) -> dict[str, Any]:
         ("affine", {"activation": "clamp", "low": 0.0, "high": 6.0}, lambda x: F.relu6(x * 2 - 0.25)),
         ("cat", {}, lambda x: torch.cat([x, x], 1)),
         ("add", {}, lambda x: x + x),
+        ("mul", {}, lambda x: x * x.mean((2, 3), keepdim=True)),
     ],
 )  # fmt: skip
-def test_layers_without_weights(op: str, given: dict[str, Any], wanted: Any, batch: int, lanes: int) -> None:
+def test_layers_without_weights(
+    op: str, given: dict[str, Any], wanted: Any, batch: int, lanes: int, halves: bool, path: str
+) -> None:
     """Behind a convolution that passes its input on, because they stay where their input is."""
+    if not halves and path not in SINGLE:
+        return
     x = torch.randn(batch, 3, 9, 13, generator=torch.Generator().manual_seed(0))
     eye = torch.eye(3).reshape(3, 3, 1, 1)
     same = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
     tensors = {"scale": torch.full((3,), 2.0), "shift": torch.full((3,), -0.25)} if op == "affine" else {}
-    names = ("c", "c") if op in ("cat", "add") else ("c",)
-    graph = Graph(
-        ("x",), (Node("c", "conv", ("x",), {"weight": eye}, same), Node("y", op, names, tensors, given)), {}, Ref("y")
-    )
+    names = {"cat": ("c", "c"), "add": ("c", "c"), "mul": ("c", "m")}.get(op, ("c",))
+    before = (Node("c", "conv", ("x",), {"weight": eye}, same),)
+    if op == "mul":
+        before += (Node("m", "adaptive", ("c",), {}, {"size": (1, 1)}),)
+    graph = Graph(("x",), (*before, Node("y", op, names, tensors, given)), {}, Ref("y"))
     values = shapes_of(graph, [x])
-    program = lower(graph, values, lanes=lanes)
+    program = lower(graph, values, lanes=lanes, bytes_=2 if halves else 4)
     assert [step.node for step in program.steps] == [None]
     choose(program, "c", 1, 2, 0)
     plan = Plan(graph, program, {}, 2, 1, 2, [torch.zeros(program.floats)], {"y": tuple(values["y"].shape)})
-    close(plan.run([x]), wanted(x.double()))
+    if halves and op == "mul":  # the means are rounded on their way
+        assert torch.allclose(plan.run([x]).double(), wanted(half(x)), rtol=2.0**-7, atol=1e-6)
+    elif halves:
+        near(plan.run([x]), wanted(half(x)))
+    else:
+        close(plan.run([x]), wanted(x.double()))
 
 
-def test_not_a_number_stays_one() -> None:
+@pytest.mark.parametrize("halves", [False, True])
+def test_not_a_number_stays_one(halves: bool) -> None:
     x = torch.randn(1, 2, 6, 6)
     x[0, 0, 2, 3] = float("nan")
     node = Node("y", "conv", ("x",), {"weight": torch.ones(1, 2, 1, 1)}, {
         "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "activation": "relu",
     })  # fmt: skip
-    found = plan_of(node, {"x": x}, block=1, tile=3, split=0, parts=1, lanes=1, threads=1).run([x])
+    found = plan_of(node, {"x": x}, block=1, tile=3, split=0, parts=1, lanes=1, threads=1, halves=halves).run([x])
     assert torch.equal(found.isnan(), F.relu(x.sum(1, keepdim=True)).isnan())
 
 
-def test_gaps_hold_zeros_after_every_run() -> None:
+@pytest.mark.parametrize("halves", [False, True])
+def test_gaps_hold_zeros_after_every_run(halves: bool) -> None:
     """A bias or an activation must not leak into the zeros a later convolution reads as its padding."""
     x = torch.randn(2, 3, 7, 7)
     settings_ = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, "activation": "sigmoid"}
     node = Node("y", "conv", ("x",), {"weight": torch.randn(4, 3, 3, 3), "bias": torch.ones(4)}, settings_)
-    plan = plan_of(node, {"x": x}, block=1, tile=2, split=0, parts=1, lanes=1, threads=1)
+    plan = plan_of(node, {"x": x}, block=1, tile=2, split=0, parts=1, lanes=1, threads=1, halves=halves)
     assert plan.program is not None
     layout = plan.program.layouts["y"]
     plan.run([x])
     mask = np.zeros(layout.image, bool)
     mask[(np.arange(7)[:, None] * layout.row + np.arange(7)).ravel()] = True
-    offset = plan.program.ops[plan.program.layers["y"].place].y
+    offset = plan.program.ops[plan.program.layers["y"].place].y * 4 // layout.bytes
+    arena = plan.arenas[0].numpy().view(np.uint16 if halves else np.float32)
     for channel in range(4):
         for image in range(2):
             start = offset + layout.lead + channel * layout.channel + image * layout.image
-            values = plan.arenas[0][start : start + layout.image].numpy()
+            values = arena[start : start + layout.image]
             assert (values[~mask] == 0).all()
             assert (values[mask] != 0).all()
 

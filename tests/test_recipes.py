@@ -21,7 +21,7 @@ import secateur
 import small_run
 from secateur import SecateurError
 from secateur.io import load, read_json, read_plan
-from secateur.recipes import Settings, compress, demo, run, schema, toml, zoo
+from secateur.recipes import Settings, compress, demo, grid, run, schema, toml, zoo
 from secateur.recipes import folder as files
 from secateur.recipes.choose import choose
 from secateur.recipes.parts import build_model
@@ -147,10 +147,11 @@ def test_paths_beside_the_recipe_become_absolute(recipe):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
 def test_recipes_of_this_repository_are_valid(path):
-    value = schema.read(path)
-    assert build_model(value.model.build, value.model.args)
-    trained = [settings_of(section, value.seed).epochs for section in (value.lowtrain, value.finetune)]
-    assert any([*trained, *(stage.epochs for stage in value.stage)])
+    several = "\n[grid" in path.read_text()
+    for value in grid.read(path).cells.values() if several else [schema.read(path)]:
+        assert build_model(value.model.build, value.model.args)
+        trained = [settings_of(section, value.seed).epochs for section in (value.lowtrain, value.finetune)]
+        assert any([*trained, *(stage.epochs for stage in value.stage)])
 
 
 def test_a_run_leaves_everything(finished):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.factor import Product
 from secateur.core.plan import factor, mask, split
 from secateur.core.split import blocks_of
+from secateur.measure import moments
 from secateur.measure.layers import is_matrix, matrix, outputs, rows
 from secateur.measure.moments import input_moments, paired_moments
 from secateur.recipes import zoo
@@ -64,6 +66,26 @@ def test_moments_of_own_outputs_are_those_of_a_pass() -> None:
             torch.testing.assert_close(getattr(one[name], part), getattr(two[name], part))
     x = np.concatenate([rows(model.one, x).numpy() for x, _ in data()])
     np.testing.assert_allclose(one["one"].centred().xx, np.cov(x.T, bias=True), atol=1e-12)
+
+
+@pytest.mark.parametrize("room", [1, 50_000, 1 << 28])
+def test_moments_layer_by_layer_are_those_of_one_pass_in_as_many_passes_as_there_is_room_for(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, names, passes = handmade.small(), ["one", "two", "head"], []
+    monkeypatch.setattr(moments, "AT_ONCE", room)
+    whole = moments.input_moments
+
+    def counted(model: nn.Module, group: list[str], *args: Any, **options: Any) -> dict[str, moments.Moments]:
+        passes.append(group)
+        return whole(model, group, *args, **options)
+
+    monkeypatch.setattr(moments, "input_moments", counted)
+    found = dict(moments.moments_of_each(model, names, data(), sample=50))
+    assert list(found) == names
+    assert [len(group) for group in passes] == {1: [1, 1, 1], 50_000: [2, 1], 1 << 28: [3]}[room]
+    for name, known in whole(model, names, data(), sample=50).items():
+        torch.testing.assert_close(found[name].xx, known.xx)
 
 
 def chain_net(bias: bool = True) -> nn.Sequential:

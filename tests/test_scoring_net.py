@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -34,6 +35,9 @@ KINDS = {
     "relative and gradients": NetSettings(relative=True, gradients=True),
     "attention": NetSettings(context="attention"),
     "no context": NetSettings(context="none"),
+    "prior": NetSettings(prior="l1"),
+    "prior and gradients": NetSettings(prior="l1", gradients=True),
+    "prior of raw": NetSettings(prior="l1", encoder="raw"),
 }
 SHORT = ScorerSettings(stages=(ScorerStage(epochs=2),), limit=3)
 
@@ -56,6 +60,8 @@ def fresh(settings: NetSettings, seed: int = 0) -> ScoringNet:
     net = ScoringNet(settings).eval()
     nn.init.normal_(net.head.weight, std=0.3)
     nn.init.normal_(net.twin.weight, std=0.1)
+    if settings.prior != "none":
+        net.twin.weight.data.abs_()
     return net
 
 
@@ -98,6 +104,33 @@ def test_scores_follow_a_permutation_of_the_units(kind: str) -> None:
     torch.testing.assert_close(moved["two"], straight["two"][order], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_set_of_many_inputs_has_no_order(gradients: bool) -> None:
+    """A layer that reads 100 units: neither their order nor that of its own units is seen, in the kernels that are shown."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 100), nn.ReLU(), nn.Linear(100, 12), nn.ReLU(), nn.Linear(12, 3)).double()
+    moved, inner, outer = deepcopy(model), torch.randperm(100), torch.randperm(12)
+    with torch.no_grad():
+        for layer in (moved[0].weight, moved[0].bias):
+            layer.copy_(layer[inner])
+        moved[2].weight.copy_(moved[2].weight[outer][:, inner])
+        moved[2].bias.copy_(moved[2].bias[outer])
+        moved[4].weight.copy_(moved[4].weight[:, outer])
+    batches = [(torch.randn(8, 5, dtype=torch.float64), torch.randint(3, (8,)))]
+    net, found = fresh(NetSettings(encoder="raw", gradients=gradients)), []
+    for network in (model, moved):
+        slopes = Slopes(network, batches, F.cross_entropy) if gradients else None
+        axes = trace(network, batches[0][0])
+        found.append(list(score(axes, net.criterion(network, axes, slopes)).values()))
+    for straight, other, order in zip(*found, (inner, outer), strict=True):
+        torch.testing.assert_close(other, straight[order], rtol=1e-4, atol=1e-6)
+    shown = units_of(model, trace(model, batches[0][0]), NetSettings(encoder="raw")).sets[1]
+    assert shown.shape == (12, 64, 9)
+    largest = model[2].weight.detach().abs().sort(1, descending=True).values[:, :64]
+    sizes = shown.abs().amax(2).double()
+    torch.testing.assert_close(sizes / sizes[0, 0], largest / largest[0, 0], rtol=1e-4, atol=1e-6)
+
+
 def twin(model: handmade.Small, one: int, other: int) -> None:
     """Unit `other` of axis "two" becomes a copy of unit `one`."""
     with torch.no_grad():
@@ -127,13 +160,32 @@ def test_a_twin_is_cheaper_than_a_unit_of_its_own_that_is_otherwise_equal() -> N
     model[2].weight.data = torch.ones(2, 3, dtype=torch.float64)
     axes = trace(model, torch.zeros(1, 6, dtype=torch.float64))
     (name,) = [axis.name for axis in axes.free]
-    for seed in range(5):
+    for seed, settings in product(range(5), (NetSettings(), NetSettings(prior="l1"))):
         for silenced in (None, 0, 1):  # likeness and distance together, and each on its own
-            net = fresh(NetSettings(), seed)
+            net = fresh(settings, seed)
             if silenced is not None:
                 net.twin.bias.data[silenced] = -30
             found = net.criterion(model, axes)(axes[name])
             assert found[0] == found[1] < found[2]
+
+
+def test_an_untrained_net_with_a_prior_is_l1_and_a_trained_one_stays_near() -> None:
+    model = handmade.small()
+    axes = handmade.axes(model)
+    norms = score(axes, criteria.l1(model))
+    net = ScoringNet(NetSettings(prior="l1", bound=0.25))
+    for share in (0.2, 0.5, 0.8):
+        by_norm = allocate.budget(axes, norms, {"macs": share}, normalise="mean", floor=0.0)
+        assert budget(axes, score(axes, net.criterion(model, axes)), share) == by_norm
+    logs = {name: (values / values.mean()).log() for name, values in norms.items()}
+    deviation = torch.cat(list(logs.values())).std(unbiased=False)
+    units = units_of(model, axes, net.settings)
+    for seed in range(3):
+        net = fresh(net.settings, seed)
+        net.head.weight.data *= 100
+        raw = dict(zip(units.names, net(units).detach().split(list(units.sizes)), strict=True))
+        moved = torch.cat([raw[name] - logs[name] / deviation for name in raw])
+        assert 0.1 < moved.abs().max() <= 0.25 + 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -428,6 +480,9 @@ def test_any_axis_is_scored_and_the_exported_network_is_the_gated_one(name: str,
 BAD = {
     "encoder='row'.*did you mean 'raw'": lambda: NetSettings(encoder="row"),  # type: ignore[arg-type]
     "width=7": lambda: NetSettings(width=7),
+    "prior='l2'.*known: l1": lambda: NetSettings(prior="l2"),  # type: ignore[arg-type]
+    "bound=0": lambda: NetSettings(prior="l1", bound=0),
+    "prior='l1' with scale=False": lambda: NetSettings(prior="l1", scale=False),
     "no weight on task": lambda: Objective(task=0, kl=0),
     "optimizer='adamm'.*did you mean 'adam": lambda: ScorerStage(optimizer="adamm"),  # type: ignore[arg-type]
     r"keeps=\(\)": lambda: ScorerSettings(keeps=()),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur import Plan, Product, SecateurError, repair, trace
+from secateur import Plan, Product, SecateurError, lowrank, repair, trace
 from secateur.core.plan import factor
 from secateur.linalg import patch_covariance
 from secateur.surgery import fingerprint
@@ -142,3 +142,34 @@ def test_other_plans_and_other_layers():
     weights = [layer.weight.clone() for layer in small[0]]
     repair.whitened(net, small, data, plan=plan)
     assert all(torch.equal(layer.weight, value) for layer, value in zip(small[0], weights, strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_multiplied_out_compute_the_same_in_the_dense_network(form, bias):
+    net, batches = nn.Sequential(*model(bias), nn.BatchNorm2d(7), nn.Conv2d(7, 2, 1)), correlated()
+    plan = products(net, form, FORMS[form])
+    small = plan.apply(net)
+    repair.whitened(net, small, batches, plan=plan)
+    shapes = {name: value.shape for name, value in net.state_dict().items()}
+    lowrank.merge_(net, small, plan)
+    assert {name: value.shape for name, value in net.state_dict().items()} == shapes
+    assert error(net.eval(), small.eval(), batches) < 1e-8
+    again = plan.apply(net)  # of that rank already: decomposing it once more loses nothing
+    assert error(again.eval(), small, batches) < 1e-7
+
+
+def test_a_linear_product_is_multiplied_out_too():
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    plan = factor(fingerprint(net), [Product("0", "linear", (2,))])
+    small = plan.apply(net)
+    lowrank.merge_(net, small, plan)
+    assert error(net, small, [(torch.randn(7, 6), None)]) < 1e-10
+    assert int(torch.linalg.matrix_rank(net[0].weight.detach())) == 2
+
+
+def test_multiplying_out_needs_the_factor_step():
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    plan = trace(net, torch.randn(2, 6)).plan({"0": [0, 1]})
+    with pytest.raises(SecateurError, match="not one factor step"):
+        lowrank.merge_(net, plan.apply(net), plan)

@@ -21,6 +21,7 @@ TICKETS = RESULTS / "tickets_digits" / "tickets.json"
 STAGES = RESULTS / "scoring_net_stages.json"
 META = RESULTS / "scoring_net_meta.json"
 CIFAR = RESULTS / "scoring_net_cifar.json"
+AT_INIT = RESULTS / "at_init_digits.json"
 
 
 def percent(values: Sequence[float]) -> str:
@@ -90,6 +91,50 @@ def costs(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
         'candidates; "evolution of the net" mutates the weights of a Scoring Net in place of training them.',
         "",
         *table(head, rows),
+    ]
+
+
+def effort(known: Mapping[str, Any]) -> list[str]:
+    """Passes and time until each reaches the loss of the other."""
+    seeds, told = of_seeds(known["effort"])
+    rows = []
+    for said, key, goal in (
+        ("scoring net", "net", "its own end"),
+        ("scoring net", "net_to_rival", "the lowest loss LeGR found"),
+        ("legr", "legr", "the net's end"),
+    ):
+        found = [s[key] for s in seeds]
+        there = "every run" if key != "legr" else f"{sum(f['reached'] for f in found)} of {words.plural(len(found), 'run')}"
+        passes, seconds, loss = (mean_and_error([f[name] for f in found])[0] for name in ("passes", "cpu_s", "loss"))
+        rows.append([said, goal, f"{passes:.0f}", f"{seconds:.1f}", f"{loss:.3f}", there])
+    head = ["", "until", "passes, forward and backward", "CPU seconds", "loss then", "reached in"]
+    return [
+        "### To equal loss",
+        "LeGR stops where it reaches the loss the net ends with, at the latest after",
+        f"{seeds[0]['limit']:,} trials of four passes.",
+        "The net is judged once an epoch; that is counted. Means over seeds.",
+        *told,
+        "",
+        *table(head, rows),
+        "",
+        under(DIGITS, known, len(seeds)),
+    ]
+
+
+def at_init(known: Mapping[str, Any]) -> list[str]:
+    """Accuracies after training what criteria of untrained networks left."""
+    seeds = list(known["at_init"].values())
+    shares = list(next(iter(seeds[0]["rows"].values())))
+    rows = [[name, *(percent([s["rows"][name][share] for s in seeds]) for share in shares)] for name in seeds[0]["rows"]]
+    return [
+        "## Before training",
+        "A residual network on the digits is cut as it is initialised, then trained from the weights it has left,",
+        f"{known['epochs']} epochs; the dense one reaches {percent([s['dense'] for s in seeds])} % likewise. Each column is a",
+        "share of the MACs that goes. The Scoring Net is trained in mode `init`: on the loss after one step of training.",
+        "",
+        *table(["criterion", *(f"{100 * (1 - float(share)):.0f} %" for share in shares)], rows),
+        "",
+        under(AT_INIT, known, len(seeds)),
     ]
 
 
@@ -185,6 +230,8 @@ def family(known: Mapping[str, Any]) -> list[str]:
 
 PARTS = (
     (DIGITS, "criteria", criteria),
+    (DIGITS, "effort", effort),
+    (AT_INIT, "at_init", at_init),
     (DIGITS, "transfer", transfer),
     (META, "unseen", family),
     (CIFAR, "networks", cifar),
@@ -195,7 +242,7 @@ PARTS = (
 
 def runs() -> dict[Path, Any]:
     """What the run files hold, by path; those that are there."""
-    return {path: json.loads(path.read_text()) for path in (DIGITS, META, CIFAR, STAGES, TICKETS) if path.exists()}
+    return {path: json.loads(path.read_text()) for path in (DIGITS, AT_INIT, META, CIFAR, STAGES, TICKETS) if path.exists()}
 
 
 def page(read: Mapping[Path, Any]) -> str:

@@ -17,6 +17,7 @@ from secateur.cli import (
     demo,
     diff,
     export,
+    grid,
     inspect,
     measure,
     plan,
@@ -34,6 +35,7 @@ from secateur.core.errors import SecateurError
 COMMANDS = (
     demo.demo, inspect.inspect, plan.plan, ranks.ranks, diff.diff, apply.apply, run.run, score.score, search.search,
     sensitivity.sensitivity, measure.measure, bench.bench, export.export, report.report, show.show, tickets.tickets,
+    grid.grid,
 )  # fmt: skip
 
 

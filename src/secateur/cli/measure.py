@@ -39,9 +39,10 @@ def measure(
         given = example(shapes) if shapes else engine[1]
         engine[0].threads = threads
         taken = latency(engine[0], *(given if isinstance(given, tuple) else (given,)), repeats=repeats, threads=threads or None)
-        found = {"latency_ms": taken, "bytes": Path(model).stat().st_size, "note": engine[0].note}
+        found = {"latency_ms": taken, "bytes": Path(model).stat().st_size, "precision": engine[0].precision}
+        found["note"] = engine[0].note
         screen.show_json(found) if as_json else screen.say(
-            f"{taken:.3f} ms, {found['bytes']:,} bytes {engine[0].note}".rstrip()
+            f"{taken:.3f} ms in {found['precision']}, {found['bytes']:,} bytes {engine[0].note}".rstrip()
         )
         return
     cut = weights is not None and has_plan(weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,42 +38,53 @@ def tickets(
     from secateur.cli.inputs import source
     from secateur.io.files import write_json, write_text
     from secateur.measure import machine
-    from secateur.recipes import parts, schema
+    from secateur.recipes import parts
     from secateur.recipes.run import threads as on_threads
     from secateur.recipes.tickets import GridSettings, grid
-    from secateur.report.tickets import mean_and_error, picture
+    from secateur.report.tickets import picture
     from secateur.train import FitSettings
 
     chosen: dict[str, Any] = {"variants": tuple(variants)} if variants else {}
     chosen |= {"kinds": tuple(kinds)} if kinds else {}
-    fit = FitSettings(epochs=epochs, lr=lr)
-    settings = GridSettings(seeds=tuple(range(seeds)), keep=keep, late=late, fit=fit, **chosen)
-    given = source(data, folder, augment=True, batch=batch)
-
-    def batches(seed: int) -> Any:
-        recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "data": given})
-        train, _, _, test = parts.load_data(recipe, parts.cpu())
-        return train, test
-
-    example = parts.first_input(batches(0)[1], 1)
+    how = GridSettings(seeds=tuple(range(seeds)), keep=keep, late=late, fit=FitSettings(epochs=epochs, lr=lr), **chosen)
+    batches = _data(model, source(data, folder, augment=True, batch=batch))
     output.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     with screen.bars(quiet or as_json) as progress, on_threads(threads):
         told: dict[str, Any] = {"progress": progress} if progress else {}
-        place = output if keep_weights else None
-        found = grid(lambda: parts.build_model(model, {}), batches, example, settings, folder=place, **told)
+        told |= {"folder": output} if keep_weights else {}
+        found = grid(lambda: parts.build_model(model, {}), batches, parts.first_input(batches(0)[1], 1), how, **told)
     seconds = round(time.perf_counter() - begun, 1)
-    table = {**machine.record(), "seconds": seconds, "model": model, "data": data, "settings": asdict(settings), "found": found}
+    table = {**machine.record(), "seconds": seconds, "model": model, "data": data, "settings": asdict(how), "found": found}
     write_json(output / "tickets.json", table)
     write_text(output / "tickets.svg", picture(found))
     if as_json:
         screen.show_json(table)
-        return
+    else:
+        _show(found, how.kinds, how.variants, output)
+
+
+def _data(model: str, given: dict[str, Any]) -> Callable[[int], tuple[Any, Any]]:
+    """Training and test batches by seed."""
+    from secateur.recipes import parts, schema
+
+    def batches(seed: int) -> tuple[Any, Any]:
+        train, _, _, test = parts.load_data(
+            schema.from_dict({"model": {"build": model}, "seed": seed, "data": given}), parts.cpu()
+        )
+        return train, test
+
+    return batches
+
+
+def _show(found: dict[str, Any], kinds: Sequence[str], variants: Sequence[str], output: Path) -> None:
+    """The table of all tickets."""
+    from secateur.report.tickets import mean_and_error
 
     def cell(values: list[float]) -> str:
         mean, error = mean_and_error(values)
         return f"{mean:.1%} ± {error:.1%}"
 
-    rows = [[variant, *(cell(found[kind][variant]) for kind in settings.kinds)] for variant in settings.variants]
-    screen.show_table(["ticket", *settings.kinds], [["dense", *[cell(found["dense"])] * len(settings.kinds)], *rows])
+    rows = [[variant, *(cell(found[kind][variant]) for kind in kinds)] for variant in variants]
+    screen.show_table(["ticket", *kinds], [["dense", *[cell(found["dense"])] * len(kinds)], *rows])
     screen.say(f"\npicture: {output / 'tickets.svg'}")

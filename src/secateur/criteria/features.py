@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from secateur.core.axis import Axis
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Criterion
-from secateur.measure.layers import columns, is_matrix
+from secateur.measure.layers import columns, input_dim, is_matrix
 from secateur.measure.observe import observe
 
 Reduce = Callable[[Tensor], tuple[Tensor, int]]
@@ -48,9 +48,9 @@ def readers(model: nn.Module, axis: Axis) -> list[Reader]:
     for slot in axis.readers():
         path, _, last = slot.tensor.rpartition(".")
         module = _module(model, path)
-        if last == "weight" and slot.dim == 1 and module is not None and is_matrix(module):
+        if last == "weight" and module is not None and is_matrix(module) and slot.dim == input_dim(module):
             entries = slot.of(np.arange(axis.units))
-            if entries.max() >= cast(Tensor, module.weight).shape[1]:
+            if entries.max() >= cast(Tensor, module.weight).shape[slot.dim]:
                 shape = f"{slot.tensor!r} of shape {list(cast(Tensor, module.weight).shape)}"
                 raise SecateurError(f"scores for axis {axis.name!r}", shape, "trace this model, after its last cut")
             found.append(Reader(path, module, torch.from_numpy(entries)))

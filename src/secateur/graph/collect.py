@@ -45,12 +45,12 @@ def find(model: nn.Module, state: State, attributes: Attributes) -> list[Found]:
     return [f for f in found.values() if f.var.size > 1 and any(slot.tensor in parameters for slot in f.slots)]
 
 
-def name_axes(found: Sequence[Found]) -> list[Axis]:
-    """Axes named after the module that writes them first; equal names are numbered."""
+def name_axes(found: Sequence[Found], model: nn.Module) -> list[Axis]:
+    """Axes named after the module of `model` that writes them first; equal names are numbered."""
     used: dict[str, int] = {}
     axes = []
     for item in found:
-        kind = _kind(item)
+        kind = _kind(item, model)
         lead = next((s for s in item.slots if s.role == "write"), item.slots[0])
         base = lead.tensor.rpartition(".")[0] or lead.tensor
         base += f":{kind}" if kind in ("head", "head_dim", "group") else ""
@@ -63,7 +63,7 @@ def name_axes(found: Sequence[Found]) -> list[Axis]:
     return axes
 
 
-def _kind(item: Found) -> str:
+def _kind(item: Found, model: nn.Module) -> str:
     flags = item.var.flags
     for kind, mark in (("head", "batch"), ("head_dim", "head_dim"), ("group", "group")):
         if mark in flags:
@@ -71,8 +71,23 @@ def _kind(item: Found) -> str:
     writers = [slot for slot in item.slots if slot.role == "write"]
     if not item.var.exact:
         return "width"
+    if _is_rank(item.slots, model):
+        return "rank"
     looped = any(slot.step > 1 or slot.loops for slot in writers)
     return "hidden" if looped else "channel"
+
+
+def _is_rank(slots: Sequence[Slot], model: nn.Module) -> bool:
+    """Does the axis lie between two factors of a product: linear layers in a row, nothing between, no bias before the last?"""
+    tensors_of = {role: {slot.tensor for slot in slots if slot.role == role} for role in ("write", "read", "scale")}
+    if tensors_of["scale"] or len(tensors_of["write"]) != 1 or len(tensors_of["read"]) != 1:
+        return False
+    (one,), (two,) = (tensors_of[role] for role in ("write", "read"))
+    (parent, _, name), (beside, _, then) = (tensor.rpartition(".")[0].rpartition(".") for tensor in (one, two))
+    if parent != beside or not (name.isdecimal() and then.isdecimal() and int(then) == int(name) + 1):
+        return False
+    layers = model.get_submodule(parent)
+    return type(layers) is nn.Sequential and all(isinstance(layer, (nn.Linear, nn.Conv2d)) for layer in layers)
 
 
 def counts(model: nn.Module, state: State, found: Sequence[Found]) -> dict[str, tuple[Term, ...]]:

@@ -52,7 +52,7 @@ def trace(
         state = walk(bones, nodes, call, returned, {**RULES, **(rules or {})}, counted=counted)
         attributes = verify(bones, nodes, state, call)
         found = find(bones, state, attributes)
-        axes = Axes(tuple(name_axes(found)), fingerprint(model), counts(bones, state, found), _notes(bones, state))
+        axes = Axes(tuple(name_axes(found, bones)), fingerprint(model), counts(bones, state, found), _notes(bones, state))
     return axes.ignore(*ignore) if ignore else axes
 
 

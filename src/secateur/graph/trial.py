@@ -69,7 +69,7 @@ def _stride(room: int) -> int:
 def _trial(model: nn.Module, state: State, attributes: Mapping[str, Expr], left: Callable[[int], int]) -> Trial:
     found = find(model, state, attributes)
     kept, cuts = {}, []
-    for item, axis in zip(found, name_axes(found), strict=True):
+    for item, axis in zip(found, name_axes(found, model), strict=True):
         if axis.fixed is None:
             kept[id(item.var)] = count = left(axis.units)
             cuts.append(Cut(axis.name, axis.units, tuple(range(count)), axis.slots, axis.exact, axis.gate))

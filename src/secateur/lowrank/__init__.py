@@ -2,7 +2,8 @@
 
 from secateur.lowrank.choose import choose
 from secateur.lowrank.knapsack import knapsack
+from secateur.lowrank.merge import merge_
 from secateur.lowrank.offers import offers
 from secateur.lowrank.places import Place, places
 
-__all__ = ["Place", "choose", "knapsack", "offers", "places"]
+__all__ = ["Place", "choose", "knapsack", "merge_", "offers", "places"]

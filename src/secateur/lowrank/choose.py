@@ -5,7 +5,7 @@ Shape legend: none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import log
 from typing import Any
 
@@ -16,11 +16,11 @@ from secateur.core.factor import FORMATS, Format, Product
 from secateur.core.plan import Plan, factor
 from secateur.core.protocols import Batches
 from secateur.lowrank.cost import Costs, counted, timed
-from secateur.lowrank.energy import candidates, forms_of, kept_by
+from secateur.lowrank.energy import Kept, candidates, forms_of, kept_by
 from secateur.lowrank.knapsack import knapsack
 from secateur.lowrank.places import Place, places
 from secateur.measure import facts, latency
-from secateur.measure.moments import input_moments
+from secateur.measure.moments import moments_of_each
 from secateur.surgery import fingerprint
 
 QUANTITIES = ("macs", "params", "latency")
@@ -35,6 +35,7 @@ def choose(
     multiple: int = 8,
     batches: Batches | None = None,
     limit: int | None = None,
+    sample: int | None = None,
     repeats: int = 10,
     threads: int | None = None,
     **which: Any,
@@ -43,10 +44,11 @@ def choose(
 
     Every layer takes one of `formats`, with ranks that are multiples of `multiple`, or stays as it is; products that cost no
     less than the layer are left out. Energy is that of the weights, or, with `batches` (at most `limit` of them), that of
-    the responses; layers count by the logarithm of the share they keep, so that one that loses all its energy is never
-    chosen for the sake of the others (Zhang et al., 2016, eq. 13, a product over layers). Found by dynamic programming over
-    a table of costs: multiply-accumulates counted, or latencies measured layer by layer (`repeats` interleaved rounds on
-    `threads`), to which everything else in the network is added as a constant. `which`: as in `places`.
+    the responses (`sample`: of so many rows of each batch); layers count by the logarithm of the share they keep, so that
+    one that loses all its energy is never chosen for the sake of the others (Zhang et al., 2016, eq. 13, a product over
+    layers). Found by dynamic programming over a table of costs: multiply-accumulates counted, or latencies measured layer by
+    layer (`repeats` interleaved rounds on `threads`), to which everything else in the network is added as a constant.
+    `which`: as in `places`.
 
     Raises `SecateurError` for a budget that cannot be met, saying the least that can.
     """
@@ -66,7 +68,11 @@ def choose(
     layers = sum(table[p][None] for p in found)
     dense = max(dense, layers)  # timed one by one, layers may take longer than the network does
     rest = dense - layers
-    options = [_options(model, p, offers[p], table[p], batches, limit) for p in found]
+    cheaper = {p: [offer for offer in offers[p] if table[p][offer] < table[p][None]] for p in found}
+    kept = _kept(model, cheaper, batches, limit, sample)
+    options = [
+        [(None, table[p][None], 1.0), *((o, table[p][o], kept[p, o.format](o.ranks)) for o in cheaper[p])] for p in found
+    ]
     budget = share * dense - rest
     chosen = knapsack([[(cost, log(kept)) for _, cost, kept in row] for row in options], budget)
     if chosen is None:
@@ -77,16 +83,20 @@ def choose(
     return factor(fingerprint(model), [product for product in picked if product is not None])
 
 
-def _options(
-    model: nn.Module, place: Place, offers: Sequence[Product], costs: Costs, batches: Batches | None, limit: int | None
-) -> list[tuple[Product | None, float, float]]:
-    """(product, cost, share of energy kept) of each choice a layer has, itself first."""
-    covariance: Tensor | None = None
-    cheaper = [offer for offer in offers if costs[offer] < costs[None]]
-    if batches is not None and cheaper:  # one layer at a time: a covariance may take hundreds of megabytes
-        covariance = input_moments(model, [place.name], batches, limit)[place.name].centred().xx
-    kept = {form: kept_by(place, form, covariance) for form in dict.fromkeys(offer.format for offer in cheaper)}
-    return [(None, costs[None], 1.0), *((offer, costs[offer], kept[offer.format](offer.ranks)) for offer in cheaper)]
+def _kept(
+    model: nn.Module, offers: Mapping[Place, Sequence[Product]], batches: Batches | None, limit: int | None, sample: int | None
+) -> dict[tuple[Place, Format], Kept]:
+    """The share of energy each layer keeps at given ranks, by format; a covariance is let go when its layer is done."""
+    wanted = {place.name: place for place, products in offers.items() if products}
+    pairs: Iterable[tuple[str, Tensor | None]] = ((name, None) for name in wanted)
+    if batches is not None:
+        each = moments_of_each(model, list(wanted), batches, limit, sample=sample)
+        pairs = ((name, moments.centred().xx) for name, moments in each)
+    return {
+        (wanted[name], form): kept_by(wanted[name], form, covariance)
+        for name, covariance in pairs
+        for form in dict.fromkeys(product.format for product in offers[wanted[name]])
+    }
 
 
 def _one(keep: Mapping[str, float]) -> tuple[str, float]:

@@ -13,20 +13,39 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def is_turned(module: nn.Module) -> bool:
+    """Is it the linear layer of GPT-2, transformers' Conv1D, whose weight is (D, O)? Known by its name, to need no install."""
+    return any(
+        kind.__name__ == "Conv1D" and kind.__module__.partition(".")[0] == "transformers" for kind in type(module).__mro__
+    )
+
+
 def is_matrix(module: nn.Module) -> bool:
-    """Is `module` a linear layer, or a 1d or 2d convolution without groups?"""
-    return type(module) is nn.Linear or (type(module) in (nn.Conv1d, nn.Conv2d) and cast(nn.Conv2d, module).groups == 1)
+    """Is `module` a linear layer, of torch or of GPT-2, or a 1d or 2d convolution without groups?"""
+    plain = type(module) in (nn.Conv1d, nn.Conv2d) and cast(nn.Conv2d, module).groups == 1
+    return type(module) is nn.Linear or plain or is_turned(module)
 
 
 def matrix(module: nn.Module) -> Tensor:
     """The weight as (O, D), a view without gradient."""
-    return cast(Tensor, module.weight).detach().flatten(1)
+    weight = cast(Tensor, module.weight).detach()
+    return weight.T if is_turned(module) else weight.flatten(1)
+
+
+def as_weight(module: nn.Module, flat: Tensor) -> Tensor:
+    """`flat` (O, D), such as `matrix` gives, in the shape the layer holds it in."""
+    return flat.T if is_turned(module) else flat.view_as(cast(Tensor, module.weight))
+
+
+def input_dim(module: nn.Module) -> int:
+    """The dimension of the weight that the channels of the input are in; outputs are in the other of the first two."""
+    return 0 if is_turned(module) else 1
 
 
 def rows(module: nn.Module, x: Tensor, pick: Tensor | None = None) -> Tensor:
     """What each output of `module` on `x` is computed from; (M, D), padding and stride respected. `pick`: these rows alone."""
-    if isinstance(module, nn.Linear):
-        flat = x.reshape(-1, module.in_features)
+    if not isinstance(module, nn.modules.conv._ConvNd):
+        flat = x.reshape(-1, matrix(module).shape[1])
         return flat if pick is None else flat[pick.to(x.device)]
     conv = cast(Any, module)
     x = x if x.dim() == conv.weight.dim() else x.unsqueeze(0)
@@ -54,13 +73,13 @@ def _patches(x: Tensor, pick: Tensor, kernel: tuple[int, int], dilation: tuple[i
 
 def row_count(module: nn.Module, y: Tensor) -> int:
     """How many rows the output `y` of `module` has."""
-    return y.numel() // len(cast(Tensor, module.weight))
+    return y.numel() // len(matrix(module))
 
 
 def outputs(module: nn.Module, y: Tensor, pick: Tensor | None = None) -> Tensor:
     """The output of `module` in the order of its rows; (M, O). `pick`: these rows alone."""
-    if isinstance(module, nn.Linear):
-        flat = y.reshape(-1, module.out_features)
+    if not isinstance(module, nn.modules.conv._ConvNd):
+        flat = y.reshape(-1, len(matrix(module)))
         return flat if pick is None else flat[pick.to(y.device)]
     y = y if y.dim() == cast(Tensor, module.weight).dim() else y.unsqueeze(0)
     y = y.flatten(2)  # (B, O, positions)
@@ -72,5 +91,5 @@ def outputs(module: nn.Module, y: Tensor, pick: Tensor | None = None) -> Tensor:
 
 def columns(module: nn.Module, channels: Tensor) -> Tensor:
     """Columns of the matrix that read `channels` (..., E) of the input; (..., E * K)."""
-    taps = cast(Tensor, module.weight)[0, 0].numel()
+    taps = cast(Tensor, module.weight)[0, 0].numel()  # 1 for a linear layer
     return (channels.unsqueeze(-1) * taps + torch.arange(taps)).flatten(-2)

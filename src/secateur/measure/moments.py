@@ -5,7 +5,7 @@ Shape legend: O outputs, D inputs of one output, M rows (samples times positions
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -75,6 +75,26 @@ def input_moments(
             y, xy = y + b, xy + x[:, None] * b
         found[name] = Moments(x, y, xx, xy)
     return found
+
+
+AT_ONCE = 1 << 28
+"""Bytes of second moments that `moments_of_each` keeps at a time: some hundred layers of a small network, one of a large."""
+
+
+def moments_of_each(
+    model: nn.Module, names: Sequence[str], batches: Batches, limit: int | None = None, *, sample: int | None = None
+) -> Iterator[tuple[str, Moments]]:
+    """The same as `input_moments`, layer after layer: as many in one pass over `batches` as `AT_ONCE` has room for."""
+    group: list[str] = []
+    room = AT_ONCE
+    for name in names:
+        size = 8 * matrix(model.get_submodule(name)).shape[1] ** 2
+        if group and size > room:
+            yield from input_moments(model, group, batches, limit, sample=sample).items()
+            group, room = [], AT_ONCE
+        group, room = [*group, name], room - size
+    if group:
+        yield from input_moments(model, group, batches, limit, sample=sample).items()
 
 
 def paired_moments(

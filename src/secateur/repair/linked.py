@@ -20,7 +20,7 @@ from secateur.core.mask import Mask
 from secateur.core.plan import Keep, Plan
 from secateur.core.protocols import Batches
 from secateur.core.split import Split
-from secateur.measure.layers import columns, is_matrix, matrix, outputs, row_count, rows
+from secateur.measure.layers import as_weight, columns, input_dim, is_matrix, matrix, outputs, row_count, rows
 from secateur.measure.moments import Moments, drawn, input_moments
 from secateur.measure.observe import call_order, observe
 from secateur.repair.solve import restricted
@@ -67,7 +67,7 @@ class Linked:
             held = cast(Tensor, self.layer.weight)
             flat = matrix(self.layer).clone()
             flat[:, self.own] = weight.to(flat)
-            held.copy_(flat.reshape(held.shape))
+            held.copy_(as_weight(self.layer, flat))
             if intercept is None:
                 return
             if isinstance(self.layer.bias, Tensor):
@@ -100,8 +100,8 @@ def linked(before: nn.Module, after: nn.Module, batches: Batches, plan: Plan | N
         if name not in known:
             continue
         layer, source = known[name]
-        old, new = cast(Tensor, source.weight).shape, cast(Tensor, layer.weight)
-        written = kept.get((f"{name}.weight", 0), np.arange(old[0]))
+        old, new, reads = cast(Tensor, source.weight).shape, cast(Tensor, layer.weight), input_dim(layer)
+        written = kept.get((f"{name}.weight", 1 - reads), np.arange(old[1 - reads]))
         outlet = behind[name] if behind.get(name) in norms else name
         norm = (cast(_BatchNorm, before.get_submodule(outlet)), norms[outlet]) if outlet != name else None
         own = torch.arange(matrix(layer).shape[1])
@@ -110,8 +110,8 @@ def linked(before: nn.Module, after: nn.Module, batches: Batches, plan: Plan | N
             link = _product(link, after, kept)
             found.append(_masked(link) if f"{name}.weight" in masked else link)
             continue
-        channels = kept.get((f"{name}.weight", 1), np.arange(old[1]))
-        if (len(written), len(channels)) != tuple(new.shape[:2]):
+        channels = kept.get((f"{name}.weight", reads), np.arange(old[reads]))
+        if (len(written), len(channels)) != (new.shape[1 - reads], new.shape[reads]):
             do = "give the plan that led from the first model to the second"
             raise SecateurError(f"a repair of {name!r}", f"weights of shapes {list(old)} and {list(new.shape)}", do)
         at = columns(source, torch.from_numpy(channels)[:, None]).flatten()

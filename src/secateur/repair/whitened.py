@@ -18,19 +18,28 @@ from secateur.core.plan import Plan
 from secateur.core.protocols import Batches
 from secateur.linalg import least_squares, patch_covariance, responses, through
 from secateur.measure.layers import is_matrix, matrix
-from secateur.measure.moments import Moments, input_moments
+from secateur.measure.moments import Moments, moments_of_each
 from secateur.measure.observe import call_order
 from secateur.surgery import unfold
 
 
-def whitened(before: nn.Module, after: nn.Module, batches: Batches, *, plan: Plan, limit: int | None = None) -> None:
+def whitened(
+    before: nn.Module,
+    after: nn.Module,
+    batches: Batches,
+    *,
+    plan: Plan,
+    limit: int | None = None,
+    sample: int | None = None,
+) -> None:
     """Set the values of every product of `after` so that the layer's responses change least, over `batches` (at most `limit`).
 
     "channel" and "linear" products become the principal components of the responses, the optimum (Zhang et al., 2016,
     section 3.1: eq. 4 to 7, without the nonlinearity). "spatial" and "tucker2" take their first layers from the weight
     times the root of the covariance of the input patches, and their last one by least squares given those. Decoupled and
     grouped layers stay as they are. Means go into the bias, or into the running mean of a batch norm behind; with neither,
-    raw second moments stand for covariances. One pass over `batches` per layer, of `before`; `plan` led from it to `after`.
+    raw second moments stand for covariances. `sample`: rows that are taken of each batch. Few passes over `batches`, of
+    `before`, from which `plan` led to `after`.
 
     Raises `SecateurError` for a plan that is not one factor step: other cuts have repairs of their own.
     """
@@ -40,11 +49,11 @@ def whitened(before: nn.Module, after: nn.Module, batches: Batches, *, plan: Pla
     plan.check(before)
     products = [p for p in plan.steps[0].products if p.format != "decouple" and is_matrix(before.get_submodule(p.module))]
     norms = _norms(after, products, batches)
-    for product in products:
-        source = before.get_submodule(product.module)
+    by_name = {product.module: product for product in products}
+    for name, known in moments_of_each(before, list(by_name), batches, limit, sample=sample):
+        product, source = by_name[name], before.get_submodule(name)
         last = after.get_submodule(product.module)
         bias, norm = cast(nn.Sequential, last)[-1].bias, norms.get(product.module)
-        known = input_moments(before, [product.module], batches, limit)[product.module]
         constant = isinstance(bias, Tensor) or norm is not None
         covariance = known.centred().xx if constant else known.xx
         pieces = fitted(cast(Tensor, source.weight).detach().double().cpu(), product, covariance)

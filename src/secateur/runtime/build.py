@@ -21,6 +21,7 @@ X86 = {
     "path_avx512": ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx512cd", "-mavx2", "-mfma", "-mprfchw"),
     "path_avx2": ("-mavx2", "-mfma", "-mprfchw"),
 }
+X86["path_avx512_bf16"] = (*X86["path_avx512"], "-mavx512bf16")
 """Flags of the files that serve one instruction set; CMakeLists.txt has the same."""
 PLAIN = ("path_portable", "pool", "dispatch", "program")
 LONGEST = 300
@@ -61,8 +62,12 @@ def build(target: Path, extra: tuple[str, ...] = ()) -> None:
     command, source = compiler(), digest()
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     jobs = dict.fromkeys(PLAIN, ()) | (X86 if x86 else {})
-    define = (f'-DSECATEUR_SOURCE="{source}"', *(("-DSECATEUR_X86",) if x86 else ()))
+    define = [f'-DSECATEUR_SOURCE="{source}"', *(["-DSECATEUR_X86"] if x86 else [])]
     with tempfile.TemporaryDirectory() as folder:
+        if x86 and _takes(command, jobs["path_avx512_bf16"], folder):
+            define.append("-DSECATEUR_HAS_BF16")
+        else:  # an older compiler: bf16 is computed by the other instructions
+            jobs.pop("path_avx512_bf16", None)
 
         def compile_one(name: str) -> str:
             out = f"{folder}/{name}.o"
@@ -80,6 +85,17 @@ def build(target: Path, extra: tuple[str, ...] = ()) -> None:
             waiting.replace(target)
         except OSError as error:
             raise Unbuilt(f"its kernels cannot be written to {target} ({error.strerror})") from error
+
+
+def _takes(command: list[str], flags: tuple[str, ...], folder: str) -> bool:
+    """Does the compiler know these flags?"""
+    probe = Path(folder) / "probe.cpp"
+    probe.write_text("int probe;\n")
+    try:
+        _call([*command, *flags, "-c", str(probe), "-o", f"{folder}/probe.o"])
+    except Unbuilt:
+        return False
+    return True
 
 
 def _call(command: list[str]) -> None:

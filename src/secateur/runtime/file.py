@@ -20,7 +20,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.strict import parse
 from secateur.io.container import has_metadata, pack, tensors_of, verified
 from secateur.io.files import atomic, read_bytes, shown
-from secateur.runtime.compiled import CompiledModel
+from secateur.runtime.compiled import PRECISIONS, CompiledModel
 from secateur.runtime.graph import Graph, Node, Ref, refs
 from secateur.runtime.operations import allowed
 from secateur.runtime.placing import KINDS, shapes_of
@@ -61,6 +61,7 @@ def save(path: str | os.PathLike[str], model: CompiledModel, example: tuple[Tens
         tensors[f"constant.{name}"] = value
     text = {
         "version": VERSION, "inputs": list(graph.inputs), "nodes": nodes, "output": _encoded(graph.output, asked),
+        "precision": model.precision,
         "example": [[list(value.shape), str(value.dtype).removeprefix("torch.")] for value in example],
     }  # fmt: skip
     head, body = pack(tensors, {"format": "pt", "secateur": "1", "engine": json.dumps(text, allow_nan=False)}, asked)
@@ -91,6 +92,9 @@ def read(path: str | os.PathLike[str], threads: int = 0) -> tuple[CompiledModel,
         graph = _graph(table, tensors_of(data, asked))
         example = tuple(torch.zeros(_sizes(shape), dtype=_dtype(kind)) for shape, kind in table["example"])
         shapes_of(graph, example)
+        precision = table.get("precision", "float32")  # files of older versions name none
+        if precision not in PRECISIONS:
+            raise ValueError(f"the precision {str(precision)[:40]!r}")
     except SecateurError as error:
         raise SecateurError(asked, error.found if error.asked == "an engine file" else str(error), AGAIN) from error
     except (
@@ -105,7 +109,7 @@ def read(path: str | os.PathLike[str], threads: int = 0) -> tuple[CompiledModel,
     ) as error:
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise SecateurError(asked, f"a graph that does not fit together ({reason})", AGAIN) from error
-    return CompiledModel(graph, threads), example
+    return CompiledModel(graph, threads, precision), example
 
 
 def is_engine_file(path: str | os.PathLike[str]) -> bool:

@@ -25,7 +25,7 @@ def round_up(count: int, unit: int = LINE) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes in elements; `row` counts positions, `image`, `channel` and `lead` floats (engine.h)."""
+    """Sizes in elements; `row` counts positions, `bytes` those of an element: 4 is float32, 2 is bf16 (engine.h)."""
 
     channels: int
     images: int
@@ -36,6 +36,12 @@ class Layout:
     image: int
     channel: int
     lead: int
+    bytes: int = 4
+
+    @property
+    def line(self) -> int:
+        """Elements in a line of cache."""
+        return 64 // self.bytes
 
     @property
     def groups(self) -> int:
@@ -44,13 +50,13 @@ class Layout:
 
     @property
     def span(self) -> int:
-        """Floats of one image, from its first to its last pixel."""
+        """Elements of one image, from its first to its last pixel."""
         return ((self.height - 1) * self.row + self.width) * self.lanes
 
     @property
     def size(self) -> int:
-        """Floats of the whole tensor."""
-        return self.channels * self.channel
+        """Floats the whole tensor takes."""
+        return -(-self.channels * self.channel * self.bytes // 4)
 
     @property
     def single(self) -> bool:
@@ -66,37 +72,39 @@ class Layout:
         return Plane(**{field.name: getattr(self, field.name) for field in fields(self)})
 
     def mask(self) -> np.ndarray | None:
-        """int32 of one image: -1 where there is data, 0 in gaps; None where there are none to keep."""
-        if self.single or (self.row == self.width and self.span % LINE == 0):
+        """Integers of one image, as wide as elements: -1 where there is data, 0 in gaps; None where there are none to keep."""
+        if self.single or (self.row == self.width and self.span % self.line == 0):
             return None
-        mask = np.zeros(round_up(self.span) + LINE * self.lanes, np.int32)
+        mask = np.zeros(round_up(self.span, self.line) + self.line * self.lanes, np.int32 if self.bytes == 4 else np.int16)
         rows = np.arange(self.height)[:, None] * self.row + np.arange(self.width)[None]
         mask[(rows[..., None] * self.lanes + np.arange(self.lanes)).ravel()] = -1
         return mask
 
 
-def spread(channels: int, images: int, height: int, width: int, *, lanes: int, gap: tuple[int, int], ahead: int = -1) -> Layout:
-    """A layout with `gap` = (rows, columns) of zeros; `ahead`: floats of zeros before the first pixel, if not the gap's.
+def spread(
+    channels: int, images: int, height: int, width: int, *, lanes: int, gap: tuple[int, int], ahead: int = -1, size: int = 4
+) -> Layout:
+    """A layout with `gap` = (rows, columns) of zeros; `ahead`: elements of zeros before the first pixel, if not the gap's.
 
     An odd number of lines per channel spreads channels over all sets of a cache.
     """
-    row = width + gap[1]
-    lead = round_up((gap[0] * row + gap[1]) * lanes if ahead < 0 else ahead)
-    image = round_up((height + gap[0]) * row * lanes)
-    channel = _odd(lead + -(-images // lanes) * image)
-    return Layout(channels, images, height, width, lanes, row, image, channel, lead)
+    row, line = width + gap[1], 64 // size
+    lead = round_up((gap[0] * row + gap[1]) * lanes if ahead < 0 else ahead, line)
+    image = round_up((height + gap[0]) * row * lanes, line)
+    channel = _odd(lead + -(-images // lanes) * image, line)
+    return Layout(channels, images, height, width, lanes, row, image, channel, lead, size)
 
 
-def flat(channels: int, images: int) -> Layout:
-    """One value per channel and image: images side by side; a single image's channels side by side."""
+def flat(channels: int, images: int, size: int = 4) -> Layout:
+    """One value per channel and image: images side by side; a single image's channels side by side, always in float32."""
     if images == 1:
         return Layout(channels, 1, 1, 1, 1, 1, 1, 1, 0)
-    lanes = round_up(images)
-    return Layout(channels, images, 1, 1, lanes, 1, lanes, _odd(lanes), 0)
+    lanes = round_up(images, 64 // size)
+    return Layout(channels, images, 1, 1, lanes, 1, lanes, _odd(lanes, 64 // size), 0, size)
 
 
-def _odd(floats: int) -> int:
-    return floats + LINE if (floats // LINE) % 2 == 0 else floats
+def _odd(elements: int, line: int) -> int:
+    return elements + line if (elements // line) % 2 == 0 else elements
 
 
 def sizes(shape: Sequence[int]) -> tuple[int, int, int, int]:

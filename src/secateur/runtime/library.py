@@ -13,7 +13,7 @@ from secateur.core.errors import SecateurError, nearest
 from secateur.runtime import build
 
 BESIDE = Path(__file__).parent / "_engine.so"
-PATHS = ("avx512", "avx2", "portable")
+PATHS = ("avx512_bf16", "avx512", "avx2", "portable")
 
 
 class Kind(IntEnum):
@@ -32,7 +32,8 @@ class Plane(ctypes.Structure):
     """The layout of one tensor; kernels/engine.h says what the fields mean."""
 
     _fields_ = [
-        (name, ctypes.c_int64) for name in ("channels", "images", "height", "width", "lanes", "row", "image", "channel", "lead")
+        (name, ctypes.c_int64)
+        for name in ("channels", "images", "height", "width", "lanes", "row", "image", "channel", "lead", "bytes")
     ]
 
 

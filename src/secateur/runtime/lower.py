@@ -22,16 +22,18 @@ SLACK = 4096
 """Floats before and behind the arena: tiles at an edge read, and never use, what lies beyond their tensor."""
 
 
-def lower(graph: Graph, values: Mapping[str, Any], *, lanes: int, dense: frozenset[str] = frozenset()) -> Program:
-    """The program for values of these shapes; layers named in `dense` are left to PyTorch."""
-    return _Lowering(graph, values, lanes, dense).program()
+def lower(
+    graph: Graph, values: Mapping[str, Any], *, lanes: int, dense: frozenset[str] = frozenset(), bytes_: int = 4
+) -> Program:
+    """The program for values of these shapes; layers named in `dense` are left to PyTorch. `bytes_`: 2 keeps maps in bf16."""
+    return _Lowering(graph, values, lanes, dense, bytes_).program()
 
 
 class _Lowering:
     """Walks the graph once; keeps where each value is, and which buffers are free."""
 
-    def __init__(self, graph: Graph, values: Mapping[str, Any], lanes: int, dense: frozenset[str]) -> None:
-        self.graph, self.values, self.lanes = graph, values, lanes
+    def __init__(self, graph: Graph, values: Mapping[str, Any], lanes: int, dense: frozenset[str], bytes_: int) -> None:
+        self.graph, self.values, self.lanes, self.bytes = graph, values, lanes, bytes_
         self.gaps = gaps_of(graph, values)
         self.on_engine = self._placed(dense)
         self.ops: list[Op] = []
@@ -71,8 +73,9 @@ class _Lowering:
         """Where value `name` lies: maps of one size share gaps."""
         channels, images, height, width = sizes(self.values[name].shape)
         if (height, width) == (1, 1):
-            return flat(channels, images)
-        return spread(channels, images, height, width, lanes=self.lanes, gap=self.gaps.get((height, width), (0, 0)))
+            return flat(channels, images, self.bytes)
+        gap = self.gaps.get((height, width), (0, 0))
+        return spread(channels, images, height, width, lanes=self.lanes, gap=gap, size=self.bytes)
 
     def program(self) -> Program:
         for place, node in enumerate(self.graph.nodes):
@@ -188,7 +191,7 @@ class _Lowering:
             before = 0
             for name in node.inputs:
                 op = self._op(Kind.COPY, name, node.name)
-                self.patches[-1] = (op, "y", self.held[node.name][0], before * layout.channel)
+                self.patches[-1] = (op, "y", self.held[node.name][0], before * layout.channel * layout.bytes // 4)
                 before += self.held[name][1].channels
         elif node.op in ("maxpool", "avgpool"):
             kind = Kind.MAXPOOL if node.op == "maxpool" else Kind.AVGPOOL
@@ -233,7 +236,7 @@ class _Lowering:
         read = self.held[source][1]
         gathered = False
         if layout.single:
-            places = np.arange(read.channels) * (1 if layout.images == 1 else read.channel * 4)
+            places = np.arange(read.channels) * (1 if layout.images == 1 else read.channel * read.bytes)
             places = by_group(places[:, None], weight, node.settings.get("groups", 1))
         else:
             rows, columns = reaches(node)
@@ -254,8 +257,9 @@ class _Lowering:
         if len(node.inputs) > 1:
             self._other(op, node.inputs[1])
         place = len(self.ops) - 1
-        vectors = round_up(layout.span) // LINE
-        self.layers[node.name] = Layer(node, place, vectors, dot, weight.reshape(len(weight), -1).numpy(), places, bias)
+        lines = -(-layout.span // layout.line)
+        matrix = weight.reshape(len(weight), -1).numpy()
+        self.layers[node.name] = Layer(node, place, lines, dot, matrix, places, bias, layout.bytes == 2)
 
     def _gather(self, node: Node, rows: Reach, columns: Reach, made: Layout) -> Layout:
         """Copy the input into scratch memory, by phases, with rows as long as the output's."""
@@ -274,6 +278,7 @@ class _Lowering:
             lanes=made.lanes,
             gap=(below, made.row - wide),
             ahead=ahead,
+            size=self.bytes,
         )
         op = self._op(Kind.GATHER, source, None)
         op.output = read.plane()
@@ -286,7 +291,7 @@ class _Lowering:
         offset = SLACK
         for buffer in self.buffers:
             buffer.offset = offset
-            offset += round_up(buffer.channels * buffer.layout.channel) + 3 * LINE
+            offset += round_up(buffer.layout.of(buffer.channels).size) + 3 * LINE
         for op in self.scratches:
             setattr(op, "y" if op.kind == Kind.GATHER else "x", offset)
         for op, what, buffer, more in self.patches:

@@ -50,6 +50,8 @@ class Layer:
     weight: np.ndarray
     places: np.ndarray
     bias: np.ndarray | None
+    halves: bool = False
+    """In bf16."""
     packed: dict[tuple[int, int], Packed] = field(default_factory=dict)
 
     @property
@@ -60,7 +62,9 @@ class Layer:
     def pack(self, block: int, parts: int = 1) -> Packed:
         """Weights in blocks of `block` rows and `parts` of the columns, packed when first asked for."""
         if (block, parts) not in self.packed:
-            self.packed[block, parts] = pack(self.weight, self.places, self.bias, block=block, parts=parts, ordered=self.dot)
+            self.packed[block, parts] = pack(
+                self.weight, self.places, self.bias, block=block, parts=parts, ordered=self.dot, halves=self.halves
+            )
         return self.packed[block, parts]
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from secateur.runtime.build import cache_folder
-from secateur.runtime.graph import Node, compute
+from secateur.runtime.dense import run_node
+from secateur.runtime.graph import Node
 from secateur.runtime.library import Kind, library, path
 from secateur.runtime.program import Layer, Program, address, choose
 
@@ -26,10 +27,15 @@ TILES = {"avx512": (2, 3, 4, 5, 6, 7, 8, 10, 12, 14), "avx2": (1, 2, 3, 4, 5, 6,
 """Vectors of 16 floats whose sums fit in the registers of each instruction set."""
 WIDE = {"avx512": (4, 5, 6, 7), "avx2": (1, 2, 3), "portable": (1, 2)}
 """The same for two and four rows at once."""
+HALF_TILES = {"avx512_bf16": (1, 2, 3, 4, 5, 6, 7), "avx512": (1, 2, 3, 4, 5, 6, 7), "avx2": (1, 2, 3), "portable": (1, 2)}
+"""Lines of 32 bf16 values, likewise."""
+HALF_WIDE = {"avx512_bf16": (2, 3, 4, 5), "avx512": (2, 3), "avx2": (1,), "portable": (1,)}
 FROM = {2: 0.12, 4: 0.25}
 """Density from which two and four rows are tried: below, columns that rows share are too rare."""
-LEAST_PARTED = 0.04
+LEAST_PARTED = 0.01
 """Density above which columns are tried in parts: below, fetching and storing sums costs more than it saves."""
+SHORT = 3
+"""Lines a tile of float32 has at least, where columns come in parts."""
 L1 = 24 << 10
 """Bytes of inputs meant to stay in the first cache, beside weights and sums."""
 LONG = 3_000_000
@@ -50,12 +56,20 @@ class Choice:
     split: int
     parts: int
     nanoseconds: int
+    halves: bool = False
 
 
 @functools.cache
 def peak(isa: str, threads: int) -> float:
     """Multiply-adds per second this machine does at most."""
     return float(library().secateur_peak(threads))
+
+
+def largest_tile(block: int, isa: str, *, halves: bool) -> int:
+    """The largest tile there is a kernel for, in lines, for blocks of so many rows."""
+    if halves:
+        return max(HALF_TILES[isa])
+    return 14 if block == 1 else 7
 
 
 def tune(program: Program, arena: int, threads: int) -> dict[str, Choice]:
@@ -71,7 +85,7 @@ def tune(program: Program, arena: int, threads: int) -> dict[str, Choice]:
         op = program.ops[layer.place]
         images = 1 if layer.dot else -(-op.output.images // op.output.lanes)
         choice = known.get(key)
-        if choice is None:
+        if choice is None or choice.tile > largest_tile(choice.block, isa, halves=layer.halves):
 
             def timed(block: int, tile: int, split: int, parts: int = 1, name: str = name, place: int = layer.place) -> int:
                 choose(program, name, block, tile, split, parts)
@@ -86,7 +100,7 @@ def tune(program: Program, arena: int, threads: int) -> dict[str, Choice]:
             known[key] = choice
         choose(program, name, choice.block, choice.tile, choice.split, choice.parts)
         layer.packed = {(choice.block, choice.parts): layer.packed[choice.block, choice.parts]}
-        found[name] = replace(choice, nanoseconds=choice.nanoseconds * images)
+        found[name] = replace(choice, nanoseconds=choice.nanoseconds * images, halves=layer.halves)
     _Remembered.write()
     return found
 
@@ -96,22 +110,43 @@ def _fastest(layer: Layer, isa: str, threads: int, timed: Callable[..., int], co
     if layer.dot:
         return Choice(1, 1, 0, 1, timed(1, 1, 0))
     density = float((layer.weight != 0).mean())
+    plain = isa.removesuffix("_bf16")
+    narrow, wide = (HALF_TILES[isa], HALF_WIDE[isa]) if layer.halves else (TILES[plain], WIDE[plain])
     splits = (0, 1) if threads > 1 else (0,)
     tried = []
     if density < 0.75 or not layer.alike:
-        tiles = sorted({min(tile, layer.vectors) for tile in TILES[isa]})
+        tiles = sorted({min(tile, layer.vectors) for tile in narrow})
         tried = [(timed(1, tile, split), 1, tile, split, 1) for tile in tiles for split in splits]
         if density > LEAST_PARTED:
-            for tile in [tile for tile in tiles if 3 <= tile <= 8]:
-                parts = -(-column(tile) // L1)
-                if 1 < parts <= layer.weight.shape[1] // 8:
-                    tried += [(timed(1, tile, split, parts), 1, tile, split, parts) for split in splits]
+            tried += _in_parts(layer, timed, column, tiles, splits)
     for block, least in FROM.items():
         if density >= least and layer.alike:
-            tiles = sorted({min(tile, layer.vectors) for tile in WIDE[isa]})
+            tiles = sorted({min(tile, layer.vectors) for tile in wide})
             tried += [(timed(block, tile, split), block, tile, split, 1) for tile in tiles for split in splits]
     nanoseconds, block, tile, split, parts = min(tried)
     return Choice(block, tile, split, parts, nanoseconds)
+
+
+def _in_parts(
+    layer: Layer, timed: Callable[..., int], column: Callable[[int], int], tiles: list[int], splits: tuple[int, ...]
+) -> list[tuple[int, int, int, int, int]]:
+    """Columns in as many parts as fit in the first cache, for each tile; then fewer and more, while that is faster."""
+    most = layer.weight.shape[1] // 8
+    tried: list[tuple[int, int, int, int, int]] = []
+    for tile in tiles:
+        parts = -(-column(tile) // L1)
+        if (layer.halves or tile >= SHORT) and 1 < parts <= most:
+            tried += [(timed(1, tile, split, parts), 1, tile, split, parts) for split in splits]
+    for factor in (2 / 3, 3 / 2):
+        while tried:
+            least, _, tile, split, parts = min(tried)
+            parts = round(parts * factor)
+            if not 1 < parts <= most or any(known[2:] == (tile, split, parts) for known in tried):
+                break
+            tried.append((timed(1, tile, split, parts), 1, tile, split, parts))
+            if tried[-1][0] >= least:
+                break
+    return tried
 
 
 def _columns_bytes(program: Program, layer: Layer) -> Callable[[int], int]:
@@ -122,7 +157,10 @@ def _columns_bytes(program: Program, layer: Layer) -> Callable[[int], int]:
     channels = layer.weight.shape[1] // (tall * wide)
 
     def column(tile: int) -> int:
-        flat = min(tall * (tile + (wide > 1)), tile + (wide > 1) + (tall - 1) * (1 + op.input.row * op.input.lanes // 16))
+        flat = min(
+            tall * (tile + (wide > 1)),
+            tile + (wide > 1) + (tall - 1) * (1 + op.input.row * op.input.lanes * op.input.bytes // 64),
+        )
         return 64 * channels * flat
 
     return column
@@ -132,7 +170,8 @@ def _key(program: Program, layer: Layer, isa: str, threads: int) -> str:
     op = program.ops[layer.place]
     filled = f"{float((layer.weight != 0).mean()):.2g}"
     sizes = (*layer.weight.shape, filled, layer.vectors, op.output.lanes, op.input.row, op.input.channel)
-    return f"{_machine()} {isa} {threads} " + " ".join(map(str, sizes))
+    words = [*map(str, sizes), *(["bf16"] if layer.halves else [])]
+    return f"{_machine()} {isa if layer.halves else isa.removesuffix('_bf16')} {threads} " + " ".join(words)
 
 
 @functools.cache
@@ -183,7 +222,7 @@ def _checked(value: Any) -> Choice:
     choice = Choice(*(int(number) for number in value))
     if (
         choice.block not in (1, 2, 4)
-        or not 1 <= choice.tile <= (14 if choice.block == 1 else 7)
+        or not 1 <= choice.tile <= largest_tile(choice.block, "", halves=False)
         or choice.split not in (0, 1)
         or choice.parts < 1
     ):
@@ -202,7 +241,7 @@ def dense_nanoseconds(node: Node, shapes: dict[str, tuple[int, ...]], threads: i
         with torch.inference_mode():
             for turn in range(repeats + 1):
                 begin = time.perf_counter_ns()
-                compute(node, inputs)
+                run_node(node, inputs)
                 if turn:
                     best = min(best, time.perf_counter_ns() - begin)
     finally:

@@ -16,6 +16,7 @@ from secateur.core.errors import SecateurError, nearest
 from secateur.core.plan import Plan
 from secateur.core.protocols import Loss
 from secateur.core.running import call, evaluating
+from secateur.linalg.attention import feature_distance
 from secateur.train.losses import cross_entropy, distillation
 
 LOSSES = ("cross_entropy", "label_smoothing", "kl", "logits", "features")
@@ -78,7 +79,7 @@ class FeatureMatching:
 
     def loss(self) -> Tensor | float:
         """The distance at the last forward."""
-        distances = [_distance(self._ours[layer], self._theirs[layer]) for layer in self._ours if layer in self._theirs]
+        distances = [feature_distance(self._ours[layer], self._theirs[layer]) for layer in self._ours if layer in self._theirs]
         return self.weight * torch.stack(distances).sum() if distances else 0.0
 
     def remove(self) -> None:
@@ -117,21 +118,3 @@ def _keep(layer: str, held: dict[str, Tensor]):  # type: ignore[no-untyped-def]
             held[layer] = output
 
     return hook
-
-
-def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    if ours.dim() < 3:
-        if ours.shape != theirs.shape:
-            found = f"{list(ours.shape)} where the teacher has {list(theirs.shape)}"
-            raise SecateurError(
-                "feature matching", f"features of shape {found}", "name layers with positions, as convolutions have"
-            )
-        return (1 - F.cosine_similarity(ours, theirs, 1)).mean()
-    channels = 1
-    if ours.dim() == theirs.dim() == 3 and ours.shape[1] == theirs.shape[1]:
-        channels = 2
-    one, two = (features.square().mean(channels).flatten(1) for features in (ours, theirs))
-    if one.shape != two.shape:
-        found = f"features of shape {list(ours.shape)} where the teacher has {list(theirs.shape)}"
-        raise SecateurError("feature matching", found, "name layers with the same positions in both networks")
-    return (F.normalize(one, dim=1) - F.normalize(two, dim=1)).square().sum(1).mean()

@@ -64,7 +64,8 @@ def fit_(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         generator = torch.Generator().manual_seed(settings.seed)
-        ready = [prepare(task, net.settings, settings.limit, settings.mode) for task in tasks]
+        layers = tuple(dict.fromkeys(layer for stage in settings.stages for layer in stage.objective.layers))
+        ready = [prepare(task, net.settings, settings.limit, settings.mode, layers) for task in tasks]
         samples = [measured(p, settings, generator) for p in ready] if settings.variant == "regress" else []
         run = _Training(net, ready, settings, samples, generator)
         net.train()
@@ -177,4 +178,5 @@ def gates_loss(
     gates = gates_of(task.axes, units, raw, plan, **how)  # type: ignore[arg-type]
     output = trained(prepared, gates.hard, batch, settings.mode, settings.unrolled, settings.inner_lr)
     _, target, answer = prepared.batches[batch]
-    return objective(prepared, stage.objective, output, target, answer, gates.excess)
+    features = prepared.features(stage.objective, gates.hard, batch)
+    return objective(prepared, stage.objective, output, target, answer, gates.excess, features)

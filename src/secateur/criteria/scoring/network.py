@@ -29,7 +29,7 @@ class ScoringNet(nn.Module):
     what reads the unit: an untrained net is a criterion of norms. From that is taken what the unit shares with another: a
     non-negative multiple of its largest cosine with one, less a non-negative multiple of its distance from the others, so of
     two units that are otherwise equal the one that has a twin is never dearer. A unit without weights has a score of 0 and
-    all others a positive one.
+    all others a positive one. With a `prior` all that is learned is a bounded correction of the L1 norm, and starts at zero.
 
     The scores follow a permutation of the units; equal units have equal scores, and allocators then go by index.
     Source: "ScoringNet" (Wang, 2023, Scientific Programming) names the idea, one network from weights and gradients to
@@ -46,29 +46,34 @@ class ScoringNet(nn.Module):
             self.members = nn.Sequential(nn.Linear(wide, POOLED // 2), nn.GELU(), nn.Linear(POOLED // 2, POOLED // 2))
             known = POOLED
         wide = settings.width
+        told = CONTEXT if settings.prior == "none" else 1
         self.body = nn.Sequential(
-            nn.Linear(known + CONTEXT, wide), nn.LayerNorm(wide), nn.GELU(), nn.Linear(wide, wide), nn.GELU()
+            nn.Linear(known + told, wide), nn.LayerNorm(wide), nn.GELU(), nn.Linear(wide, wide), nn.GELU()
         )
         self.look = nn.Linear(wide, wide) if settings.context == "deepsets" else None
         self.attend = nn.Linear(wide, 3 * wide) if settings.context == "attention" else None
         self.head = nn.Linear(wide, 1)
         self.start = nn.Linear(self.shown, 1, bias=False)
-        self.twin = nn.Linear(CONTEXT, 2)
+        self.twin = nn.Linear(told, 2)
         nn.init.zeros_(self.head.weight)  # training starts from a norm: the size of a unit's weights within its axis
         nn.init.zeros_(self.head.bias)
         nn.init.zeros_(self.start.weight)
-        self.start.weight.data[0, 0 if settings.relative else STATS - 1] = 1.0
         nn.init.zeros_(self.twin.weight)
-        nn.init.constant_(self.twin.bias, -2.0)
+        nn.init.constant_(self.twin.bias, -2.0 if settings.prior == "none" else 0.0)
+        if settings.prior == "none":
+            self.start.weight.data[0, 0 if settings.relative else STATS - 1] = 1.0
 
     def forward(self, units: Units) -> Tensor:
         """Raw scores (U,), any real numbers."""
-        context = units.context[units.owner]  # (U, C)
+        residual = self.settings.prior != "none"
+        context = units.context.new_ones(len(units.owner), 1) if residual else units.context[units.owner]  # (U, C)
         x = self._encoded(units)
         h = self.body(torch.cat([x, context], 1))
         h = h + self._seen(h, units)
-        less, more = F.softplus(self.twin(context)).unbind(1)
+        less, more = (self.twin(context).clamp_min(0) if residual else F.softplus(self.twin(context))).unbind(1)
         raw = (self.head(h) + self.start(units.stats[:, : self.shown])).squeeze(1) - less * units.alike + more * units.apart
+        if residual:
+            raw = units.prior + self.settings.bound * torch.tanh(raw / self.settings.bound)
         return raw[units.first]  # a matrix product may round equal rows differently
 
     def scores(self, units: Units) -> dict[str, Tensor]:

@@ -51,5 +51,6 @@ def reinforce_loss(
         output = trained(prepared, gates, batch, settings.mode, settings.unrolled, settings.inner_lr)
         excess = excess_of(prepared.task.axes, prepared.units, drawn, prepared.count, share)
         _, target, answer = prepared.batches[batch]
-        reward = -float(objective(prepared, how, output, target, answer, excess))
+        features = prepared.features(how, gates, batch)
+        reward = -float(objective(prepared, how, output, target, answer, excess, features))
     return baseline.advantage(reward) * F.binary_cross_entropy_with_logits(raw, drawn)

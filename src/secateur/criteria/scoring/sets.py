@@ -22,13 +22,15 @@ def sets_of(writers: Sequence[Place], slopes: Slopes | None) -> Tensor:
     """(N, M, 9) or, with gradients, (N, M, 18): one member per input the unit is computed from, a kernel on 3 x 3 taps.
 
     Other kernels are laid on 3 x 3: single taps in the middle, larger ones averaged. Weights are divided by the root mean
-    square of the axis. Of more than 64 inputs of a writer 64 are read, evenly spaced and the same for all units.
+    square of the axis. Of more than 64 inputs of a writer each unit shows the 64 of largest norm, wherever they stand.
     """
-    parts = [_kernels(place, plain(place.parameter)) for place in writers]
-    found = _even(torch.cat(parts, 1))
-    if slopes is not None:
-        found = torch.cat([found, _even(torch.cat([_kernels(place, slopes.mean(place)) for place in writers], 1))], 2)
-    return found
+    rows = [_members(place, plain(place.parameter)) for place in writers]
+    chosen = [_largest(members) for members in rows]
+    found = _even(torch.cat([_kernels(members, index) for members, index in zip(rows, chosen, strict=True)], 1))
+    if slopes is None:
+        return found
+    told = [_kernels(_members(w, slopes.mean(w)), index) for w, index in zip(writers, chosen, strict=True)]
+    return torch.cat([found, _even(torch.cat(told, 1))], 2)
 
 
 def _even(values: Tensor) -> Tensor:
@@ -36,22 +38,30 @@ def _even(values: Tensor) -> Tensor:
     return values / values.square().mean().sqrt().clamp_min(1e-12)
 
 
-def _kernels(place: Place, tensor: Tensor) -> Tensor:
-    """(N, M, 9) of one writer."""
+def _members(place: Place, tensor: Tensor) -> Tensor:
+    """All inputs of each unit of one writer (N, M, taps...)."""
     rows = tensor.float().cpu().movedim(place.dim, 0)[place.entries]  # (N, E, inputs, taps...)
-    if rows.dim() < 3:
-        rows = rows.unsqueeze(-1)
-    rows = rows.flatten(1, 2)  # (N, M, taps...)
-    if rows.shape[1] > MOST:
-        rows = rows[:, torch.linspace(0, rows.shape[1] - 1, MOST).round().long()]
-    units, members = rows.shape[:2]
-    kernel = rows.reshape(units * members, 1, *_plane(rows.shape[2:]))
+    rows = (rows if rows.dim() > 2 else rows.unsqueeze(-1)).flatten(1, 2)
+    return rows if rows.dim() > 2 else rows.unsqueeze(-1)
+
+
+def _largest(members: Tensor) -> Tensor:
+    """(N, up to 64): where the members of largest norm of each unit stand."""
+    norms = members.flatten(2).square().sum(2)
+    return norms.sort(dim=1, descending=True, stable=True).indices[:, :MOST]
+
+
+def _kernels(members: Tensor, index: Tensor) -> Tensor:
+    """Those of the members (N, M, taps...) that `index` (N, up to 64) names, as (N, up to 64, 9)."""
+    rows = members[torch.arange(len(members))[:, None], index]
+    units, count = rows.shape[:2]
+    kernel = rows.reshape(units * count, 1, *_plane(rows.shape[2:]))
     height, width = kernel.shape[2:]
     if height > 3 or width > 3:
         kernel = F.adaptive_avg_pool2d(kernel, (min(height, 3), min(width, 3)))
         height, width = kernel.shape[2:]
     up, left = (3 - height) // 2, (3 - width) // 2
-    return F.pad(kernel, (left, 3 - width - left, up, 3 - height - up)).reshape(units, members, TAPS)
+    return F.pad(kernel, (left, 3 - width - left, up, 3 - height - up)).reshape(units, count, TAPS)
 
 
 def _plane(taps: tuple[int, ...]) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from secateur.core.errors import SecateurError, nearest
 CHOICES = {
     "encoder": ("stats", "raw"),
     "context": ("deepsets", "attention", "none"),
+    "prior": ("none", "l1"),
     "mode": ("post", "init"),
     "variant": ("gates", "regress", "reinforce"),
     "spend": ("network", "axis"),
@@ -28,6 +29,9 @@ class NetSettings:
     ("deepsets"), by attention, or not. `scale` False leaves out all that changes when a layer's weights are multiplied by
     one number. `relative` adds the size of each unit over the mean of its axis, which training then starts from, in place of
     the standardised size: how unequal the units of an axis are stays visible, which helps on networks the net has not seen.
+    `prior` "l1" makes the net a correction of a criterion, for networks it has not seen: a score is the logarithm of a unit's
+    L1 norm over the mean of its axis, divided by the deviation of all units of the network, plus what is learned, which starts
+    at 0 and stays within plus and minus `bound` deviations. Such a net reads nothing of an axis' depth, width and cost.
     `width` of the hidden layers.
     """
 
@@ -36,10 +40,16 @@ class NetSettings:
     context: Literal["deepsets", "attention", "none"] = "deepsets"
     scale: bool = True
     relative: bool = False
+    prior: Literal["none", "l1"] = "none"
+    bound: float = 0.5
     width: int = 64
 
     def __post_init__(self) -> None:
-        _known(self, "encoder", "context")
+        _known(self, "encoder", "context", "prior")
+        _number("bound", self.bound, 1e-6)
+        if self.prior == "l1" and not self.scale:
+            found = "norms, which change when a layer's weights are multiplied"
+            raise SecateurError("prior='l1' with scale=False", found, "leave one of them out")
         for name in ("gradients", "scale", "relative"):
             if not isinstance(getattr(self, name), bool):
                 raise SecateurError(f"{name}={getattr(self, name)!r}", "neither true nor false", "give true or false")
@@ -51,10 +61,11 @@ class NetSettings:
 class Objective:
     """What one stage of training minimises, as weights.
 
-    Of the `task`'s loss, of `kl` = `temperature`^2 KL(full || gated), of `logits`, the mean squared difference of outputs, and
-    of the `budget`'s excess (max(0, count / budget - 1))^2 in soft widths. A `kl` of None is 1, and 0 in mode "init": what an
-    untrained network answers teaches nothing. `smoothing` is the share of the task's loss that goes to the mean of -log p over
-    all classes: label smoothing, where that loss is cross-entropy (Szegedy et al., 2016).
+    Of the `task`'s loss, of `kl` = `temperature`^2 KL(full || gated), of `logits`, the mean squared difference of outputs, of
+    `features`, the distance of what `layers` put out from what they put out in the full network (attention transfer,
+    Zagoruyko and Komodakis, 2017), and of the `budget`'s excess (max(0, count / budget - 1))^2 in soft widths. A `kl` of None
+    is 1, and 0 in mode "init": what an untrained network answers teaches nothing. `smoothing` is the share of the task's loss
+    that goes to the mean of -log p over all classes: label smoothing, where that loss is cross-entropy (Szegedy et al., 2016).
     """
 
     task: float = 1.0
@@ -63,15 +74,23 @@ class Objective:
     budget: float = 1.0
     temperature: float = 1.0
     smoothing: float = 0.0
+    features: float = 0.0
+    layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("task", "logits", "budget", "smoothing", *(["kl"] if self.kl is not None else [])):
+        if isinstance(self.layers, str) or not all(isinstance(layer, str) for layer in self.layers):
+            raise SecateurError(f"layers={self.layers!r}", "no list of names", 'give names of layers, as ["layer1", "layer2"]')
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if bool(self.features) != bool(self.layers):
+            found = "feature matching without layers" if self.features else "layers without a weight on features"
+            raise SecateurError("an objective", found, "give both features, a weight, and layers, their names")
+        for name in ("task", "logits", "budget", "smoothing", "features", *(["kl"] if self.kl is not None else [])):
             _number(name, getattr(self, name), 0)
         _number("temperature", self.temperature, 1e-3)
         if self.smoothing >= 1:
             raise SecateurError(f"smoothing={self.smoothing}", "a value out of range", "give a share below 1")
-        if not self.task + (1.0 if self.kl is None else self.kl) + self.logits > 0:
-            raise SecateurError("an objective", "no weight on task, kl or logits", "give at least one of them a weight")
+        if not self.task + (1.0 if self.kl is None else self.kl) + self.logits + self.features > 0:
+            raise SecateurError("an objective", "no weight on task, kl, logits or features", "give one of them a weight")
 
     def of(self, mode: str) -> Objective:
         """With the `kl` that None stands for. Raises `SecateurError` where nothing is left to minimise."""

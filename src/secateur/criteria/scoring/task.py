@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Loss
 from secateur.core.running import call, device_of, evaluating, pairs, to_device
 from secateur.criteria.scoring.gates import Allocate, budget_of
+from secateur.criteria.scoring.matching import Matching, watching
 from secateur.criteria.scoring.settings import NetSettings, Objective
 from secateur.criteria.scoring.slopes import Slopes
 from secateur.criteria.scoring.units import Units, units_of
@@ -47,15 +48,22 @@ class Prepared:
     batches: list[tuple[Any, Any, Any]]
     count: Callable[[Tensor], Tensor] | None
     forwards: int = field(default=0)
+    matching: Matching | None = None
+    held: Mapping[str, Tensor] = field(default_factory=dict)
 
     def output(self, gates: Any, inputs: Any, weights: Any = None) -> Any:
-        """The gated network's output, counted."""
+        """The gated network's output, counted; `held` is then what the layers of `matching` put out."""
         self.forwards += 1
-        return self.gated(gates, inputs, weights)
+        with watching(self.gated.model, self.matching.layers if self.matching else ()) as self.held:
+            return self.gated(gates, inputs, weights)
+
+    def features(self, how: Objective, gates: Mapping[str, Tensor], batch: int) -> Tensor | float:
+        """The distance of features at the last output, which was on batch number `batch`; 0 where `how` has no weight on it."""
+        return self.matching.distance(self.held, gates, batch, how.layers) if self.matching and how.features else 0.0
 
 
-def prepare(task: Task, net: NetSettings, limit: int, mode: str = "post") -> Prepared:
-    """`task` made ready; in mode "init" the full network answers with the statistics of the batch.
+def prepare(task: Task, net: NetSettings, limit: int, mode: str = "post", layers: Sequence[str] = ()) -> Prepared:
+    """`task` made ready; in mode "init" the full network answers with the statistics of the batch. `layers` are to be matched.
 
     Raises `SecateurError` where there is no batch or nothing to cut.
     """
@@ -64,21 +72,37 @@ def prepare(task: Task, net: NetSettings, limit: int, mode: str = "post") -> Pre
     device, held = device_of(task.model), []
     gated = Gated(task.axes.free, task.model)
     on_batch_statistics(gated.model)
+    full = gated.model if mode == "init" else task.model
+    matching: Matching | None = None
     with evaluating(task.model), torch.no_grad():
         for inputs, target in pairs(task.batches, limit):
             inputs, target = to_device(inputs, device), to_device(target, device)
-            held.append((inputs, target, gated({}, inputs) if mode == "init" else call(task.model, inputs)))
+            if layers and matching is None:
+                matching = Matching(task.model, task.axes, layers, inputs)
+            with watching(full, layers) as features:
+                held.append((inputs, target, gated({}, inputs) if mode == "init" else call(task.model, inputs)))
+            if matching:
+                matching.full.append(dict(features))
     if not held:
         raise SecateurError("training a Scoring Net", "no batch", "give data that can be iterated anew for every pass")
     slopes = Slopes(task.model, task.batches, task.loss) if net.gradients else None
     units = units_of(task.model, task.axes, net, slopes)
-    passes = len(held) + (slopes.batches if slopes else 0)
-    return Prepared(task, units, gated, held, budget_of(task.axes, task.budget), passes)
+    passes = len(held) + (slopes.batches if slopes else 0) + (matching.passes if matching else 0)
+    return Prepared(task, units, gated, held, budget_of(task.axes, task.budget), passes, matching)
 
 
-def objective(prepared: Prepared, how: Objective, output: Any, target: Any, answer: Any, excess: Tensor | float) -> Tensor:
-    """The loss of one batch: the task's, distillation from the full network's `answer`, and the budget's excess."""
-    total = torch.as_tensor(excess) * how.budget
+def objective(
+    prepared: Prepared,
+    how: Objective,
+    output: Any,
+    target: Any,
+    answer: Any,
+    excess: Tensor | float,
+    features: Tensor | float = 0.0,
+) -> Tensor:
+    """The loss of one batch: the task's, distillation from the full network's `answer`, the budget's excess, and the distance
+    of `features`."""
+    total = torch.as_tensor(excess) * how.budget + torch.as_tensor(features) * how.features
     if how.task:
         value = prepared.task.loss(output, target)
         if how.smoothing:

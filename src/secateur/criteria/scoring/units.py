@@ -35,7 +35,8 @@ class Units:
     `stats` (U, F) standardised within each axis, but for a first column of relative sizes where the net reads them;
     `context` (A, C), the same for all units of an axis; `owner` (U,) the axis of each unit; `alike` (U,) the largest cosine to
     another unit; `apart` (U,) standardised distance from the others; `dead` (U,) units without weights; `first` (U,) the first
-    unit that is equal in every bit; `sets` one tensor (N, members, entries) per axis for the raw encoder.
+    unit that is equal in every bit; `prior` (U,) the logarithm of the relative L1 norm, in deviations; `sets` one tensor
+    (N, members, entries) per axis for the raw encoder.
     """
 
     names: tuple[str, ...]
@@ -47,6 +48,7 @@ class Units:
     apart: Tensor
     dead: Tensor
     first: Tensor
+    prior: Tensor
     sets: tuple[Tensor, ...] = ()
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
@@ -79,6 +81,7 @@ def units_of(model: nn.Module, axes: Axes, settings: NetSettings, slopes: Slopes
         apart=torch.cat([standard(row.apart[:, None])[:, 0] for row in rows]).float() if rows else torch.zeros(0),
         dead=torch.cat([row.dead for row in rows]) if rows else torch.zeros(0, dtype=torch.bool),
         first=_first([row.key for row in rows]),
+        prior=_prior(rows).float(),
         sets=tuple(sets_of(row.writers, slopes if settings.gradients else None) for row in rows)
         if settings.encoder == "raw"
         else (),
@@ -113,7 +116,8 @@ class _Rows:
         cosine = gram / (size[:, None] * size).clamp_min(TINY * TINY)
         self.alike = cosine.fill_diagonal_(-1).amax(1) if axis.units > 1 else torch.full((1,), -1.0, dtype=torch.float64)
         self.apart = sum_of_distances([self.written]) / axis.units
-        biases = [_rows(p) for p in places(axis, weights) if p.parameter.dim() == 1 and _is_bias_of_writer(p, axis, weights)]
+        self.places = places(axis, weights)
+        biases = [_rows(p) for p in self.places if p.parameter.dim() == 1 and _is_bias_of_writer(p, axis, weights)]
         silent = ~torch.cat([self.written, *biases], 1).bool().any(1)
         self.key = torch.cat([self.written, *biases, *reading, self.gamma[:, None], self.beta[:, None], self.sigma[:, None]], 1)
         self.dead = silent | (~self.out.bool() if self.readers else torch.zeros_like(silent))
@@ -130,6 +134,11 @@ class _Rows:
         columns = [*size, self.out, self.gamma, self.beta, self.sigma, gain]
         over = (gain - gain.exp().mean().clamp_min(TINY).log()).clamp(-5, 5)[:, None]
         return torch.cat([*([over] if relative else []), standard(torch.stack(columns, 1)), self._slopes()], 1)
+
+    def prior(self) -> Tensor:
+        """(N,): the logarithm of the L1 norm of all that goes with a unit, over the mean of the axis."""
+        norms = torch.stack([_rows(place).abs().sum(1) for place in self.places]).sum(0)
+        return (norms / norms.mean().clamp_min(TINY)).clamp_min(1e-3).log()
 
     def _slopes(self) -> Tensor:
         if self.slopes is None:
@@ -162,6 +171,15 @@ class _Rows:
         ]
         kind = [float(self.axis.kind == known) for known in KINDS]
         return torch.tensor([*numbers, *kind], dtype=torch.float32)
+
+
+def _prior(rows: Sequence[_Rows]) -> Tensor:
+    """(U,): `_Rows.prior` over the deviation of all units that are not dead, which leaves their order as it is."""
+    if not rows:
+        return torch.zeros(0, dtype=torch.float64)
+    found, dead = torch.cat([row.prior() for row in rows]), torch.cat([row.dead for row in rows])
+    deviation = found[~dead].std(unbiased=False) if not dead.all() else found.new_zeros(())
+    return found / deviation if deviation > 1e-6 else torch.zeros_like(found)
 
 
 def _first(keys: Sequence[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ from secateur.recipes.schema.lowrank import LowRank
 from secateur.recipes.schema.recipe import Data, Measure, Metric, Model, Prune, Recipe, Repair
 from secateur.recipes.schema.search import Search
 from secateur.recipes.schema.sparse import Sparsity
-from secateur.recipes.schema.table import from_dict, read, same, text
+from secateur.recipes.schema.table import beside, from_dict, read, same, text
 from secateur.recipes.schema.training import Fit, Stage, trained
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Search",
     "Sparsity",
     "Stage",
+    "beside",
     "from_dict",
     "read",
     "same",

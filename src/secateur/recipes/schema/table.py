@@ -38,7 +38,7 @@ def read(path: str | Path, change: Callable[[dict[str, Any]], Any] | None = None
         raise SecateurError(f"recipe {str(path)!r}", f"no valid TOML ({error})", "mend the file") from None
     if change:
         change(table)
-    return from_dict(_beside(table, path.absolute().parent))
+    return from_dict(beside(table, path.absolute().parent))
 
 
 def from_dict(table: Mapping[str, Any]) -> Recipe:
@@ -75,8 +75,8 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _beside(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """`table` with the files that lie beside the recipe named by absolute path."""
+def beside(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """`table` of a recipe with the files that lie beside it, in `folder`, named by absolute path."""
 
     def absolute(value: Any) -> Any:
         file, colon, function = value.partition(":") if isinstance(value, str) else ("", "", "")
@@ -105,6 +105,8 @@ def _known(kind: type, table: Any, where: tuple[str, ...]) -> None:
     hints = get_type_hints(kind) if where == () else {}
     names = [f.name for f in fields(kind)]
     for key, value in table.items():
+        if key == "grid" and where == ():
+            raise SecateurError("[grid]", "a grid of runs, which is not one run", "carry it out with `secateur grid`")
         if key not in names:
             raise SecateurError(f"key {key!r} in {section}", "no such key", nearest(str(key), names))
         if is_dataclass(hints.get(key)):

@@ -13,20 +13,25 @@ namespace {
 struct Named {
   const char* name;
   const Path* path;
+  const Halves* halves;
   bool usable;
 };
 
 // Best first.
 const Named* known(int& count) {
 #ifdef SECATEUR_X86
+  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
   static const Named table[] = {
-      {"avx512", &path_avx512, bool(__builtin_cpu_supports("avx512f")) && __builtin_cpu_supports("avx512vl") &&
-                                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")},
-      {"avx2", &path_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
-      {"portable", &path_portable, true},
+#ifdef SECATEUR_HAS_BF16
+      {"avx512_bf16", &path_avx512, &halves_avx512_bf16, wide && __builtin_cpu_supports("avx512bf16")},
+#endif
+      {"avx512", &path_avx512, &halves_avx512, wide},
+      {"avx2", &path_avx2, &halves_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {"portable", &path_portable, &halves_portable, true},
   };
 #else
-  static const Named table[] = {{"portable", &path_portable, true}};
+  static const Named table[] = {{"portable", &path_portable, &halves_portable, true}};
 #endif
   count = int(sizeof table / sizeof table[0]);
   return table;
@@ -51,6 +56,7 @@ const Named* now_chosen() {
 }  // namespace
 
 const Path& chosen_path() { return *now_chosen()->path; }
+const Halves& chosen_halves() { return *now_chosen()->halves; }
 
 extern "C" {
 const char* secateur_path(void) { return now_chosen()->name; }

@@ -3,3 +3,4 @@
 #include "paths.h"
 
 const Path& chosen_path();
+const Halves& chosen_halves();

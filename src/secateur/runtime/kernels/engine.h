@@ -2,7 +2,7 @@
 //
 // A tensor of C channels lies channel by channel. Of one channel every image is a plane of rows; the gap behind each row and
 // between planes holds zeros, so that the shifted reads of a convolution need no special case at a border. Sizes are in
-// floats. `lanes` images stand side by side in the innermost dimension: 1, or 16 for small planes and large batches.
+// elements, float32 or bf16 ("halves"). `lanes` images stand side by side in the innermost dimension: 1, or 16 for small planes and large batches.
 //
 //   address(c, n, h, w) = lead + c * channel + (n / lanes) * image + (h * row + w) * lanes + n % lanes
 #pragma once
@@ -14,7 +14,8 @@ extern "C" {
 
 struct Plane {
   int64_t channels, images, height, width;  // images: as the user counts them
-  int64_t lanes, row, image, channel, lead;  // row in positions, the others in floats
+  int64_t lanes, row, image, channel, lead;  // row in positions, the others in elements
+  int64_t bytes;                             // of an element: 4 is float32, 2 is bf16
 };
 
 enum Kind { CONV = 0, GATHER = 1, MAXPOOL = 2, AVGPOOL = 3, MEAN = 4, ADD = 5, AFFINE = 6, COPY = 7, IMPORT = 8, EXPORT = 9, DOT = 10, SCALE = 11 };
@@ -24,15 +25,16 @@ struct Op {
   int32_t kind, activation;
   float low, high;        // of CLAMP
   Plane in, out;
-  int64_t x, y, other;    // offsets in the arena, or numbers of outside tensors; other < 0: none
-  int64_t other_channel;  // floats between channels of `other`
-  const int32_t* words;   // CONV, DOT: entries of (byte offset or column, values of `block` rows)
+  int64_t x, y, other;    // offsets in the arena in floats, or numbers of outside tensors; other < 0: none
+  int64_t other_channel;  // elements between channels of `other`
+  const int32_t* words;   // CONV, DOT: entries of (byte offset or column, values of `block` rows); of bf16, entries of two
+                          // non-zeros: (byte offset, byte offset, two values for each row, the first in the low half)
   const int32_t* start;   // CONV, DOT: first entry of each block of rows, part after part; one more at the end
   const int32_t* rows;    // CONV, DOT: output channels of each block, `block` numbers each, -1 where there is none
   const float* bias;      // one per output channel, in the order of `rows`; AFFINE: shift, one per channel
   const float* scale;     // AFFINE
-  const int32_t* mask;    // -1 where a position of one image holds data, 0 in gaps; null where there are no gaps
-  int64_t blocks, block, tile;         // CONV: blocks of rows, rows in a block (1, 2, 4), vectors of 16 floats in a tile
+  const void* mask;       // integers as wide as `out`: -1 where a position of one image holds data, 0 in gaps; or null
+  int64_t blocks, block, tile;         // CONV: blocks of rows, rows in a block (1, 2, 4), lines of 64 bytes in a tile
   int64_t parts;                       // CONV: parts of the columns, summed one after the other so that their inputs stay in L1
   int64_t split;                       // CONV: 1 gives threads rows, 0 gives them tiles
   int64_t kernel[2], stride[2], padding[2], phases[2];
@@ -48,7 +50,7 @@ EXPORTED int secateur_chunks(const Op* ops, int64_t count, float* const* arenas,
                              int64_t tensors, int64_t chunks, int threads, int inner);
 // Nanoseconds of the fastest of `repeats` runs of one operation.
 EXPORTED int64_t secateur_time(const Op* op, float* arena, float* const* outside, int threads, int64_t repeats);
-EXPORTED const char* secateur_path(void);             // the instruction set in use: "avx512", "avx2" or "portable"
+EXPORTED const char* secateur_path(void);             // the instruction set in use: "avx512_bf16", "avx512", "avx2" or "portable"
 EXPORTED int secateur_force(const char* path);        // 0, or -1 where this CPU or this build has no such path; "" chooses the best
 EXPORTED const char* secateur_source(void);           // digest of the sources this library was built from
 EXPORTED double secateur_peak(int threads);           // measured multiply-adds per second

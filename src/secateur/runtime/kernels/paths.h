@@ -2,7 +2,8 @@
 #pragma once
 #include "engine.h"
 
-struct RowJob {
+template <typename Element, typename Mask>
+struct Job {
   const int32_t* words;
   const int32_t* start;
   const int32_t* rows;
@@ -10,16 +11,19 @@ struct RowJob {
   int64_t first, last;     // blocks of rows to do
   const float* from;       // sums so far of block `first`, tile by tile, in place of the bias; or null
   float* to;               // where unfinished sums go, laid out alike; or null, and sums end in `y`
-  const float* x;          // input, at the tile's first position
-  float* y;                // output of channel 0, at the tile's first position
+  const Element* x;        // input, at the tile's first position
+  Element* y;              // output of channel 0, at the tile's first position
   int64_t y_channel;
-  const float* other;      // residual of channel 0 at the tile's first position, or null
+  const Element* other;    // residual of channel 0 at the tile's first position, or null
   int64_t other_channel;
-  const int32_t* mask;     // at the tile's first position, or null
+  const Mask* mask;        // at the tile's first position, or null
   int activation;
   float low, high;
   int after;
 };
+
+typedef Job<float, int32_t> RowJob;
+typedef Job<uint16_t, int16_t> HalfJob;
 
 struct Path {
   void (*rows)(int tile, int block, const RowJob& job);  // tile: 1 to TILES
@@ -29,10 +33,24 @@ struct Path {
   double (*read)(const float* x, int64_t count);
 };
 
+struct Halves {
+  void (*rows)(int tile, int block, const HalfJob& job);  // tile: 1 to 7; to 3 of AVX2, to 2 of narrower vectors
+  void (*finish)(uint16_t* y, const uint16_t* x, const uint16_t* other, const int16_t* mask, int64_t count, float scale, float shift,
+                 int activation, float low, float high, int after);  // count: a multiple of 32
+  void (*widen)(float* y, const uint16_t* x, int64_t count);
+  void (*narrow)(uint16_t* y, const float* x, int64_t count);
+};
+
 constexpr int TILES = 14;
 
 extern const Path path_portable;
+extern const Halves halves_portable;
 #ifdef SECATEUR_X86
 extern const Path path_avx2;
 extern const Path path_avx512;
+extern const Halves halves_avx2;
+extern const Halves halves_avx512;
+#ifdef SECATEUR_HAS_BF16
+extern const Halves halves_avx512_bf16;
+#endif
 #endif

@@ -13,17 +13,64 @@
 
 namespace {
 
+typedef uint16_t Half;
+
 struct Run {
   const Op& op;
   float* arena;
   float* const* outside;
   int threads;
   const Path& path;
+  const Halves& halves;
 
-  const float* x() const { return arena + op.x; }
-  float* y() const { return arena + op.y; }
-  const float* other() const { return op.other < 0 ? nullptr : arena + op.other; }
+  template <typename E = float>
+  const E* x() const { return reinterpret_cast<const E*>(arena + op.x); }
+  template <typename E = float>
+  E* y() const { return reinterpret_cast<E*>(arena + op.y); }
+  template <typename E = float>
+  const E* other() const { return op.other < 0 ? nullptr : reinterpret_cast<const E*>(arena + op.other); }
 };
+
+// Lines of either kind as float32: a line of halves is widened into memory of its own, or made there and narrowed; a line of
+// floats is itself.
+const float* line_of(const Run&, const float* from, int64_t, std::vector<float>&) { return from; }
+const float* line_of(const Run& run, const Half* from, int64_t count, std::vector<float>& memory) {
+  memory.resize(size_t(count));
+  run.halves.widen(memory.data(), from, count);
+  return memory.data();
+}
+float* room(float* to, int64_t, std::vector<float>&) { return to; }
+float* room(Half*, int64_t count, std::vector<float>& memory) {
+  memory.resize(size_t(count));
+  return memory.data();
+}
+void put_line(const Run&, float* to, const float* from, int64_t count) {
+  if (to != from) std::memcpy(to, from, size_t(count) * 4);
+}
+void put_line(const Run& run, Half* to, const float* from, int64_t count) { run.halves.narrow(to, from, count); }
+
+void get_line(const Run&, float* to, const float* from, int64_t count) { std::memcpy(to, from, size_t(count) * 4); }
+void get_line(const Run& run, float* to, const Half* from, int64_t count) { run.halves.widen(to, from, count); }
+
+float value_of(float v) { return v; }
+float value_of(Half v) {
+  const uint32_t bits = uint32_t(v) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+void set_value(float& to, float v) { to = v; }
+void set_value(Half& to, float v) {  // to the nearest, ties to even; NaN stays one
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  to = Half(v == v ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : (bits >> 16) | 0x40);
+}
+
+template <typename E> struct MaskOf { typedef int32_t type; };
+template <> struct MaskOf<Half> { typedef int16_t type; };
+
+void call_rows(const Run& run, int tile, int block, const RowJob& job) { run.path.rows(tile, block, job); }
+void call_rows(const Run& run, int tile, int block, const HalfJob& job) { run.halves.rows(tile, block, job); }
 
 int64_t groups(const Plane& p) { return (p.images + p.lanes - 1) / p.lanes; }
 int64_t span(const Plane& p) { return ((p.height - 1) * p.row + p.width) * p.lanes; }  // floats of one image, gaps included
@@ -45,13 +92,16 @@ void shared(int threads, int64_t count, int64_t pieces, const Task& task) {
   });
 }
 
+template <typename E>
 void conv(const Run& run) {
+  typedef typename MaskOf<E>::type Mask;
+  constexpr int64_t UNIT = 64 / sizeof(E);
   const Op& op = run.op;
-  const int64_t vectors = (span(op.out) + 15) / 16, tiles = (vectors + op.tile - 1) / op.tile, images = groups(op.out);
+  const int64_t vectors = (span(op.out) + UNIT - 1) / UNIT, tiles = (vectors + op.tile - 1) / op.tile, images = groups(op.out);
   const auto work = [&](int64_t tile, int64_t first, int64_t last) {
     const int64_t group = tile / tiles, i = tile % tiles;
     const int64_t from = vectors * i / tiles, to = vectors * (i + 1) / tiles;
-    RowJob job;
+    Job<E, Mask> job;
     job.words = op.words;
     job.start = op.start;
     job.rows = op.rows;
@@ -60,27 +110,27 @@ void conv(const Run& run) {
     job.last = last;
     job.from = nullptr;
     job.to = nullptr;
-    job.x = run.x() + at(op.in, 0, group) + from * 16;
-    job.y = run.y() + at(op.out, 0, group) + from * 16;
+    job.x = run.x<E>() + at(op.in, 0, group) + from * UNIT;
+    job.y = run.y<E>() + at(op.out, 0, group) + from * UNIT;
     job.y_channel = op.out.channel;
-    job.other = run.other() ? run.other() + at(op.out, 0, group) + from * 16 : nullptr;
+    job.other = run.other<E>() ? run.other<E>() + at(op.out, 0, group) + from * UNIT : nullptr;
     job.other_channel = op.other_channel;
-    job.mask = op.mask ? op.mask + from * 16 : nullptr;
+    job.mask = op.mask ? static_cast<const Mask*>(op.mask) + from * UNIT : nullptr;
     job.activation = op.activation;
     job.low = op.low;
     job.high = op.high;
     job.after = int(op.after);
     if (op.parts <= 1) {
-      run.path.rows(int(to - from), int(op.block), job);
+      call_rows(run, int(to - from), int(op.block), job);
       return;
     }
     static thread_local std::vector<float> sums;
-    sums.resize(size_t((last - first) * op.block * (to - from) * 16));
+    sums.resize(size_t((last - first) * op.block * (to - from) * UNIT));
     for (int64_t part = 0; part < op.parts; ++part) {
       job.start = op.start + part * op.blocks;
       job.from = part ? sums.data() : nullptr;
       job.to = part + 1 < op.parts ? sums.data() : nullptr;
-      run.path.rows(int(to - from), int(op.block), job);
+      call_rows(run, int(to - from), int(op.block), job);
     }
   };
   if (run.threads > 1 && op.split) {
@@ -107,6 +157,7 @@ void conv(const Run& run) {
 }
 
 // The planes a strided convolution reads: one per residue of the row and column number, so that its steps become shifts.
+template <typename E>
 void gather(const Run& run) {
   const Op& op = run.op;
   const int64_t lanes = op.in.lanes, each = op.phases[0] * op.phases[1];
@@ -115,16 +166,16 @@ void gather(const Run& run) {
       const int64_t i = op.kernel[0] + c % each / op.phases[1], j = op.kernel[1] + c % op.phases[1];
       const int64_t height = (op.in.height - i + op.stride[0] - 1) / op.stride[0];
       const int64_t width = (op.in.width - j + op.stride[1] - 1) / op.stride[1];
-      float* plane = run.y() + c * op.out.channel;
-      std::memset(plane, 0, size_t(op.out.channel) * 4);
+      E* plane = run.y<E>() + c * op.out.channel;
+      std::memset(plane, 0, size_t(op.out.channel) * sizeof(E));
       for (int64_t group = 0; group < groups(op.in); ++group) {
-        const float* from = run.x() + at(op.in, c / each, group) + (i * op.in.row + j) * lanes;
-        float* to = plane + op.out.lead + group * op.out.image;
+        const E* from = run.x<E>() + at(op.in, c / each, group) + (i * op.in.row + j) * lanes;
+        E* to = plane + op.out.lead + group * op.out.image;
         for (int64_t h = 0; h < height; ++h, from += op.stride[0] * op.in.row * lanes, to += op.out.row * lanes) {
           if (op.stride[1] == 1) {
-            std::memcpy(to, from, size_t(width * lanes) * 4);
+            std::memcpy(to, from, size_t(width * lanes) * sizeof(E));
           } else if (lanes > 1) {
-            for (int64_t w = 0; w < width; ++w) std::memcpy(to + w * lanes, from + w * lanes * op.stride[1], size_t(lanes) * 4);
+            for (int64_t w = 0; w < width; ++w) std::memcpy(to + w * lanes, from + w * lanes * op.stride[1], size_t(lanes) * sizeof(E));
           } else if (op.stride[1] == 2) {
             for (int64_t w = 0; w < width; ++w) to[w] = from[2 * w];
           } else {
@@ -137,23 +188,24 @@ void gather(const Run& run) {
 }
 
 // Rows are joined first, then neighbours in the joined row; outside the image stands `empty`.
-template <typename Join>
+template <typename E, typename Join>
 void pool(const Run& run, float empty, float scale, const Join& join) {
   const Op& op = run.op;
   const int64_t lanes = op.in.lanes, width = op.in.width, padded = op.out.width * op.stride[1] + op.kernel[1] + width;
   shared(run.threads, op.in.channels, run.threads * 4, [&](int64_t first, int64_t last) {
-    std::vector<float> line(size_t((padded + op.padding[1]) * lanes), empty);
+    std::vector<float> line(size_t((padded + op.padding[1]) * lanes), empty), wide, made;
     for (int64_t c = first; c < last; ++c)
       for (int64_t group = 0; group < groups(op.in); ++group) {
-        const float* x = run.x() + at(op.in, c, group);
-        float* y = run.y() + at(op.out, c, group);
-        for (int64_t h = 0; h < op.out.height; ++h, y += op.out.row * lanes) {
+        const E* x = run.x<E>() + at(op.in, c, group);
+        E* to = run.y<E>() + at(op.out, c, group);
+        for (int64_t h = 0; h < op.out.height; ++h, to += op.out.row * lanes) {
+          float* const y = room(to, op.out.width * lanes, made);
           float* middle = line.data() + op.padding[1] * lanes;
           bool any = false;
           for (int64_t k = 0; k < op.kernel[0]; ++k) {
             const int64_t row = h * op.stride[0] + k - op.padding[0];
             if (row < 0 || row >= op.in.height) continue;
-            const float* from = x + row * op.in.row * lanes;
+            const float* from = line_of(run, x + row * op.in.row * lanes, width * lanes, wide);
             if (any) for (int64_t w = 0; w < width * lanes; ++w) middle[w] = join(middle[w], from[w]);
             else std::memcpy(middle, from, size_t(width * lanes) * 4);
             any = true;
@@ -176,6 +228,7 @@ void pool(const Run& run, float empty, float scale, const Join& join) {
               }
           }
           if (scale != 1.0f) for (int64_t w = 0; w < op.out.width * lanes; ++w) y[w] *= scale;
+          put_line(run, to, y, op.out.width * lanes);
         }
       }
   });
@@ -183,24 +236,27 @@ void pool(const Run& run, float empty, float scale, const Join& join) {
 
 int64_t place(const Plane& p, int64_t c, int64_t n) { return at(p, c, n / p.lanes) + n % p.lanes; }
 
+template <typename E, typename To>
 void mean(const Run& run) {
   const Op& op = run.op;
   const float share = 1.0f / float(op.in.height * op.in.width);
   const int64_t lanes = op.in.lanes;
   shared(run.threads, op.in.channels, run.threads * 2, [&](int64_t first, int64_t last) {
+    std::vector<float> wide;
     for (int64_t c = first; c < last; ++c)
       for (int64_t group = 0; group < groups(op.in); ++group) {
-        const float* x = run.x() + at(op.in, c, group);
+        const int64_t count = span(op.in);
+        const float* x = line_of(run, run.x<E>() + at(op.in, c, group), count, wide);
         float sum[16] = {};
         if (lanes == 16) {
-          for (int64_t i = 0; i < span(op.in); i += 16) for (int l = 0; l < 16; ++l) sum[l] += x[i + l];
+          for (int64_t i = 0; i < count; i += 16) for (int l = 0; l < 16; ++l) sum[l] += x[i + l];
         } else {
-          const int64_t count = span(op.in);
           for (int64_t i = 0; i + 16 <= count; i += 16) for (int l = 0; l < 16; ++l) sum[l] += x[i + l];
           for (int64_t i = count / 16 * 16; i < count; ++i) sum[i % 16] += x[i];
           for (int l = 1; l < 16; ++l) sum[0] += sum[l];
         }
-        for (int64_t l = 0; l < lanes_of(op.in, group); ++l) run.y()[place(op.out, c, group * lanes + l)] = sum[l] * share;
+        for (int64_t l = 0; l < lanes_of(op.in, group); ++l)
+          set_value(run.y<To>()[place(op.out, c, group * lanes + l)], sum[l] * share);
       }
   });
 }
@@ -215,26 +271,46 @@ void pointwise(const Run& run) {
       for (int64_t group = 0; group < groups(op.out); ++group) {
         const int64_t place = at(op.out, 0, group);
         run.path.finish(run.y() + place + c * op.out.channel, run.x() + place + c * op.in.channel,
-                        run.other() ? run.other() + place + c * op.other_channel : nullptr, op.mask, count, op.scale ? op.scale[c] : 1.0f,
-                        op.bias ? op.bias[c] : 0.0f, op.activation, op.low, op.high, int(op.after));
+                        run.other() ? run.other() + place + c * op.other_channel : nullptr, static_cast<const int32_t*>(op.mask), count,
+                        op.scale ? op.scale[c] : 1.0f, op.bias ? op.bias[c] : 0.0f, op.activation, op.low, op.high, int(op.after));
+      }
+  });
+}
+
+void half_pointwise(const Run& run) {
+  const Op& op = run.op;
+  const int64_t count = (span(op.out) + 31) / 32 * 32;
+  shared(run.threads, op.out.channels, run.threads * 4, [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c)
+      for (int64_t group = 0; group < groups(op.out); ++group) {
+        const int64_t place = at(op.out, 0, group);
+        const Half* other = run.other<Half>();
+        run.halves.finish(run.y<Half>() + place + c * op.out.channel, run.x<Half>() + place + c * op.in.channel,
+                          other ? other + place + c * op.other_channel : nullptr, static_cast<const int16_t*>(op.mask), count,
+                          op.scale ? op.scale[c] : 1.0f, op.bias ? op.bias[c] : 0.0f, op.activation, op.low, op.high, int(op.after));
       }
   });
 }
 
 // y = x * other, where `other` has one value per image and channel.
+template <typename E, typename By>
 void scale(const Run& run) {
   const Op& op = run.op;
   Plane single = op.out;  // layout of `other`
   single.height = single.width = 1;
   shared(run.threads, op.out.channels, run.threads * 4, [&](int64_t first, int64_t last) {
+    std::vector<float> wide, made;
     for (int64_t c = first; c < last; ++c)
       for (int64_t group = 0; group < groups(op.out); ++group) {
-        const float* x = run.x() + at(op.in, c, group);
-        float* y = run.y() + at(op.out, c, group);
-        const float* by = run.other() + c * op.other_channel + group * op.out.lanes;
+        const E* x = run.x<E>() + at(op.in, c, group);
+        E* y = run.y<E>() + at(op.out, c, group);
+        const By* by = run.other<By>() + c * op.other_channel + group * op.out.lanes;
         const int64_t count = span(op.out);
-        if (op.out.lanes == 1) for (int64_t i = 0; i < count; ++i) y[i] = x[i] * by[0];
-        else for (int64_t i = 0; i < count; i += 16) for (int l = 0; l < 16; ++l) y[i + l] = x[i + l] * by[l];
+        const float* from = line_of(run, x, count, wide);
+        float* to = room(y, count, made);
+        if (op.out.lanes == 1) for (int64_t i = 0; i < count; ++i) to[i] = from[i] * value_of(by[0]);
+        else for (int64_t i = 0; i < count; i += 16) for (int l = 0; l < 16; ++l) to[i + l] = from[i + l] * value_of(by[l]);
+        put_line(run, y, to, count);
       }
   });
 }
@@ -242,17 +318,19 @@ void scale(const Run& run) {
 void copy(const Run& run) {
   const Op& op = run.op;
   shared(run.threads, op.in.channels, run.threads * 2, [&](int64_t first, int64_t last) {
-    std::memcpy(run.y() + first * op.out.channel, run.x() + first * op.in.channel, size_t((last - first) * op.in.channel) * 4);
+    const int64_t bytes = op.in.bytes;
+    std::memcpy(run.y<char>() + first * op.out.channel * bytes, run.x<char>() + first * op.in.channel * bytes,
+                size_t((last - first) * op.in.channel * bytes));
   });
 }
 
-template <bool IN>
+template <bool IN, typename E>
 void border(const Run& run) {
   const Op& op = run.op;
   const Plane& p = IN ? op.out : op.in;
   float* const outside = run.outside[IN ? op.x : op.y];
-  float* const inside = IN ? run.y() : const_cast<float*>(run.x());
-  const auto move = [&](float& out, float& in) { if (IN) in = out; else out = in; };
+  E* const inside = IN ? run.y<E>() : const_cast<E*>(run.x<E>());
+  const auto move = [&](float& out, E& in) { if (IN) set_value(in, out); else out = value_of(in); };
   constexpr int64_t STRIP = 16;  // channels at a time: where they are neighbours outside, a line is read once
   const int64_t strip = op.inner == 1 ? STRIP : 1, strips = (p.channels + strip - 1) / strip;
   shared(run.threads, strips * groups(p), run.threads * 4, [&](int64_t first, int64_t last) {
@@ -260,20 +338,21 @@ void border(const Run& run) {
       const int64_t group = i / strips, begin = i % strips * strip, end = std::min(begin + strip, p.channels);
       const int64_t lanes = lanes_of(p, group);
       float* from = outside + group * p.lanes * op.outer;
-      float* base = inside + at(p, 0, group);
+      E* base = inside + at(p, 0, group);
       for (int64_t h = 0; h < p.height; ++h) {
         if (p.lanes == 1 && op.step == 1) {
           for (int64_t c = begin; c < end; ++c) {
             float* out = from + c * op.inner + h * p.width;
-            float* in = base + c * p.channel + h * p.row;
-            std::memcpy(IN ? in : out, IN ? out : in, size_t(p.width) * 4);
+            E* in = base + c * p.channel + h * p.row;
+            if (IN) put_line(run, in, out, p.width);
+            else get_line(run, out, in, p.width);
           }
           continue;
         }
         for (int64_t w = 0; w < p.width; ++w)
           for (int64_t c = begin; c < end; ++c) {
             float* out = from + c * op.inner + (h * p.width + w) * op.step;
-            float* in = base + c * p.channel + (h * p.row + w) * p.lanes;
+            E* in = base + c * p.channel + (h * p.row + w) * p.lanes;
             for (int64_t l = 0; l < lanes; ++l) move(out[l * op.outer], in[l]);
           }
       }
@@ -309,24 +388,32 @@ void dot(const Run& run) {
   });
 }
 
-bool run_one(const Run& run) {
+template <typename E>
+bool run_map(const Run& run) {
   const float lowest = -std::numeric_limits<float>::infinity();
   switch (run.op.kind) {
-    case CONV: conv(run); return true;
-    case GATHER: gather(run); return true;
-    case MAXPOOL: pool(run, lowest, 1.0f, [](float a, float b) { return b < a ? a : b; }); return true;
+    case CONV: conv<E>(run); return true;
+    case GATHER: gather<E>(run); return true;
+    case MAXPOOL: pool<E>(run, lowest, 1.0f, [](float a, float b) { return b < a ? a : b; }); return true;
     case AVGPOOL:
-      pool(run, 0.0f, 1.0f / float(run.op.kernel[0] * run.op.kernel[1]), [](float a, float b) { return a + b; });
+      pool<E>(run, 0.0f, 1.0f / float(run.op.kernel[0] * run.op.kernel[1]), [](float a, float b) { return a + b; });
       return true;
-    case MEAN: mean(run); return true;
-    case ADD:
-    case AFFINE: pointwise(run); return true;
-    case COPY: copy(run); return true;
-    case IMPORT: border<true>(run); return true;
-    case EXPORT: border<false>(run); return true;
-    case DOT: dot(run); return true;
-    case SCALE: scale(run); return true;
+    case MEAN: run.op.out.bytes == 2 ? mean<E, Half>(run) : mean<E, float>(run); return true;
+    case IMPORT: border<true, E>(run); return true;
+    case EXPORT: border<false, E>(run); return true;
+    case SCALE: run.op.out.images == 1 ? scale<E, float>(run) : scale<E, E>(run); return true;
     default: return false;
+  }
+}
+
+bool run_one(const Run& run) {
+  const bool halves = (run.op.kind == IMPORT ? run.op.out : run.op.in).bytes == 2;
+  switch (run.op.kind) {
+    case ADD:
+    case AFFINE: halves ? half_pointwise(run) : pointwise(run); return true;
+    case COPY: copy(run); return true;
+    case DOT: dot(run); return true;
+    default: return halves ? run_map<Half>(run) : run_map<float>(run);
   }
 }
 
@@ -340,8 +427,9 @@ extern "C" {
 
 int secateur_run(const Op* ops, int64_t count, float* arena, float* const* outside, int threads) {
   const Path& path = chosen_path();
+  const Halves& halves = chosen_halves();
   for (int64_t i = 0; i < count; ++i)
-    if (!run_one(Run{ops[i], arena, outside, threads, path})) return int(i + 1);
+    if (!run_one(Run{ops[i], arena, outside, threads, path, halves})) return int(i + 1);
   return 0;
 }
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan, mask
 from secateur.core.protocols import Batches
-from secateur.measure.layers import is_matrix, matrix, rows
+from secateur.measure.layers import as_weight, input_dim, is_matrix, matrix, rows
 from secateur.measure.observe import call_order, observe
 from secateur.surgery import fingerprint
 from secateur.train.sparse.select import Layout, erk, largest
@@ -57,14 +57,14 @@ def obs(
     for name in order:
         weight = layers[name].weight
         hessian = second_moments(work, name, data)
-        taps = matrix(layers[name]).shape[1] // weight.shape[1]  # type: ignore[operator, index]
+        taps = matrix(layers[name]).shape[1] // weight.shape[input_dim(layers[name])]  # type: ignore[operator, index]
         order_of = torch.arange(len(hessian)).view(-1, taps).T.flatten() if layout.of_group else torch.arange(len(hessian))
         pruned = sparsify(
             matrix(layers[name]), hessian, shares[name], order=order_of, block=block, damp=damp, group=layout.of_group
         )
         with torch.no_grad():
-            weight.copy_(pruned[0].view_as(weight))  # type: ignore[operator, arg-type]
-        masks[f"{name}.weight"] = pruned[1].view(weight.shape)  # type: ignore[arg-type]
+            weight.copy_(as_weight(layers[name], pruned[0]))  # type: ignore[operator]
+        masks[f"{name}.weight"] = as_weight(layers[name], pruned[1]).contiguous()
     return mask(fingerprint(model), masks), work
 
 

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
+from secateur.measure.layers import is_turned
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -46,7 +47,7 @@ def weights_of(
     hit: set[str] = set()
     held = {id(module.weight) for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))}
     for name, module in model.named_modules():
-        turned = _is_conv1d(module)
+        turned = is_turned(module)
         if not turned and not isinstance(module, (*_CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)):
             continue
         for last in _ATTENTION if isinstance(module, nn.MultiheadAttention) else ("weight",):
@@ -62,10 +63,3 @@ def weights_of(
     if not left:
         raise SecateurError("sparse training", "no weight that may become sparse", "take patterns out of dense=")
     return left
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    """Is it the linear layer of GPT-2? Known by its name, since transformers need not be installed."""
-    return any(
-        kind.__name__ == "Conv1D" and kind.__module__.partition(".")[0] == "transformers" for kind in type(module).__mro__
-    )

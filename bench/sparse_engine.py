@@ -10,7 +10,7 @@ is importable. All candidates run in turns; each turn's time is the mean of enou
 the caches; medians of the turns count. One thread is CPU time, more are wall time. Weights are random, zeros uniform per
 layer (every convolution and linear layer alike), or of the smallest magnitudes of the whole network ("global").
 Dense bf16 (PyTorch) and int8 (ONNX Runtime) stand beside, because they are free of zeros' cost in accuracy questions of
-another kind; they are no part of the ratio.
+another kind; they are no part of the ratio. So does the engine with values of bf16, which is to be compared with dense bf16.
 """
 
 from __future__ import annotations
@@ -104,18 +104,21 @@ def engines(network: str, x: Any, threads: int, wanted: list[tuple[float, str]])
     runs: dict[str, Run] = {}
     about: dict[str, Any] = {}
     for sparsity, spread in wanted:
-        name = f"engine {sparsity:g}" + ("" if spread == "uniform" else f" {spread}")
         model = build(network, sparsity, spread)
-        with torch.inference_mode():
-            expected = model(x)
-            fast = runtime.compile(model, x, threads=threads)
-            error = float((fast(x) - expected).abs().max() / expected.abs().max())
-        plan = fast.plan(x)
-        about[name] = {
-            "sparsity": sparsity, "spread": spread, "relative_error": error, "parts": plan.parts,
-            "threads_in_a_part": plan.inner, "layers": layers(fast, x),
-        }  # fmt: skip
-        runs[name] = lambda fast=fast: fast(x)
+        for precision, word in (("float32", "engine"), ("bf16", "engine bf16")):
+            if precision == "bf16" and spread != "uniform":
+                continue
+            name = f"{word} {sparsity:g}" + ("" if spread == "uniform" else f" {spread}")
+            with torch.inference_mode():
+                expected = model(x)
+                fast = runtime.compile(model, x, threads=threads, precision=precision)
+                error = float((fast(x) - expected).abs().max() / expected.abs().max())
+            plan = fast.plan(x)
+            about[name] = {
+                "sparsity": sparsity, "spread": spread, "precision": precision, "relative_error": error, "parts": plan.parts,
+                "threads_in_a_part": plan.inner, "layers": layers(fast, x),
+            }  # fmt: skip
+            runs[name] = lambda fast=fast: fast(x)
     return runs, about
 
 
@@ -164,6 +167,10 @@ def measure(part: str, rounds: int, command: str) -> dict[str, Any]:
             "speedup_low": min(ratios),
             "speedup_high": max(ratios),
         }
+    half = times.get("PyTorch bf16")
+    for name, row in rows.items():
+        if half and row["precision"] == "bf16":
+            row["over_dense_bf16"] = median(a / b for a, b in zip(half, times[name], strict=True))
     return {
         "part": part, "network": network, "batch": batch, "threads": threads, "size": NETWORKS[network], "rounds": rounds,
         "clock": "CPU" if threads == 1 else "wall", "command": command, "seed": SEED, "machine": machine(),

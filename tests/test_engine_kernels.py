@@ -58,14 +58,14 @@ def plan_of(
     """A plan that runs one node with the kernel named."""
     graph = Graph(tuple(inputs), (node,), {}, Ref(node.name))
     values = shapes_of(graph, inputs.values())
-    program = lower(graph, values, lanes=lanes, bytes_=2 if halves else 4)
+    program = lower(graph, values, lanes=lanes, size=2 if halves else 4)
     assert [step.node for step in program.steps] == [None], "the engine runs it"
     for name, layer in program.layers.items():
         if layer.dot:
             choose(program, name, 1, 1, 0)
         else:
             choose(
-                program, name, block, min(tile, largest_tile(block, library.path(), halves=halves), layer.vectors), split, parts
+                program, name, block, min(tile, largest_tile(block, library.path(), halves=halves), layer.lines), split, parts
             )
     arena = torch.full((program.floats,), 0.0)
     return Plan(graph, program, {}, threads, 1, threads, [arena], {node.name: tuple(values[node.name].shape)})
@@ -312,6 +312,7 @@ def pooling(kernel: Any, stride: Any, padding: int) -> dict[str, Any]:
         ("maxpool", pooling(3, 2, 1) | {"ceil": False}, lambda x: F.max_pool2d(x, 3, 2, 1)),
         ("maxpool", pooling(2, 2, 0) | {"ceil": True}, lambda x: F.max_pool2d(x, 2, 2, 0, 1, True)),
         ("maxpool", pooling((3, 2), (1, 3), 1) | {"ceil": False}, lambda x: F.max_pool2d(x, (3, 2), (1, 3), 1)),
+        ("maxpool", pooling((9, 13), (9, 13), 0) | {"ceil": False}, lambda x: F.max_pool2d(x, (9, 13))),
         ("avgpool", pooling(2, 2, 0), lambda x: F.avg_pool2d(x, 2)),
         ("avgpool", pooling(3, 1, 1), lambda x: F.avg_pool2d(x, 3, 1, 1)),
         ("adaptive", {"size": (1, 1)}, lambda x: F.adaptive_avg_pool2d(x, 1)),
@@ -339,7 +340,7 @@ def test_layers_without_weights(
         before += (Node("m", "adaptive", ("c",), {}, {"size": (1, 1)}),)
     graph = Graph(("x",), (*before, Node("y", op, names, tensors, given)), {}, Ref("y"))
     values = shapes_of(graph, [x])
-    program = lower(graph, values, lanes=lanes, bytes_=2 if halves else 4)
+    program = lower(graph, values, lanes=lanes, size=2 if halves else 4)
     assert [step.node for step in program.steps] == [None]
     choose(program, "c", 1, 2, 0)
     plan = Plan(graph, program, {}, 2, 1, 2, [torch.zeros(program.floats)], {"y": tuple(values["y"].shape)})
@@ -360,6 +361,22 @@ def test_not_a_number_stays_one(halves: bool) -> None:
     })  # fmt: skip
     found = plan_of(node, {"x": x}, block=1, tile=3, split=0, parts=1, lanes=1, threads=1, halves=halves).run([x])
     assert torch.equal(found.isnan(), F.relu(x.sum(1, keepdim=True)).isnan())
+
+
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("lanes", [1, 16])
+def test_a_maximum_over_not_a_number_is_none(lanes: int, padding: int, halves: bool) -> None:
+    x = torch.randn(16, 2, 18, 18, generator=torch.Generator().manual_seed(0))
+    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) > 0.9] = float("nan")
+    same = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 2}
+    first = Node("c", "conv", ("x",), {"weight": torch.ones(2, 1, 1, 1)}, same)
+    graph = Graph(("x",), (first, Node("y", "maxpool", ("c",), {}, pooling(2, 2, padding) | {"ceil": False})), {}, Ref("y"))
+    program = lower(graph, shapes_of(graph, [x]), lanes=lanes, size=2 if halves else 4)
+    choose(program, "c", 1, 2, 0)
+    wanted = F.max_pool2d(x, 2, 2, padding)
+    plan = Plan(graph, program, {}, 1, 1, 1, [torch.zeros(program.floats)], {"y": tuple(wanted.shape)})
+    assert torch.equal(plan.run([x]).isnan(), wanted.isnan())
 
 
 @pytest.mark.parametrize("halves", [False, True])

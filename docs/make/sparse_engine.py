@@ -48,6 +48,11 @@ def page(parts: Mapping[str, Record]) -> str:
         _speeds(known, "uniform", goals=True),
         "## The smallest weights of the whole network zero",
         _speeds(known, "global", goals=False),
+        "## Values and weights of bf16",
+        'Apart from the goals, which are for float32: the same networks with `precision="bf16"`, the same sparsity in every\n'
+        "layer. Times faster than the fastest dense float32 runtime, than dense bf16 (PyTorch, channels last), than the\n"
+        "engine in float32. Error: the largest of any output, relative to the largest output of the float32 model.",
+        _halves(known),
         "## All runtimes, milliseconds",
         _runtimes(known),
     ]
@@ -67,7 +72,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _speeds(records: Sequence[Record], spread: str, *, goals: bool) -> str:
     rows = []
     for record in records:
-        found = {row["sparsity"]: row for row in record["engine"].values() if row["spread"] == spread}
+        found = {row["sparsity"]: row for row in _engines(record) if row["spread"] == spread}
         best = f"{record['best_dense']}, {record['dense_ms'][record['best_dense']]:.3g} ms"
         link = f"[{record['network']}, {record['size']}](../../bench/results/sparse_engine/{record['part']}.json)"
         load = "-".join(f"{value:.1f}" for value in record["load"])
@@ -80,6 +85,34 @@ def _speeds(records: Sequence[Record], spread: str, *, goals: bool) -> str:
     return _table(["network, input", "batch", "threads", "load", "fastest dense", *heads], rows)
 
 
+def _engines(record: Record, precision: str = "float32") -> list[Record]:
+    """The engine's rows in one precision; older results name none, and are float32."""
+    return [row for row in record["engine"].values() if row.get("precision", "float32") == precision]
+
+
+def _halves(records: Sequence[Record]) -> str:
+    rows = []
+    for record in records:
+        single = {row["sparsity"]: row for row in _engines(record) if row["spread"] == "uniform"}
+        half = {row["sparsity"]: row for row in _engines(record, "bf16")}
+        dense = record["lower_precision_ms"].get("PyTorch bf16")
+        over_single = record["dense_ms"][record["best_dense"]] / dense if dense else None
+        cells = []
+        for sparsity in SPARSITIES:
+            row = half.get(sparsity)
+            if row is None:
+                cells.append("-")
+                continue
+            over = f"{row['over_dense_bf16']:.2f}" if "over_dense_bf16" in row else "-"
+            own = f"{single[sparsity]['ms'] / row['ms']:.2f}" if sparsity in single else "-"
+            cells.append(f"**{row['speedup']:.2f}**, {over}, {own}")
+        error = f"{max(row['relative_error'] for row in half.values()):.1e}" if half else "-"
+        first = [f"{record['network']}, {record['size']}", str(record["batch"]), str(record["threads"])]
+        rows.append([*first, f"{over_single:.2f}" if over_single else "-", *cells, error])
+    heads = [f"engine bf16, {sparsity:.0%}" for sparsity in SPARSITIES]
+    return _table(["network, input", "batch", "threads", "dense bf16", *heads, "error"], rows)
+
+
 def _speed(row: Record) -> str:
     return f"**{row['speedup']:.2f}** ({row['speedup_low']:.2f}-{row['speedup_high']:.2f})"
 
@@ -89,16 +122,27 @@ def _runtimes(records: Sequence[Record]) -> str:
     for record in records:
         known = {**record["dense_ms"], **record["lower_precision_ms"]}
         engine = [f"{record['engine'][f'engine {s:g}']['ms']:.3g}" for s in SPARSITIES]
-        rows.append([record["part"], *(f"{known[n]:.3g}" if n in known else "-" for n in (*DENSE, *LOWER)), *engine])
-    return _table(["part", *DENSE, *LOWER, *(f"engine, {s:.0%}" for s in SPARSITIES)], rows)
+        half = {row["sparsity"]: row["ms"] for row in _engines(record, "bf16")}
+        dense = [f"{known[n]:.3g}" if n in known else "-" for n in (*DENSE, *LOWER)]
+        rows.append([record["part"], *dense, *engine, *(f"{half[s]:.3g}" if s in half else "-" for s in SPARSITIES)])
+    engines = [f"{word}, {s:.0%}" for word in ("engine", "engine bf16") for s in SPARSITIES]
+    return _table(["part", *DENSE, *LOWER, *engines], rows)
 
 
 def _curve(record: Record) -> list[str]:
-    rows = list(record["engine"].values())
+    rows = _engines(record)
+    half = {row["sparsity"]: row["speedup"] for row in _engines(record, "bf16")}
     kernels = [str(sum(layer["runs"] == "engine" for layer in row["layers"])) for row in rows]
     table = _table(
         ["zeros", *(f"{row['sparsity']:.0%}" for row in rows)],
-        [["times faster", *(f"{row['speedup']:.2f}" for row in rows)], ["layers on the engine's kernels", *kernels]],
+        [
+            ["times faster", *(f"{row['speedup']:.2f}" for row in rows)],
+            [
+                "times faster, engine bf16",
+                *(f"{half[row['sparsity']]:.2f}" if row["sparsity"] in half else "-" for row in rows),
+            ],
+            ["layers on the engine's kernels", *kernels],
+        ],
     )
     faster = [row["sparsity"] for row in rows if row["speedup"] >= 1]
     text = f"Faster than {record['best_dense']} from {min(faster):.0%} zeros on." if faster else "Never faster."
@@ -113,7 +157,8 @@ def _curve(record: Record) -> list[str]:
 
 def picture(record: Record) -> str:
     """The curve as SVG: times faster than the fastest dense float32 runtime against the share of zeros."""
-    rows = [row for row in record["engine"].values() if row["spread"] == "uniform"]
+    rows = [row for row in _engines(record) if row["spread"] == "uniform"]
+    halves = _engines(record, "bf16")
     shares = [100 * row["sparsity"] for row in rows]
     best = record["dense_ms"][record["best_dense"]]
     with matplotlib.rc_context({"svg.hashsalt": "sparse engine", "svg.fonttype": "none", "font.size": 9}):
@@ -123,6 +168,9 @@ def picture(record: Record) -> str:
             shares, [r["speedup_low"] for r in rows], [r["speedup_high"] for r in rows], color="#1f6f54", alpha=0.2
         )
         plot.plot(shares, [row["speedup"] for row in rows], "o-", ms=4, color="#1f6f54", label="sparse engine, float32")
+        if halves:
+            across, up = [100 * row["sparsity"] for row in halves], [row["speedup"] for row in halves]
+            plot.plot(across, up, "s--", ms=3, color="#c06014", label="sparse engine, bf16")
         plot.axhline(1, color="#1d1d1b", lw=0.8, label=f"{record['best_dense']}, dense float32")
         for (name, taken), style in zip(record["lower_precision_ms"].items(), ((0, (4, 3)), (0, (1, 2))), strict=False):
             plot.axhline(best / taken, color="#7d3f98", lw=0.9, ls=style, label=f"{name}, dense")

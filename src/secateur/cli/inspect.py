@@ -49,8 +49,9 @@ def _show_choices(model: CompiledModel, inputs: tuple[Tensor, ...], as_json: boo
         screen.show_json({"layers": rows, "precision": model.precision, "note": model.note})
         return
     shown = [
-        [row["layer"], row["kind"], "x".join(map(str, row["weight"])), f"{row['sparsity']:.1%}", row["runs"], row.get("values", "float32"),
-         f"{row['rows']} x {row['tile']}" if "tile" in row else "", f"{row['ms']:.3f}" if "ms" in row else ""]
+        [row["layer"], row["kind"], "x".join(map(str, row["weight"])), f"{row['sparsity']:.1%}", row["runs"],
+         row.get("values", "float32"), f"{row['rows']} x {row['tile']}" if "tile" in row else "",
+         f"{row['ms']:.3f}" if "ms" in row else ""]
         for row in rows
     ]  # fmt: skip
     screen.show_table(["layer", "kind", "weight", "zeros", "runs", "values", "rows x pixels", "ms"], shown, model.note)

@@ -81,7 +81,7 @@ def outputs(module: nn.Module, y: Tensor, pick: Tensor | None = None) -> Tensor:
     if not isinstance(module, nn.modules.conv._ConvNd):
         flat = y.reshape(-1, len(matrix(module)))
         return flat if pick is None else flat[pick.to(y.device)]
-    y = y if y.dim() == cast(Tensor, module.weight).dim() else y.unsqueeze(0)
+    y = y if y.dim() == module.weight.dim() else y.unsqueeze(0)
     y = y.flatten(2)  # (B, O, positions)
     if pick is None:
         return y.transpose(1, 2).flatten(0, 1)

@@ -23,17 +23,17 @@ SLACK = 4096
 
 
 def lower(
-    graph: Graph, values: Mapping[str, Any], *, lanes: int, dense: frozenset[str] = frozenset(), bytes_: int = 4
+    graph: Graph, values: Mapping[str, Any], *, lanes: int, dense: frozenset[str] = frozenset(), size: int = 4
 ) -> Program:
-    """The program for values of these shapes; layers named in `dense` are left to PyTorch. `bytes_`: 2 keeps maps in bf16."""
-    return _Lowering(graph, values, lanes, dense, bytes_).program()
+    """The program for values of these shapes; layers named in `dense` are left to PyTorch. `size`: 2 keeps maps in bf16."""
+    return _Lowering(graph, values, lanes, dense, size).program()
 
 
 class _Lowering:
     """Walks the graph once; keeps where each value is, and which buffers are free."""
 
-    def __init__(self, graph: Graph, values: Mapping[str, Any], lanes: int, dense: frozenset[str], bytes_: int) -> None:
-        self.graph, self.values, self.lanes, self.bytes = graph, values, lanes, bytes_
+    def __init__(self, graph: Graph, values: Mapping[str, Any], lanes: int, dense: frozenset[str], size: int) -> None:
+        self.graph, self.values, self.lanes, self.bytes = graph, values, lanes, size
         self.gaps = gaps_of(graph, values)
         self.on_engine = self._placed(dense)
         self.ops: list[Op] = []
@@ -270,16 +270,8 @@ class _Lowering:
         wide = columns.width(width, stride[1])
         below = max(-rows.low, made.height + rows.high - tall, 0)
         ahead = (-rows.low * made.row - columns.low) * made.lanes
-        read = spread(
-            channels * rows.phases * columns.phases,
-            images,
-            tall,
-            wide,
-            lanes=made.lanes,
-            gap=(below, made.row - wide),
-            ahead=ahead,
-            size=self.bytes,
-        )
+        gap, phases = (below, made.row - wide), rows.phases * columns.phases
+        read = spread(channels * phases, images, tall, wide, lanes=made.lanes, gap=gap, ahead=ahead, size=self.bytes)
         op = self._op(Kind.GATHER, source, None)
         op.output = read.plane()
         op.kernel[:], op.phases[:], op.stride[:] = (rows.first, columns.first), (rows.phases, columns.phases), stride

@@ -90,7 +90,7 @@ def able(node: Node, values: Mapping[str, Any]) -> bool:
     if node.op == "flatten":
         return tuple(x.shape[2:]) == (1, 1)
     if node.op in ("maxpool", "avgpool"):
-        return tuple(x.shape[2:]) != (1, 1) and tuple(y.shape[2:]) != (1, 1)
+        return tuple(x.shape[2:]) != (1, 1)
     return node.op in ("affine", "act", "cat") and (node.op != "affine" or tuple(x.shape[2:]) != (1, 1))
 
 

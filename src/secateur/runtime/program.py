@@ -45,7 +45,7 @@ class Layer:
 
     node: Node
     place: int
-    vectors: int
+    lines: int
     dot: bool
     weight: np.ndarray
     places: np.ndarray
@@ -83,7 +83,7 @@ class Program:
 
 
 def choose(program: Program, name: str, block: int, tile: int, split: int, parts: int = 1) -> None:
-    """Set how layer `name` runs: rows in a block, vectors in a tile, whether threads share rows or tiles, parts of columns."""
+    """Set how layer `name` runs: rows in a block, lines in a tile, whether threads share rows or tiles, parts of columns."""
     layer = program.layers[name]
     block = block if layer.alike else 1
     packed = layer.pack(block, parts)

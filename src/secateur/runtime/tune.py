@@ -24,7 +24,7 @@ from secateur.runtime.library import Kind, library, path
 from secateur.runtime.program import Layer, Program, address, choose
 
 TILES = {"avx512": (2, 3, 4, 5, 6, 7, 8, 10, 12, 14), "avx2": (1, 2, 3, 4, 5, 6, 7), "portable": (1, 2, 3, 4)}
-"""Vectors of 16 floats whose sums fit in the registers of each instruction set."""
+"""Lines of 16 floats whose sums fit in the registers of each instruction set."""
 WIDE = {"avx512": (4, 5, 6, 7), "avx2": (1, 2, 3), "portable": (1, 2)}
 """The same for two and four rows at once."""
 HALF_TILES = {"avx512_bf16": (1, 2, 3, 4, 5, 6, 7), "avx512": (1, 2, 3, 4, 5, 6, 7), "avx2": (1, 2, 3), "portable": (1, 2)}
@@ -48,7 +48,7 @@ FORGET = 20_000
 class Choice:
     """How a layer runs, and how long that took.
 
-    Rows in a block, vectors in a tile, 1 where threads share rows, parts of columns.
+    Rows in a block, lines of 64 bytes in a tile, 1 where threads share rows, parts of columns; `halves`: in bf16.
     """
 
     block: int
@@ -115,13 +115,13 @@ def _fastest(layer: Layer, isa: str, threads: int, timed: Callable[..., int], co
     splits = (0, 1) if threads > 1 else (0,)
     tried = []
     if density < 0.75 or not layer.alike:
-        tiles = sorted({min(tile, layer.vectors) for tile in narrow})
+        tiles = sorted({min(tile, layer.lines) for tile in narrow})
         tried = [(timed(1, tile, split), 1, tile, split, 1) for tile in tiles for split in splits]
         if density > LEAST_PARTED:
             tried += _in_parts(layer, timed, column, tiles, splits)
     for block, least in FROM.items():
         if density >= least and layer.alike:
-            tiles = sorted({min(tile, layer.vectors) for tile in wide})
+            tiles = sorted({min(tile, layer.lines) for tile in wide})
             tried += [(timed(block, tile, split), block, tile, split, 1) for tile in tiles for split in splits]
     nanoseconds, block, tile, split, parts = min(tried)
     return Choice(block, tile, split, parts, nanoseconds)
@@ -150,7 +150,7 @@ def _in_parts(
 
 
 def _columns_bytes(program: Program, layer: Layer) -> Callable[[int], int]:
-    """Bytes of input a tile of so many vectors reads: one run of lines per channel and row of the kernel."""
+    """Bytes of input a tile of so many lines reads: one run of lines per channel and row of the kernel."""
     op, weight = program.ops[layer.place], layer.node.tensors["weight"]
     tall = weight.shape[2] if weight.dim() == 4 else 1
     wide = weight.shape[3] if weight.dim() == 4 else 1
@@ -169,9 +169,15 @@ def _columns_bytes(program: Program, layer: Layer) -> Callable[[int], int]:
 def _key(program: Program, layer: Layer, isa: str, threads: int) -> str:
     op = program.ops[layer.place]
     filled = f"{float((layer.weight != 0).mean()):.2g}"
-    sizes = (*layer.weight.shape, filled, layer.vectors, op.output.lanes, op.input.row, op.input.channel)
+    sizes = (*layer.weight.shape, filled, layer.lines, op.output.lanes, op.input.row, op.input.channel)
     words = [*map(str, sizes), *(["bf16"] if layer.halves else [])]
-    return f"{_machine()} {isa if layer.halves else isa.removesuffix('_bf16')} {threads} " + " ".join(words)
+    return f"{_machine()} {_kernels()} {isa if layer.halves else isa.removesuffix('_bf16')} {threads} " + " ".join(words)
+
+
+@functools.cache
+def _kernels() -> str:
+    """Which kernels: those of another version may rank otherwise."""
+    return str(library().secateur_source().decode())[:8]
 
 
 @functools.cache
@@ -219,7 +225,8 @@ class _Remembered:
 
 
 def _checked(value: Any) -> Choice:
-    choice = Choice(*(int(number) for number in value))
+    block, tile, split, parts, nanoseconds = (int(number) for number in value)
+    choice = Choice(block, tile, split, parts, nanoseconds)
     if (
         choice.block not in (1, 2, 4)
         or not 1 <= choice.tile <= largest_tile(choice.block, "", halves=False)

@@ -29,6 +29,10 @@ struct Path {
   void (*rows)(int tile, int block, const RowJob& job);  // tile: 1 to TILES
   void (*finish)(float* y, const float* x, const float* other, const int32_t* mask, int64_t count, float scale, float shift,
                  int activation, float low, float high, int after);  // count: a multiple of 16
+  // `count` positions of 16 images, each the maximum or the sum of tall x wide, `row` and 16 floats apart, times `share`
+  void (*pool)(float* y, const float* x, int64_t count, int64_t tall, int64_t wide, int64_t row, int64_t step, int sum, float share);
+  void (*raise)(float* y, const float* x, int64_t count);  // y = max(y, x); NaN is larger than any number
+  void (*split)(float* even, float* odd, const float* x, int64_t count);  // count: of each
   double (*burn)(int64_t rounds);                        // multiply-adds done
   double (*read)(const float* x, int64_t count);
 };
@@ -37,6 +41,8 @@ struct Halves {
   void (*rows)(int tile, int block, const HalfJob& job);  // tile: 1 to 7; to 3 of AVX2, to 2 of narrower vectors
   void (*finish)(uint16_t* y, const uint16_t* x, const uint16_t* other, const int16_t* mask, int64_t count, float scale, float shift,
                  int activation, float low, float high, int after);  // count: a multiple of 32
+  void (*pool)(uint16_t* y, const uint16_t* x, int64_t count, int64_t tall, int64_t wide, int64_t row, int64_t step, int sum,
+               float share);
   void (*widen)(float* y, const uint16_t* x, int64_t count);
   void (*narrow)(uint16_t* y, const float* x, int64_t count);
 };

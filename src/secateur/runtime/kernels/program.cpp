@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "dispatch.h"
@@ -71,6 +72,8 @@ template <> struct MaskOf<Half> { typedef int16_t type; };
 
 void call_rows(const Run& run, int tile, int block, const RowJob& job) { run.path.rows(tile, block, job); }
 void call_rows(const Run& run, int tile, int block, const HalfJob& job) { run.halves.rows(tile, block, job); }
+auto call_pool(const Run& run, const float*) { return run.path.pool; }
+auto call_pool(const Run& run, const Half*) { return run.halves.pool; }
 
 int64_t groups(const Plane& p) { return (p.images + p.lanes - 1) / p.lanes; }
 int64_t span(const Plane& p) { return ((p.height - 1) * p.row + p.width) * p.lanes; }  // floats of one image, gaps included
@@ -187,37 +190,75 @@ void gather(const Run& run) {
   });
 }
 
+struct Sum {
+  float operator()(float a, float b) const { return a + b; }
+};
+struct Larger {
+  float operator()(float a, float b) const { return b > a || b != b ? b : a; }
+};
+
+int64_t place(const Plane& p, int64_t c, int64_t n) { return at(p, c, n / p.lanes) + n % p.lanes; }
+
 // Rows are joined first, then neighbours in the joined row; outside the image stands `empty`.
-template <typename E, typename Join>
+template <typename E, typename To, typename Join>
 void pool(const Run& run, float empty, float scale, const Join& join) {
   const Op& op = run.op;
+  constexpr bool SUM = std::is_same<Join, Sum>::value;
+  const bool inside = !op.padding[0] && !op.padding[1] && (op.out.height - 1) * op.stride[0] + op.kernel[0] <= op.in.height &&
+                      (op.out.width - 1) * op.stride[1] + op.kernel[1] <= op.in.width;
+  const bool single = op.out.height == 1 && op.out.width == 1;  // laid out otherwise: images side by side
+  if (op.in.lanes == 16 && inside && !single) {
+    const auto pool16 = call_pool(run, run.x<E>());
+    shared(run.threads, op.in.channels, run.threads * 4, [&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; ++c)
+        for (int64_t group = 0; group < groups(op.in); ++group)
+          for (int64_t h = 0; h < op.out.height; ++h)
+            pool16(run.y<E>() + at(op.out, c, group) + h * op.out.row * 16,
+                   run.x<E>() + at(op.in, c, group) + h * op.stride[0] * op.in.row * 16, op.out.width, op.kernel[0], op.kernel[1],
+                   op.in.row * 16, op.stride[1] * 16, SUM, scale);
+    });
+    return;
+  }
+  const int64_t whole = (op.out.width + 15) / 16 * 16;  // of one row, in whole vectors
   const int64_t lanes = op.in.lanes, width = op.in.width, padded = op.out.width * op.stride[1] + op.kernel[1] + width;
   shared(run.threads, op.in.channels, run.threads * 4, [&](int64_t first, int64_t last) {
-    std::vector<float> line(size_t((padded + op.padding[1]) * lanes), empty), wide, made;
+    std::vector<float> line(size_t((padded + op.padding[1]) * lanes + 64), empty), wide, made, halved;
+    float one[16];
+    std::vector<float> row(size_t(whole), 0.0f);
     for (int64_t c = first; c < last; ++c)
       for (int64_t group = 0; group < groups(op.in); ++group) {
         const E* x = run.x<E>() + at(op.in, c, group);
-        E* to = run.y<E>() + at(op.out, c, group);
+        To* to = run.y<To>() + (single ? 0 : at(op.out, c, group));
         for (int64_t h = 0; h < op.out.height; ++h, to += op.out.row * lanes) {
-          float* const y = room(to, op.out.width * lanes, made);
+          float* const y = single && lanes > 1 ? one : lanes == 1 ? row.data() : room(to, op.out.width * lanes, made);
           float* middle = line.data() + op.padding[1] * lanes;
           bool any = false;
           for (int64_t k = 0; k < op.kernel[0]; ++k) {
             const int64_t row = h * op.stride[0] + k - op.padding[0];
             if (row < 0 || row >= op.in.height) continue;
             const float* from = line_of(run, x + row * op.in.row * lanes, width * lanes, wide);
-            if (any) for (int64_t w = 0; w < width * lanes; ++w) middle[w] = join(middle[w], from[w]);
+            if (any && !SUM) run.path.raise(middle, from, width * lanes);
+            else if (any) for (int64_t w = 0; w < width * lanes; ++w) middle[w] = join(middle[w], from[w]);
             else std::memcpy(middle, from, size_t(width * lanes) * 4);
             any = true;
           }
           if (!any) std::fill(middle, middle + width * lanes, empty);
           const float* from = line.data();
-          if (lanes == 1 && op.stride[1] == 1) {
-            for (int64_t w = 0; w < op.out.width; ++w) y[w] = from[w];
-            for (int64_t k = 1; k < op.kernel[1]; ++k) for (int64_t w = 0; w < op.out.width; ++w) y[w] = join(y[w], from[w + k]);
-          } else if (lanes == 1 && op.stride[1] == 2) {
-            for (int64_t w = 0; w < op.out.width; ++w) y[w] = from[2 * w];
-            for (int64_t k = 1; k < op.kernel[1]; ++k) for (int64_t w = 0; w < op.out.width; ++w) y[w] = join(y[w], from[2 * w + k]);
+          if (lanes == 1 && op.stride[1] <= 2) {
+            const int64_t each = whole + op.kernel[1] / 2;
+            const float* parts[2] = {from, from};
+            if (op.stride[1] == 2) {
+              halved.resize(size_t(2 * each));
+              run.path.split(halved.data(), halved.data() + each, from, each);
+              parts[0] = halved.data();
+              parts[1] = halved.data() + each;
+            }
+            for (int64_t k = 0; k < op.kernel[1]; ++k) {
+              const float* next = op.stride[1] == 2 ? parts[k % 2] + k / 2 : from + k;
+              if (!k) std::memcpy(y, next, size_t(whole) * 4);
+              else if (!SUM) run.path.raise(y, next, whole);
+              else for (int64_t w = 0; w < op.out.width; ++w) y[w] += next[w];
+            }
           } else {
             for (int64_t w = 0; w < op.out.width; ++w)
               for (int64_t l = 0; l < lanes; ++l) {
@@ -228,13 +269,12 @@ void pool(const Run& run, float empty, float scale, const Join& join) {
               }
           }
           if (scale != 1.0f) for (int64_t w = 0; w < op.out.width * lanes; ++w) y[w] *= scale;
-          put_line(run, to, y, op.out.width * lanes);
+          if (single) for (int64_t l = 0; l < lanes_of(op.in, group); ++l) set_value(to[place(op.out, c, group * lanes + l)], y[l]);
+          else put_line(run, to, y, op.out.width * lanes);
         }
       }
   });
 }
-
-int64_t place(const Plane& p, int64_t c, int64_t n) { return at(p, c, n / p.lanes) + n % p.lanes; }
 
 template <typename E, typename To>
 void mean(const Run& run) {
@@ -259,6 +299,11 @@ void mean(const Run& run) {
           set_value(run.y<To>()[place(op.out, c, group * lanes + l)], sum[l] * share);
       }
   });
+}
+
+template <typename E, typename Join>
+void pool_to(const Run& run, float empty, float scale, const Join& join) {
+  run.op.out.bytes == 2 ? pool<E, Half>(run, empty, scale, join) : pool<E, float>(run, empty, scale, join);
 }
 
 // y = activation(scale * x + shift + other), channel by channel.
@@ -394,10 +439,8 @@ bool run_map(const Run& run) {
   switch (run.op.kind) {
     case CONV: conv<E>(run); return true;
     case GATHER: gather<E>(run); return true;
-    case MAXPOOL: pool<E>(run, lowest, 1.0f, [](float a, float b) { return b < a ? a : b; }); return true;
-    case AVGPOOL:
-      pool<E>(run, 0.0f, 1.0f / float(run.op.kernel[0] * run.op.kernel[1]), [](float a, float b) { return a + b; });
-      return true;
+    case MAXPOOL: pool_to<E>(run, lowest, 1.0f, Larger()); return true;
+    case AVGPOOL: pool_to<E>(run, 0.0f, 1.0f / float(run.op.kernel[0] * run.op.kernel[1]), Sum()); return true;
     case MEAN: run.op.out.bytes == 2 ? mean<E, Half>(run) : mean<E, float>(run); return true;
     case IMPORT: border<true, E>(run); return true;
     case EXPORT: border<false, E>(run); return true;

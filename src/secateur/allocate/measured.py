@@ -48,4 +48,6 @@ def measured(plan_of: Callable[[float], Plan], share: float, real: Callable[[Pla
         raise refusal
     least = min(now for _, now in found[1:])
     do = "ask for more to remain, lower the floor, or take multiple=8 or 16: odd widths are slow"
-    raise SecateurError(f"keep={{'latency': {share!r}}}", f"no plan below {least:.3f} of the dense network's time", do)
+    raise SecateurError(
+        f"keep={{'latency': {share!r}}}", f"{least:.3f} of the dense network's time with the fastest plan that was tried", do
+    )

@@ -7,7 +7,7 @@ to `--speedup` times fewer MACs. What is cut is repaired by least squares and ba
 trained for `--epochs`: SGD with Nesterov momentum, the rate falling along a cosine, towards labels, the dense parent's answers
 (`--alpha`, temperature 4) and its block outputs (`--blocks`). "dense" is the parent itself, trained like the others.
 
-`--holdout` training images are left out: they say which epoch is best, and settings were chosen on them. Test accuracy is that
+`--holdout` training images are left out: they say which epoch is best. Test accuracy is that
 of the last epoch, in float32; that of the best epoch stands beside it. `--judge holdout` leaves test images alone, for tries of
 settings. One file per method and seed below bench/results/channel_tune/MODEL; those that are there are not run again, and a
 run that was stopped goes on after its last epoch. The page is made by docs/make/channel.py.

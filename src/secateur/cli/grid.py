@@ -16,14 +16,14 @@ HEAD = ("dense", "after the cut", "final", "epochs to half a point")
 
 
 def grid(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="a TOML file with a table [grid]")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file with a table named grid.")],
     folder: Annotated[Path | None, typer.Option("-o", "--output", help="Where all runs go; runs/NAME unless given.")] = None,
     data: Annotated[str | None, typer.Option("--data", envvar="SECATEUR_DATA", help="Where the data set lies.")] = None,
     settings: options.Set = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Run every combination of the variants in [grid]; print and write final accuracies and how soon they are reached.
+    """Run every combination of the variants of a recipe; print and write final accuracies and how soon they are reached.
 
     The same command again goes on where it stopped. grid.json in the folder holds the table and the curves behind it.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,12 @@ def test_the_command(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-d
     assert "ONNX Runtime" in err
 
 
-def test_the_short_fine_tune_of_channel_pruning_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+def test_the_short_fine_tune_of_channel_pruning_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tune, page = module("bench/channel_tune.py"), module("docs/make/channel.py")
+    if find_spec("onnxruntime") is None:
+        monkeypatch.setattr(tune, "onnx_milliseconds", lambda models, *_: dict.fromkeys(models, 1.0))
     torch.manual_seed(0)
     model, x = zoo.build("digits_resnet").eval(), torch.randn(48, 1, 8, 8)
     with torch.no_grad():

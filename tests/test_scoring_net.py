@@ -172,7 +172,7 @@ def test_a_twin_is_cheaper_than_a_unit_of_its_own_that_is_otherwise_equal() -> N
 def test_an_untrained_net_with_a_prior_is_l1_and_a_trained_one_stays_near() -> None:
     model = handmade.small()
     axes = handmade.axes(model)
-    norms = score(axes, criteria.l1(model))
+    norms = score(axes, criteria.l1(model, biases=True))
     net = ScoringNet(NetSettings(prior="l1", bound=0.25))
     for share in (0.2, 0.5, 0.8):
         by_norm = allocate.budget(axes, norms, {"macs": share}, normalise="mean", floor=0.0)

@@ -96,19 +96,7 @@ def test_the_short_fine_tune_of_channel_pruning_goes_on_where_it_was_stopped(
         tuple(a if a.name in names else a.freeze("whole") for a in axes), axes.fingerprint, axes.terms, axes.notes
     )
     bench = tune.channel.Bench(model, axes, data[:2], data[1:], data)
-    words = [
-        "cifar_resnet20_a",
-        "--data",
-        str(tmp_path),
-        "--speedup",
-        "1.5",
-        "--epochs",
-        "2",
-        "--repeats",
-        "1",
-        "--lr",
-        "0.001",
-    ]
+    words = f"cifar_resnet20_a --data {tmp_path} --speedup 1.5 --epochs 2 --repeats 1 --lr 0.001".split()
     options = tune.parser().parse_args(words)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     whole = tune.row("l2", bench, data, options, tmp_path / "whole")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -191,16 +191,27 @@ CLIPPED = PLAIN | {"zeros": 0.95, "seed": 640, "images": 16, "inner": 4, "outer"
                    "padding": (0, 0), "residual": False}  # fmt: skip
 """Almost everything is clipped at zero, and what is left is a small difference of large numbers."""
 
+EDGES: tuple[dict[str, Any], ...] = (
+    PLAIN | {"zeros": 1.0},
+    CLIPPED,
+    PLAIN | {"inner": 1, "outer": 1},
+    PLAIN | {"kernel": (7, 7), "stride": (2, 2), "padding": (3, 3), "size": (30, 30)},
+    PLAIN | {"kernel": (1, 1), "padding": (0, 0), "stride": (2, 2), "images": 16, "lanes": 16},
+    PLAIN | {"groups": 3, "inner": 1, "outer": 1, "kernel": (5, 5), "padding": (2, 2), "images": 3},
+)
+
+
+def with_edges(test: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """The test on random convolutions, and always on the odd ones."""
+    test = given(convolutions)(test)
+    for case in EDGES:
+        test = example(case)(test)
+    return test
+
 
 @in_single
 @quick
-@example(PLAIN | {"zeros": 1.0})
-@example(CLIPPED)
-@example(PLAIN | {"inner": 1, "outer": 1})
-@example(PLAIN | {"kernel": (7, 7), "stride": (2, 2), "padding": (3, 3), "size": (30, 30)})
-@example(PLAIN | {"kernel": (1, 1), "padding": (0, 0), "stride": (2, 2), "images": 16, "lanes": 16})
-@example(PLAIN | {"groups": 3, "inner": 1, "outer": 1, "kernel": (5, 5), "padding": (2, 2), "images": 3})
-@given(convolutions)
+@with_edges
 def test_convolutions_equal_the_dense_reference(case: dict[str, Any]) -> None:
     check_convolution(case)
 
@@ -213,13 +224,7 @@ def test_linear_layers_equal_the_dense_reference(case: dict[str, Any]) -> None:
 
 
 @quick
-@example(PLAIN | {"zeros": 1.0})
-@example(CLIPPED)
-@example(PLAIN | {"inner": 1, "outer": 1})
-@example(PLAIN | {"kernel": (7, 7), "stride": (2, 2), "padding": (3, 3), "size": (30, 30)})
-@example(PLAIN | {"kernel": (1, 1), "padding": (0, 0), "stride": (2, 2), "images": 16, "lanes": 16})
-@example(PLAIN | {"groups": 3, "inner": 1, "outer": 1, "kernel": (5, 5), "padding": (2, 2), "images": 3})
-@given(convolutions)
+@with_edges
 def test_convolutions_in_bf16_equal_the_dense_reference_of_rounded_numbers(case: dict[str, Any]) -> None:
     check_convolution(case, halves=True)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -39,13 +38,7 @@ def read(path: str | Path, change: Callable[[dict[str, Any]], Any] | None = None
     is laid over the rest: tables are merged, anything else is replaced. `change` may alter the whole table first.
     Raises `SecateurError` where there is no grid, and for a cell that is no recipe, naming it.
     """
-    path = Path(path)
-    try:
-        table = tomllib.loads(read_text(path, "recipe"))
-    except tomllib.TOMLDecodeError as error:
-        raise SecateurError(f"recipe {str(path)!r}", f"no valid TOML ({error})", "mend the file") from None
-    if change:
-        change(table)
+    path, table = Path(path), schema.plain(path, change)
     asked, found = f"a grid of {str(path)!r}", table.pop("grid", None)
     if not isinstance(found, Mapping):
         raise SecateurError(asked, "no table [grid]", "carry the recipe out with `secateur run`, or add one")

@@ -5,7 +5,7 @@ from secateur.recipes.schema.lowrank import LowRank
 from secateur.recipes.schema.recipe import Data, Measure, Metric, Model, Prune, Recipe, Repair
 from secateur.recipes.schema.search import Search
 from secateur.recipes.schema.sparse import Sparsity
-from secateur.recipes.schema.table import beside, from_dict, read, same, text
+from secateur.recipes.schema.table import beside, from_dict, plain, read, same, text
 from secateur.recipes.schema.training import Fit, Stage, trained
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Stage",
     "beside",
     "from_dict",
+    "plain",
     "read",
     "same",
     "text",

@@ -31,14 +31,18 @@ def read(path: str | Path, change: Callable[[dict[str, Any]], Any] | None = None
 
     Raises `SecateurError` for a missing or unreadable file, TOML that does not parse, a wrong key or a wrong value.
     """
-    path = Path(path)
+    return from_dict(beside(plain(path, change), Path(path).absolute().parent))
+
+
+def plain(path: str | Path, change: Callable[[dict[str, Any]], Any] | None = None) -> dict[str, Any]:
+    """The table in a TOML file as it stands, altered by `change`. Raises `SecateurError` where none can be read."""
     try:
-        table = tomllib.loads(read_text(path, "recipe"))
+        table = tomllib.loads(read_text(Path(path), "recipe"))
     except tomllib.TOMLDecodeError as error:
         raise SecateurError(f"recipe {str(path)!r}", f"no valid TOML ({error})", "mend the file") from None
     if change:
         change(table)
-    return from_dict(beside(table, path.absolute().parent))
+    return table
 
 
 def from_dict(table: Mapping[str, Any]) -> Recipe:

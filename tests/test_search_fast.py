@@ -249,16 +249,30 @@ def test_the_command_searches_and_goes_on(method, call, tmp_path: Path) -> None:
     assert read_plan(tmp_path / "out" / "plan.json") == plan
 
 
-def test_the_command_says_what_is_wrong(call) -> None:  # type: ignore[no-untyped-def]
+def test_the_command_says_what_is_wrong_and_has_written_nothing(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for words, told in (
         (("--set", "search.args.stride=1"), "set args to what the search takes"),
-        (("--set", "search.args.step='a'"), "set args to what the search takes"),
+        (("--set", "search.args.step='a'"), "found step='a'; give a number"),
+        (("--set", "search.args.schedule='spiral'"), "schedule='spiral'"),
+        (("--set", "search.args.unit='bananas'"), "unit='bananas'"),
+        (("--set", "search.args.sweeps=1.5"), "give a whole number"),
+        (("--set", "search.args.trial=nan"), "trial=nan"),
+        (("--set", "search.args.keep=0.5"), "give shares by name"),
+        (("--keep", "params=1.5"), "above 0 and at most 1"),
+        (("--keep", "latency=0.5"), "no table of latencies"),
+        (("--method", "bisect", "--set", "search.args.tries=1.5"), "a binary search"),
+        (("--method", "bisect", "--set", "search.args.order=['nope']"), "no axis of that name"),
+        (("--method", "bisect", "--keep", "params=0.5"), "of which a binary search knows nothing"),
+        (("--method", "predicted", "--set", "search.args.cost='gold'"), "no such count"),
         (("--set", "search.args.step=0"), "an adaptive search"),
         (("--method", "random"), "search.method"),
         (("--set", "data.holdout=0"), "no held-out images"),
     ):
         code, _, err = call("search", *SMALL, *words)
         assert (code, told in err, err.count("\n")) == (2, True, 1), err
+        assert not list(tmp_path.iterdir()), words
+    assert call("sensitivity", *SMALL, "--rates", "1.5")[0] == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_draws_sensitivity(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -77,6 +77,17 @@ def weighted(build: str, weights: Path | None) -> dict[str, Any]:
     return {"build": build} | ({"weights": str(weights)} if weights else {})
 
 
+def holding_out(table: dict[str, Any]) -> dict[str, Any]:
+    """The table of a recipe that judges trials: without a number of held-out images, a tenth of them, at most 5000."""
+    from secateur.data import DataSet
+    from secateur.recipes import parts, schema
+
+    if "holdout" not in table["data"]:
+        found = parts.load_source(schema.from_dict(table))
+        table["data"]["holdout"] = min(5000, len(found.train[0]) // 10) if isinstance(found, DataSet) else 0
+    return table
+
+
 def source(data: str | None, folder: str | None, **more: Any) -> dict[str, Any]:
     """The [data] section of a recipe for --data and --folder, without augmentation unless `more` says so; {} without data."""
     if data is None:

@@ -22,7 +22,7 @@ def search(
     criterion: options.Criterion = "l1",
     weights: options.Weights = None,
     folder: options.Folder = None,
-    holdout: options.Holdout = 1000,
+    holdout: options.Holdout = None,
     settings: options.Set = None,
     ignore: options.Ignore = None,
     threads: options.Threads = 0,
@@ -32,25 +32,29 @@ def search(
 ) -> None:
     """Search the rate of every axis. Stopped, the same command goes on; under torchrun, processes share the trials.
 
-    --set takes names of a recipe: --set search.args.step=0.2 --set search.images=500
+    --set takes names of a recipe: --set search.args.step=0.2 --set search.images=500. The adaptive search trains an epoch after
+    each sweep, and writes the weights to cut to recovered.safetensors; --set search.recover=0 trains nothing.
     """
-    from secateur.cli.inputs import prepared, source, weighted
+    from secateur.cli.inputs import holding_out, prepared, source, weighted
     from secateur.io import write_plan
     from secateur.recipes.run import threads as on_threads
     from secateur.recipes.searching import searched
 
-    table = {"model": weighted(model, weights), "data": source(data, folder, holdout=holdout), "seed": seed}
+    held = {} if holdout is None else {"holdout": holdout}
+    table = {"model": weighted(model, weights), "data": source(data, folder, **held), "seed": seed}
     table |= {"prune": {"criterion": criterion, "ignore": list(ignore or ())}}
     table |= {"search": {"method": method, "args": {"keep": screen.shares(keep)} if keep else {}}}
-    network, recipe, parts = prepared(screen.assign(table, settings or ()))
-    output.mkdir(parents=True, exist_ok=True)
+    network, recipe, parts = prepared(holding_out(screen.assign(table, settings or ())))
     with screen.bars(quiet or as_json) as progress, on_threads(threads):
         axes, plan, cut = searched(network, recipe, parts, folder=output, **({"progress": progress} if progress else {}))
     if int(os.environ.get("RANK", "0")):
         return
+    output.mkdir(parents=True, exist_ok=True)
     write_plan(output / "plan.json", plan)
     if cut is not network:
         from secateur.io import save
 
         save(output / "recovered.safetensors", cut)
     screen.show_plan(axes, plan, output / "plan.json", as_json)
+    if cut is not network and not as_json:
+        screen.say(f"weights to cut: {output / 'recovered.safetensors'}")

@@ -20,7 +20,7 @@ def sensitivity(
     criterion: options.Criterion = "l1",
     weights: options.Weights = None,
     folder: options.Folder = None,
-    holdout: options.Holdout = 1000,
+    holdout: options.Holdout = None,
     settings: options.Set = None,
     ignore: options.Ignore = None,
     threads: options.Threads = 0,
@@ -29,21 +29,21 @@ def sensitivity(
     quiet: options.Quiet = False,
 ) -> None:
     """Cut each axis alone at each rate and judge it on held-out images; write sensitivity.svg and sensitivity.json."""
-    from secateur.cli.inputs import prepared, source, weighted
+    from secateur.cli.inputs import holding_out, prepared, source, weighted
     from secateur.core.errors import SecateurError
     from secateur.io.files import write_json, write_text
     from secateur.recipes.run import threads as on_threads
     from secateur.recipes.searching import sensitivities
     from secateur.report.sensitivity import picture
 
-    table = {"model": weighted(model, weights), "data": source(data, folder, holdout=holdout), "seed": seed}
+    held = {} if holdout is None else {"holdout": holdout}
+    table = {"model": weighted(model, weights), "data": source(data, folder, **held), "seed": seed}
     table |= {"prune": {"criterion": criterion, "ignore": list(ignore or ())}}
-    network, recipe, parts = prepared(screen.assign(table, settings or ()))
+    network, recipe, parts = prepared(holding_out(screen.assign(table, settings or ())))
     try:
         shares = tuple(float(word) for word in rates.split(","))
     except ValueError:
         raise SecateurError(f"--rates {rates}", "no numbers", "give shares with commas, as in --rates 0.25,0.5") from None
-    output.mkdir(parents=True, exist_ok=True)
     with screen.bars(quiet or as_json) as progress, on_threads(threads):
         told: dict[str, Any] = {"progress": progress} if progress else {}
         curves = sensitivities(network, recipe, parts, shares, folder=output, **told)

@@ -30,7 +30,7 @@ def lasso(
     sample: int | None = None,
     default: Criterion | None = None,
 ) -> Criterion:
-    """Scores: the largest penalty at which each unit has a coefficient, on the exact LASSO path.
+    """Scores: the penalty below which each unit has a coefficient, on the exact LASSO path.
 
     ``min over beta of 1/2 |Y - sum_i beta_i X_i W_i|^2 + lambda |beta|_1``, means over all rows of `batches` (at most
     `limit`): X the inputs of the layers that read the axis in `model`, Y their outputs in `original`, less the bias.
@@ -56,9 +56,19 @@ def lasso(
             parts.append(contributions(known, plain(matrix(reader.module)), reader.blocks))
         gram, towards = stack(parts)
         penalties, path = lasso_path(gram.numpy(), towards.numpy())
-        return torch.from_numpy(np.where(path != 0, penalties, 0.0).max(1))
+        return torch.from_numpy(entered(penalties, path))
 
     return score
+
+
+def entered(penalties: np.ndarray, path: np.ndarray) -> np.ndarray:
+    """The penalty at which each unit's coefficient leaves zero for the first time; 0 where it never does; (N,).
+
+    Between two breakpoints a coefficient is linear in the penalty, so one that is not zero at a breakpoint left zero at the
+    one before.
+    """
+    before = np.concatenate([penalties[:1], penalties[:-1]])
+    return np.where(path != 0, before, 0.0).max(1)
 
 
 def without_bias(moments: Moments, layer: nn.Module) -> Moments:

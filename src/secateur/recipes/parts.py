@@ -31,6 +31,7 @@ from secateur.recipes import zoo
 from secateur.recipes.schema import Recipe
 from secateur.train.evaluate import evaluate
 
+CHOSEN = ", by which the search chose the widths"
 Judge = Callable[[nn.Module, Batches], dict[str, float]]
 """(model, batches) to {"accuracy": ..., "loss": ...}."""
 
@@ -66,7 +67,7 @@ def parts(recipe: Recipe, device: torch.device) -> Parts:
         loss=load_loss(recipe.loss),
         device=device,
         example=first_input(test, 1),
-        accuracy_on=_test_words(test),
+        accuracy_on=_test_words(test) + (CHOSEN if recipe.search.select_on == "test" else ""),
         plain_loss=recipe.loss == "cross_entropy",
     )
 

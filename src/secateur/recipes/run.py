@@ -20,6 +20,7 @@ from secateur.recipes.parts import parts
 from secateur.recipes.phases import PHASES, Job
 from secateur.recipes.progress import Progress, silent
 from secateur.recipes.schema import Recipe, trained
+from secateur.recipes.searching import require_search
 from secateur.recipes.tune import settings_of
 
 
@@ -50,6 +51,7 @@ def run(
         trained(stage, recipe.seed)
     for section in (recipe.train, recipe.lowtrain, recipe.finetune):
         settings_of(section, recipe.seed)  # an unknown optimizer is told now, not after the first phase
+    require_search(recipe)
     files.prepare(folder)
     with files.alone(folder), threads(recipe.threads):
         state = files.create(folder, recipe, command)

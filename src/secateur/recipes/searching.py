@@ -4,36 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from secateur.allocate.costs import CostOf
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
-from secateur.core.plan import Plan
+from secateur.core.plan import Keep, Plan
 from secateur.core.protocols import Batches, Judge, Searcher
 from secateur.criteria.score import score
 from secateur.graph import trace
 from secateur.io import artefact
 from secateur.recipes.arguments import call_with
-from secateur.recipes.choose import criterion
+from secateur.recipes.choose import COMPARES_AXES, DATA_DRIVEN, costs_of, criterion
 from secateur.recipes.parts import Parts, limited
 from secateur.recipes.predictions import prediction
 from secateur.recipes.progress import Progress, silent
-from secateur.recipes.reconstruct import repair_by_name
+from secateur.recipes.reconstruct import repair_by_name, silence_
 from secateur.recipes.schema import Recipe
 from secateur.repair import batchnorm
 from secateur.search import (
     AdaptiveSettings,
     PredictedSettings,
     Status,
+    Trial,
     across,
     adaptive,
     bisect,
     drive,
+    inner,
     predicted,
     previewing,
     processes,
@@ -41,6 +44,7 @@ from secateur.search import (
     recorder,
     sensitivity,
 )
+from secateur.search.bisect import require_bisection
 from secateur.surgery import duplicate
 from secateur.train import FitSettings, fit
 
@@ -54,54 +58,120 @@ def searched(
 
     `source` is `model`, or with `search.recover` a copy trained between sweeps. With a `folder`, each trial is written to
     search.jsonl and the weights after each recovery beside it: the same call goes on where it was stopped. Started by
-    `torchrun`, processes share the trials that do not depend on each other.
+    `torchrun`, processes share the trials that do not depend on each other; one of them trains.
     Raises `SecateurError` where there are no held-out images, for arguments the search does not take, and for a history of
-    another search.
+    another search; before the first trial it has written nothing.
     """
     section = recipe.search
-    if section.recover:
+    require_search(recipe)
+    recovers = bool(section.recover) and section.method == "adaptive"
+    if recovers:
         model = duplicate(model)
     axes = trace(model, parts.example).ignore(*recipe.prune.ignore)
+    axes = axes if section.coupled else inner(axes)
     batches = limited(parts.plain, recipe.prune.batches, parts.device)
 
-    def scores() -> dict[str, Tensor]:
-        judged = criterion(model, recipe.prune, parts.example, axes=axes, batches=batches, loss=parts.loss, seed=recipe.seed)
+    def scored(network: nn.Module) -> dict[str, Tensor]:
+        judged = criterion(network, recipe.prune, parts.example, axes=axes, batches=batches, loss=parts.loss, seed=recipe.seed)
         return score(axes, judged)
-
-    held = [scores()]
-    recovery = _recovery(model, recipe, parts, folder) if section.recover else None
-
-    def recover(plan: Plan) -> None:
-        if recovery is not None:
-            recovery(plan)
-            held[0] = scores()
 
     told, bisecting = _told(progress, section.metric), section.method == "bisect"
     tries = section.args.get("tries", 7)
-    most = 1 + len(axes.free) * tries if bisecting and isinstance(tries, int) else len(axes.free)
+    most = 1 + len(axes.free) * tries if bisecting else len(axes.free)
     judge = _Counted(judge_of(model, recipe, parts), progress if bisecting else None, most)
     search: Searcher
     if bisecting:
-        search = call_with("search", section.args, bisect, axes, held[0], **section.args)
+        search = call_with("search", section.args, bisect, axes, scored(model), **section.args)
     elif section.method == "predicted":
         settings, how = _split(section.args)
         predict = prediction(section.predict, model, axes, batches, parts.loss)
-        search = predicted(axes, held[0], predict, settings, how, report=told)
+        costs = _costs(model, axes, recipe, parts, settings)
+        search = predicted(axes, scored(model), predict, settings, how, costs=costs, report=told)
     else:
-        settings = call_with("search", section.args, AdaptiveSettings, **section.args)
-        search = adaptive(axes, lambda plan: held[0], settings, recover=recover if section.recover else None, report=told)
+        settings = AdaptiveSettings(**section.args)
+        ranks = Ranks(model, axes, scored, _by_step(recipe))
+        recover = _recovery(model, recipe, parts, folder, progress) if recovers else None
+        costs = _costs(model, axes, recipe, parts, settings)
+        search = adaptive(axes, ranks, settings, costs=costs, recover=ranks.after(recover) if recover else None, report=told)
     plan = _driven(search, judge, folder)
     progress("search", most, most, f"{judge.asked} trials")
     return axes, plan, model
 
 
-def judge_of(model: nn.Module, recipe: Recipe, parts: Parts) -> Judge:
-    """The loss of a plan on held-out images after the repair of [search]; what is cut is `model` as it then is."""
+def require_search(recipe: Recipe) -> None:
+    """Raises `SecateurError` for arguments of [search] that its method does not take, before anything is done."""
     section = recipe.search
-    if parts.holdout is None:
-        raise SecateurError("a search", "no held-out images to judge by", "set data.holdout, as in --set data.holdout=1000")
+    if section.method == "bisect":
+        if unknown := [name for name in section.args if name not in ("fall", "tries", "max_rate", "order")]:
+            do = "set args to what the search takes: fall, tries, max_rate or order"
+            raise SecateurError(f"search.args = {section.args!r}", f"{unknown[0]!r}, of which a binary search knows nothing", do)
+        require_bisection(**{name: value for name, value in section.args.items() if name != "order"})
+    elif section.method == "predicted":
+        _split(section.args)
+    elif section.method == "adaptive":
+        call_with("search", section.args, AdaptiveSettings, **section.args)
+
+
+@dataclass(eq=False)
+class Ranks:
+    """Scores for what a plan leaves: of the network without it, anew for every plan, or of the network as it is."""
+
+    model: nn.Module
+    axes: Axes
+    scored: Callable[[nn.Module], dict[str, Tensor]]
+    by_step: bool
+    known: tuple[Plan, dict[str, Tensor]] | None = None
+
+    def __call__(self, plan: Plan) -> dict[str, Tensor]:
+        """Scores of all units; those of dropped ones say nothing."""
+        if self.known is None or (self.by_step and self.known[0] != plan):
+            self.known = plan, self.scored(self._left(plan) if self.by_step else self.model)
+        return self.known[1]
+
+    def after(self, recover: Callable[[Plan], None]) -> Callable[[Plan], None]:
+        """`recover`, after which all is scored anew."""
+
+        def act(plan: Plan) -> None:
+            recover(plan)
+            self.known = None
+
+        return act
+
+    def _left(self, plan: Plan) -> nn.Module:
+        """The model, or a copy in which nothing reads what the plan drops."""
+        if not plan:
+            return self.model
+        network = duplicate(self.model)
+        for step in plan.steps:
+            for cut in step.cuts if isinstance(step, Keep) else ():
+                silence_(network, self.axes[cut.axis], list(cut.kept))
+        return network
+
+
+def _by_step(recipe: Recipe) -> bool:
+    """Are units scored anew before every step?"""
+    of_weights = recipe.prune.criterion not in (*DATA_DRIVEN, *COMPARES_AXES)
+    return of_weights if recipe.search.rescore == "auto" else recipe.search.rescore == "step"
+
+
+def _costs(model: nn.Module, axes: Axes, recipe: Recipe, parts: Parts, settings: AdaptiveSettings) -> dict[str, CostOf]:
+    """What the target of a search names beyond counts. A replay needs the same milliseconds, so those come from a file."""
+    if "latency" in settings.keep and not recipe.prune.table:
+        do = "measure one by secateur measure MODEL --table FILE, and set prune.table, as in --set prune.table=FILE"
+        raise SecateurError("a search that ends at a share of milliseconds", "no table of latencies", do)
+    keep: Any = dict(settings.keep) or {"params": 1.0}
+    return costs_of(model, axes, parts.example, replace(recipe.prune, keep=keep))
+
+
+def judge_of(model: nn.Module, recipe: Recipe, parts: Parts) -> Judge:
+    """The loss of a plan on images of `search.select_on` after the repair of [search]; what is cut is `model` as it then is."""
+    section = recipe.search
+    source = {"holdout": parts.holdout, "train": parts.plain, "test": parts.test}[section.select_on]
+    if source is None:
+        do = 'set data.holdout, as in --set data.holdout=1000, or search.select_on="train" where the batches are your own'
+        raise SecateurError("a search", "no held-out images to judge by", do)
     settle = limited(parts.plain, section.batches, parts.device)
-    images = held_out(parts.holdout, section.images)
+    images = held_out(source, section.images)
 
     def evaluate(trial: nn.Module) -> float:
         found = parts.judge(trial, images)
@@ -145,28 +215,56 @@ def _driven(search: Generator[Any, Any, Result], judge: Judge, folder: Path | No
         history = read_history(path)
         if world > 1:
             dist.barrier()  # the first process rewrites the file others still read
-        return drive(search, judge, history=history, record=None if rank else recorder(path), many=many)
+        return drive(search, judge, history=history, record=None if rank else _first_made(path), many=many)
 
 
-def _recovery(model: nn.Module, recipe: Recipe, parts: Parts, folder: Path | None) -> Callable[[Plan], None]:
-    """A function that trains what a plan leaves of `model`, in place; weights on disk are taken in place of training."""
-    number = 0
+def _first_made(path: Path) -> Callable[[Trial], None]:
+    """A `recorder` of `path` that is made, with its folder, when there is a trial to record."""
+    made: list[Callable[[Trial], None]] = []
+
+    def record(trial: Trial) -> None:
+        if not made:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made.append(recorder(path))
+        made[0](trial)
+
+    return record
+
+
+def _recovery(
+    model: nn.Module, recipe: Recipe, parts: Parts, folder: Path | None, progress: Progress
+) -> Callable[[Plan], None]:
+    """A function that trains what a plan leaves of `model`, in place; weights on disk are taken in place of training.
+
+    Of several processes the first trains and hands its weights to the others, so that all go on from those of a single one.
+    """
+    number, section = 0, recipe.search
+
+    def told(epoch: int, step: int, steps: int | None) -> None:
+        progress("recover", step, steps or step, f"after sweep {number}, epoch {epoch}")
+
+    def train(plan: Plan) -> None:
+        trial = plan.preview(model).train()
+        settings = FitSettings(section.recover, lr=section.recover_lr, schedule="constant", seed=recipe.seed + number)
+        fit(trial, parts.train, settings, loss=parts.loss, on_step=told, shared=False)
+        model.load_state_dict(trial.get_submodule("model").state_dict())
 
     def recover(plan: Plan) -> None:
         nonlocal number
         number += 1
         path = folder / "work" / f"recovered-{number}.safetensors" if folder else None
-        if path is not None and path.exists():
-            model.load_state_dict(artefact.load(path, into=model).state_dict())
-            return
-        trial = plan.preview(model).train()
-        section = recipe.search
-        settings = FitSettings(section.recover, lr=section.recover_lr, schedule="constant", seed=recipe.seed + number)
-        fit(trial, parts.train, settings, loss=parts.loss)
-        model.load_state_dict(trial.get_submodule("model").state_dict())
-        if path is not None:
-            path.parent.mkdir(exist_ok=True)
-            artefact.save(path, model)
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if not several or dist.get_rank() == 0:
+            if path is not None and path.exists():
+                model.load_state_dict(artefact.load(path, into=model).state_dict())
+            else:
+                train(plan)
+                if path is not None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    artefact.save(path, model)
+        if several:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, 0)
 
     return recover
 

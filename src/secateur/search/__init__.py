@@ -5,6 +5,7 @@ from secateur.search.batched import across, processes, stacked
 from secateur.search.bisect import bisect
 from secateur.search.drive import Trial, drive, read_history, recorder
 from secateur.search.evolution import EvolutionSettings, Evolved, evolve, gaussian
+from secateur.search.inner import inner
 from secateur.search.judge import previewing
 from secateur.search.legr import legr
 from secateur.search.predicted import PredictedSettings, additive, predicted
@@ -25,6 +26,7 @@ __all__ = [
     "drive",
     "evolve",
     "gaussian",
+    "inner",
     "legr",
     "predicted",
     "previewing",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def processes() -> Iterator[tuple[int, int]]:
     elif world == 1:
         yield 0, 1
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=timedelta(days=7))  # one trains while the others wait
         try:
             yield dist.get_rank(), world
             dist.barrier()  # one that ended early would take down connections others still use

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -31,9 +33,7 @@ def bisect(
     Source: Xie et al., 2021 (CaP), `bottomup_search` of the authors' code, which compensates before each judgement: give a
     judge that does. There the rate of an axis goes to 0 where the compensation fails; here only to what was accepted.
     """
-    if tries < 1 or fall < 0 or not 0 <= max_rate < 1:
-        found = f"tries={tries}, fall={fall}, max_rate={max_rate}"
-        raise SecateurError("a binary search", found, "give tries from 1, fall from 0, max_rate from 0 and below 1")
+    require_bisection(fall, tries, max_rate)
     chosen = [axes[name] for name in order] if order is not None else list(axes.free)
     kept: dict[str, list[int]] = {}
     limit = yield axes.plan(kept)
@@ -51,6 +51,14 @@ def bisect(
         if drop:
             kept[axis.name] = dearest(axis, scores, axis.units - drop)
     return axes.plan(kept)
+
+
+def require_bisection(fall: Any = 0.01, tries: Any = 7, max_rate: Any = 0.95) -> None:
+    """Raises `SecateurError` for numbers `bisect` does not take."""
+    numbers = type(tries) is int and all(isinstance(value, (int, float)) for value in (fall, max_rate))
+    if not numbers or tries < 1 or not 0 <= fall < math.inf or not 0 <= max_rate < 1:
+        found = f"tries={tries}, fall={fall}, max_rate={max_rate}"
+        raise SecateurError("a binary search", found, "give tries from 1, fall from 0, max_rate from 0 and below 1")
 
 
 def dearest(axis: Axis, scores: Scores, width: int) -> list[int]:

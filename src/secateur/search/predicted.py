@@ -18,8 +18,8 @@ from secateur.core.axis import Axis
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
 from secateur.core.protocols import Scores, Searcher
-from secateur.search.settings import AdaptiveSettings, Status
-from secateur.search.state import State
+from secateur.search.settings import AdaptiveSettings, Status, require_kinds
+from secateur.search.state import Costs, State
 
 Predict = Callable[[Axis, Sequence[int]], float]
 """(axis, units that it keeps) to the rise of the loss, in any unit that is one for all axes."""
@@ -39,6 +39,7 @@ class PredictedSettings:
     cost: str = "params"
 
     def __post_init__(self) -> None:
+        require_kinds(self, "a predicted search")
         if not 0 < self.room <= 1 or self.doubt < 0:
             found = f"room={self.room}, doubt={self.doubt}"
             raise SecateurError("a predicted search", found, "give room above 0 and at most 1, doubt from 0")
@@ -57,6 +58,7 @@ def predicted(
     settings: AdaptiveSettings | None = None,
     how: PredictedSettings | None = None,
     *,
+    costs: Costs | None = None,
     report: Callable[[Status], None] | None = None,
 ) -> Searcher:
     """A search for the rate of every axis under the running limit of `adaptive`, with a fraction of its judgements.
@@ -67,9 +69,10 @@ def predicted(
     A single step that fails shrinks, or settles its axis. No candidate is accepted without having been judged.
 
     Every candidate takes a unit, halves what the next one takes, shrinks a step or settles an axis: the search is finite.
-    `settings.trial`, `guard`, `schedule`, `order`, `skip` and `sweeps` are not used. Ours; there is no paper to follow.
+    `settings.trial`, `reference`, `guard`, `schedule`, `order`, `skip` and `sweeps` are not used. Ours; there is no paper to follow.
     """
-    state, how = State(axes, scores, settings or AdaptiveSettings(), report), how or PredictedSettings()
+    state, how = State(axes, scores, settings or AdaptiveSettings(), report, costs), how or PredictedSettings()
+    axes.count(how.cost)
     (state.dense,) = yield from state.ask({})
     state.loss = state.dense
     yield from _descend(state, predict, how)

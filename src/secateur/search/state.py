@@ -16,6 +16,8 @@ from secateur.search.settings import AdaptiveSettings, Status
 
 SLACK = 1e-9
 """Losses that are shares of images differ from their limit by rounding."""
+Costs = Mapping[str, Callable[[Mapping[str, int]], float]]
+"""What `keep` names beyond counts, as functions of what each axis keeps: those of `allocate.costs`."""
 Rank = Scores | Callable[[Plan], Scores]
 """Scores of all units of the dense model, or a function that gives them anew for what a plan leaves."""
 
@@ -23,14 +25,24 @@ Rank = Scores | Callable[[Plan], Scores]
 class State:
     """What is accepted of every axis, how large its next step is, and which axes are settled."""
 
-    def __init__(self, axes: Axes, scores: Rank, settings: AdaptiveSettings, report: Callable[[Status], None] | None) -> None:
+    def __init__(
+        self,
+        axes: Axes,
+        scores: Rank,
+        settings: AdaptiveSettings,
+        report: Callable[[Status], None] | None,
+        costs: Costs | None = None,
+    ) -> None:
+        self.costs = dict(costs or {})
         self.axes, self.scores, self.settings, self.report = axes, scores, settings, report
         self.kept = {axis.name: list(range(axis.units)) for axis in axes.free}
         self.scale = dict.fromkeys(self.kept, 1.0)
         self.settled: set[str] = set()
         self.known: dict[tuple[tuple[str, tuple[int, ...]], ...], float] = {}
-        self.dense = self.loss = 0.0
+        self.dense = self.loss = self.recovered = 0.0
         self.sweep = 0
+        for what in settings.keep:
+            self.amount(what, {})
 
     def plan(self, change: Mapping[str, list[int]] | None = None) -> Plan:
         """What is accepted, with a change."""
@@ -104,10 +116,14 @@ class State:
             return False
         return True
 
+    def amount(self, what: str, widths: Mapping[str, int]) -> float:
+        """A count, or a cost, of a network of those widths."""
+        return self.costs[what](widths) if what in self.costs else self.axes.count(what, widths)
+
     def done(self) -> bool:
         """Is what remains within every share of the target?"""
         widths = {name: len(units) for name, units in self.kept.items()}
-        counts = {what: (self.axes.count(what, widths), self.axes.count(what)) for what in self.settings.keep}
+        counts = {what: (self.amount(what, widths), self.amount(what, {})) for what in self.settings.keep}
         return bool(counts) and all(counts[what][0] <= share * counts[what][1] for what, share in self.settings.keep.items())
 
     def tell(self) -> None:

@@ -42,6 +42,7 @@ def fit(
     checkpoint: Path | None = None,
     on_step: Callable[[int, int, int | None], None] | None = None,
     on_epoch: Callable[[Record], None] | None = None,
+    shared: bool = True,
 ) -> list[Record]:
     """Train `model` in place, where its parameters live; one record per epoch.
 
@@ -53,11 +54,11 @@ def fit(
     With `checkpoint` every finished epoch is on disk; called again with the same arguments, `fit` goes on after the last
     of them and, on one thread, ends with the weights of an uninterrupted run, bit for bit. `batches` with a method
     `epoch(n)` are asked for the n-th pass; others are iterated anew, torch's generator seeded from (settings.seed, n).
-    Started by `accelerate launch` or `torchrun`, each process trains on its part of every batch.
+    Started by `accelerate launch` or `torchrun`, each process trains on its part of every batch, unless `shared` is False.
 
     Raises `SecateurError` where the loss or a weight stops being a finite number; the last checkpoint stays.
     """
-    group = share(model)
+    group = share(model) if shared else Share(model)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = optimizer_for(model, settings)

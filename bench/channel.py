@@ -9,8 +9,8 @@ inside blocks are cut: those of the residual stream cost most without retraining
 Torch-Pruning's criteria run through its own pruner, global ranks, on the same images; what it prunes is read off and repaired
 like ours.
 
-`--distil STEPS` adds to each speedup one row: that which is best on the held-out images, trained without labels towards the
-original's block outputs (`repair.distil`) on `--distil-images` further training images.
+`--distil STEPS` adds to each speedup one row, unless it is there: that which is best on the held-out images, trained
+without labels towards the original's block outputs (`repair.distil`) on `--distil-images` further training images.
 
 Evaluation runs in bfloat16, the dense network too. docs/results/channel.md is made by docs/make/channel.py.
 """
@@ -280,9 +280,11 @@ def distilled(bench: Bench, arguments: argparse.Namespace, known: list[dict[str,
     images = [pair for _, pair in zip(range(arguments.distil_images // 128), source, strict=False)]
     for speedup in map(float, arguments.speedups.split(",")):
         choice = [r for r in known if r["speedup"] == speedup and r["repair"] in REPAIRS[1:]]
-        if not choice or any(r["repair"] == "distil" and r["speedup"] == speedup for r in known):
+        best = max(choice, key=lambda row: row["holdout"], default=None)
+        if best is None or any(
+            r["repair"] == "distil" and r["speedup"] == speedup and r["criterion"] == best["criterion"] for r in known
+        ):
             continue
-        best = max(choice, key=lambda row: row["holdout"])
         _, plan, _ = next(plans(best["criterion"], bench, [1 / speedup], arguments.seed))
         small, start = plan.apply(bench.model), time.perf_counter()
         repair_by_name(best["repair"], plan, sample=SAMPLE)(bench.model, small, bench.calibration)

@@ -37,13 +37,18 @@ def learned(
 ) -> Criterion:
     """The criterion "scoring_net" of a recipe.
 
-    `args`: ``file`` names a trained net, which scores without training; otherwise any field of `NetSettings`, `ScorerStage`,
+    `args`: ``file`` names a trained net, which scores without training, and is followed as far as the data bear out; with
+    ``weigh = false`` altogether. Otherwise any field of `NetSettings`, `ScorerStage`,
     `Objective` and `ScorerSettings`, and ``stages``, a list of tables, for several stages. `share` is (count, share) of the
     budget; `on_trained` is told a net that was trained. Raises `SecateurError` for other words, and where data are needed and
     there are none.
     """
-    words = dict(args)
+    words, chosen = dict(args), None
     if file := words.pop("file", None):
+        weigh = words.pop("weigh", True)
+        if not isinstance(weigh, bool):
+            raise SecateurError(f"prune.args: weigh = {weigh!r}", "neither true nor false", "give true or false")
+        chosen = share[1] if weigh else None
         if words:
             raise SecateurError(f"prune.args = {dict(args)!r}", "settings of training beside a file", "give one or the other")
         net: Any = load_scorer(file)
@@ -57,7 +62,7 @@ def learned(
         if file:
             asked, do = "a Scoring Net that reads gradients", "give data, as --data does"
         raise SecateurError(asked, "no data to run on", do)
-    how: dict[str, Any] = {"allocate": allocate, "budget": share[0], "on_trained": on_trained}
+    how: dict[str, Any] = {"allocate": allocate, "budget": share[0], "share": chosen, "on_trained": on_trained}
     return scoring_net(model, batches, loss, axes=axes, net=net, settings=settings, **how)
 
 

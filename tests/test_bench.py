@@ -135,3 +135,31 @@ def test_the_short_fine_tune_of_channel_pruning_goes_on_where_it_was_stopped(
         page.tuned([json.loads(json.dumps(row)) for row in (whole, tune.row("dense", bench, data, options, tmp_path / "d"))])
     )
     assert text.count("| l2 |") == text.count("| dense |") == 1
+
+
+def test_rows_of_the_latency_bench_keep_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, page = module("bench/latency_budget.py"), module("docs/make/channel.py")
+    out, before = tmp_path / "rows.json", torch.get_num_threads()
+    words = f"latency_budget.py --networks resnet20 --shares 0.7 --repeats 2 --out {out}".split()
+    monkeypatch.setattr("sys.argv", words)
+    try:
+        bench.main()
+    finally:
+        torch.set_num_threads(before)
+    found = json.loads(out.read_text())
+    assert found["command"] == "python bench/latency_budget.py --networks resnet20 --shares 0.7 --repeats 2 --out FILE"
+    assert (list(found["networks"]), found["batch"], found["seed"]) == (["resnet20"], 1, 0)
+    assert found["versions"]
+    assert found["hardware"]
+    rows = found["networks"]["resnet20"]
+    asked = [({"latency": 0.7}, "table"), ({"latency": 0.7}, "clock"), (bench.TOGETHER, "clock")]
+    assert [(row["keep"], row["by"]) for row in rows] == asked
+    for row in rows:
+        if "refused" in row:  # two rounds on a busy machine may say anything of its milliseconds
+            assert row["refused"].endswith(".")
+            continue
+        assert all(0 < row[what] <= 1 for what in ("macs", "params", "memory", "table")), row
+        assert row["measured"] > 0
+        assert all(row[what] <= share for what, share in row["keep"].items() if what != "latency"), row
+    assert rows[0].get("table", 0.7) <= 0.7 + 1e-9
+    assert sum(line.startswith("| resnet20 |") for line in page.milliseconds(found)) == len(rows)

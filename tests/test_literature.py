@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.cluster.hierarchy import fcluster, linkage
+from sklearn.linear_model import Lasso
 from torch import nn
 from torch.nn import functional as F
 
@@ -214,6 +215,27 @@ def test_lasso_path_against_coordinate_descent() -> None:
     assert [len(lasso_units(gram, towards, most)) for most in (1, 2, 6)] == [1, 2, 6]
 
 
+def test_a_lasso_score_is_the_penalty_at_which_the_unit_leaves_zero() -> None:
+    """scikit-learn's coordinate descent on all rows has a coefficient just below the score and none just above."""
+    model, x = handmade.small(), torch.cat([x for x, _ in data()])
+    with torch.no_grad():
+        hidden = maps(model)
+        readers = [F.conv2d(hidden[:, i : i + 1], model.two.weight[:, i : i + 1], padding=1).flatten() for i in range(8)]
+        others = [F.conv2d(hidden[:, i : i + 1], model.three.weight[:, i : i + 1]).flatten() for i in range(8)]
+    features = torch.stack([torch.cat(pair) for pair in zip(readers, others, strict=True)], 1).double().numpy()
+    scores = criteria.lasso(model, data())(handmade.axes(model)["one"]).numpy()
+    scale = len(x) * 16 / len(features)  # means over positions there, over all numbers here
+    for unit in np.flatnonzero(scores > 0):
+        found = [
+            Lasso(alpha=scores[unit] * scale * near, fit_intercept=False, tol=1e-12, max_iter=100_000)
+            .fit(features, features.sum(1))
+            .coef_[unit]
+            for near in (0.99, 1.01)
+        ]
+        assert abs(found[0]) > 1e-9, unit
+        assert found[1] == 0 or scores[unit] > 0.98 * scores.max(), unit
+
+
 def test_lasso_with_all_channels_reproduces_the_outputs() -> None:
     model = handmade.small()
     known = input_moments(model, ["two"], data())["two"]
@@ -298,3 +320,12 @@ def test_without_readers_a_default_is_needed_and_the_model_stays(name: str) -> N
     assert not any(module._forward_hooks for module in model.modules())
     with pytest.raises(SecateurError, match="found no batch"):
         getattr(criteria, name)(model, [])(handmade.axes(model)["one"])
+
+
+@pytest.mark.parametrize("name", ["lasso", "cap", "thinet", "apoz", "rfp", "lamp"])
+def test_weights_that_are_no_numbers_are_told(name: str) -> None:
+    model = handmade.small()
+    model.one.weight.data[3, 0, 0, 0] = torch.nan
+    given = (model,) if name in ("rfp", "lamp") else (model, data())
+    with pytest.raises(SecateurError, match=r"infinite (values )?or (not a number|NaN)"):
+        score(handmade.axes(model), getattr(criteria, name)(*given))

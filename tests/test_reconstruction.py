@@ -452,3 +452,14 @@ def test_blocks_are_repaired_and_stay_blocks(name: str, cut_too: bool) -> None:
             solved = np.linalg.lstsq(np.c_[design, np.ones(len(design))], target[:, list(writes)], rcond=None)[0]
             found = small[2].weight[3 * number : 3 * number + 3].flatten(1).numpy()
             np.testing.assert_allclose(found, solved[:-1].T, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["least_squares", "compensation"])
+def test_data_that_are_no_numbers_are_told_and_nothing_is_set(name: str) -> None:
+    model = handmade.small()
+    axes = trace(model, data(1)[0][0])
+    plan = axes.plan({axes.free[0].name: [0, 1]})
+    small, before = plan.apply(model), plan.apply(model)
+    with pytest.raises(SecateurError, match="infinite values or NaN"):
+        REPAIRS[name](model, small, [(torch.full_like(data(1)[0][0], torch.nan), None)], plan=plan)
+    assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), before.state_dict().values(), strict=True))

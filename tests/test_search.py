@@ -17,7 +17,18 @@ from secateur import criteria, repair, score, trace
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
-from secateur.search import AdaptiveSettings, Trial, adaptive, bisect, drive, previewing, read_history, recorder, sensitivity
+from secateur.search import (
+    AdaptiveSettings,
+    Trial,
+    adaptive,
+    bisect,
+    drive,
+    predicted,
+    previewing,
+    read_history,
+    recorder,
+    sensitivity,
+)
 
 SETTINGS = AdaptiveSettings(step=0.25, trial=1e-6, running=1e-5)
 
@@ -277,3 +288,65 @@ def test_copies_go_where_the_judge_compensates_and_a_fragile_layer_stays_whole(s
     assert len(units) == 5
     assert len({0, 1, 4} & set(units)) == 1
     assert len({3, 6} & set(units)) == 1
+
+
+def test_greedy_takes_the_step_that_harms_least_and_measures_again() -> None:
+    _, axes, scores, _ = setting()
+    price = dict(zip((axis.name for axis in axes.free), (0.01, 0.001), strict=True))
+    accepted: list[dict[str, int]] = []
+
+    def judge(plan: Plan) -> float:
+        return sum(price[name] * (before - after) for name, (before, after) in plan.widths().items())
+
+    settings = AdaptiveSettings(step=1, unit="units", trial=1, running=0.0151, schedule="greedy", order="backward")
+    search = adaptive(axes, scores, settings, recover=lambda plan: accepted.append(plan.widths()))
+    plan = drive(search, judge)
+    gone = {name: before - after for name, (before, after) in plan.widths().items() if before > after}
+    cheap, dear = price[axes.free[1].name], axes.free[0].name
+    assert gone == {axes.free[1].name: axes.free[1].units - 1, dear: int((0.0151 - cheap * (axes.free[1].units - 1)) / 0.01)}
+    first = accepted[: axes.free[1].units - 1]
+    assert all(dict(widths).get(dear, (8, 8))[1] == 8 for widths in first), "the cheap axis goes first, step by step"
+
+
+def test_the_reference_of_a_trial_is_the_current_the_recovered_or_the_dense_model() -> None:
+    _, axes, scores, _ = setting()
+    lower = 0.0
+
+    def judge(plan: Plan) -> float:
+        return 1 + sum(before - after for before, after in plan.widths().values()) / 100 - lower
+
+    def recover(plan: Plan) -> None:
+        nonlocal lower
+        lower += 0.005
+
+    gone = {}
+    for reference in ("current", "recovered", "dense"):
+        for recovers in (False, True):
+            lower = 0.0
+            limits = {"trial": 0.0101, "running": 9, "collapse": 9}
+            settings = AdaptiveSettings(step=1, unit="units", reference=reference, order="forward", skip="sweep", **limits)  # type: ignore[arg-type]
+            plan = drive(adaptive(axes, scores, settings, recover=recover if recovers else None), judge)
+            gone[reference, recovers] = sum(before - after for before, after in plan.widths().values())
+    assert gone["current", False] == gone["current", True] == 12  # each step costs less than what it may
+    assert gone["recovered", False] == gone["dense", False] == gone["dense", True] == 1
+    assert gone["recovered", True] == 12  # a step of one axis in each sweep
+
+
+def test_a_target_on_any_cost_ends_the_search() -> None:
+    _, axes, scores, _ = setting()
+    for make in (adaptive, partial(predicted, predict=lambda axis, kept: axis.units - len(kept))):
+        settings = AdaptiveSettings(step=1, unit="units", trial=9, running=9, keep={"gold": 0.5})
+        search = make(axes, scores, settings=settings, costs={"gold": lambda widths: 10 + sum(widths.values() or (14,)) - 14})
+        widths = {name: after for name, (_, after) in drive(search, lambda plan: 0.0).widths().items()}
+        assert sum(widths.values()) == 9
+        with pytest.raises(SecateurError, match="no such count"):
+            next(make(axes, scores, settings=settings))
+
+
+@pytest.mark.parametrize("search", [adaptive, bisect, sensitivity])
+def test_a_model_without_a_loss_and_an_axis_without_scores_are_told(search) -> None:  # type: ignore[no-untyped-def]
+    _, axes, scores, _ = setting()
+    with pytest.raises(SecateurError, match="a loss of nan of the model before anything is cut"):
+        drive(search(axes, scores), lambda plan: math.nan)
+    with pytest.raises(SecateurError, match="no scores for it"):
+        drive(search(axes, {}), lambda plan: 0.0)

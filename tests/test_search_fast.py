@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import handmade
+import secateur
 from secateur import allocate, criteria, repair, score, trace
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
@@ -26,6 +29,7 @@ from secateur.search import (
     adaptive,
     additive,
     drive,
+    inner,
     predicted,
     previewing,
     sensitivity,
@@ -334,6 +338,114 @@ def test_a_recipe_searches_recovers_and_resumes(tmp_path: Path, monkeypatch) -> 
     drop = [{k: v for k, v in stage.items() if k != "latency_ms"} for stage in whole["stages"]]
     assert drop == [{k: v for k, v in stage.items() if k != "latency_ms"} for stage in again["stages"]]
     assert sys.modules
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_decide_and_recover_as_one_does(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Same trials, same plan, same trained weights; the one that trains hands them to the other."""
+    words = ["search", *SMALL, *QUICK, "--set", "search.images=50", "--json", "-o"]
+    assert call(*words, "one")[0] == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "secateur", *words, "two"]
+    path = os.pathsep.join([str(Path(secateur.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    found = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+    for name in ("search.jsonl", "plan.json", "recovered.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_units_are_scored_anew_before_every_step_or_after_a_recovery(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from secateur.recipes import parts, schema
+    from secateur.recipes import searching as module
+
+    told: list[nn.Module] = []
+    judged = module.criterion
+
+    def counting(network, *rest, **named):  # type: ignore[no-untyped-def]
+        told.append(network)
+        return judged(network, *rest, **named)
+
+    monkeypatch.setattr(module, "criterion", counting)
+    asked: dict[str, int] = {}
+    for rescore, criterion in (("auto", "l1"), ("step", "taylor"), ("sweep", "l1"), ("auto", "taylor")):
+        torch.manual_seed(0)
+        table = {
+            "model": {"build": "zoo:digits_resnet", "args": {"widths": [4, 6, 8]}},
+            "data": {"name": "digits", "holdout": 100, "batch": 300},
+            "search": {"method": "adaptive", "recover": 0, "batches": 1, "rescore": rescore, "args": dict(EVERYTHING_GOES)},
+            "prune": {"criterion": criterion, "batches": 1},
+        }
+        recipe = schema.from_dict(table)
+        known = parts.parts(recipe, parts.cpu())
+        told.clear()
+        model = known.model()
+        axes, plan, source = module.searched(model, recipe, known)
+        asked[f"{rescore} {criterion}"] = len(told)
+        assert source is model
+        assert all(axis.name in {"layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1"} for axis in axes.free)
+        if rescore == "step":
+            named = dict(told[-1].named_parameters())
+            silent = {n for n, p in named.items() if p.dim() == 4 and bool((p == 0).all(0).flatten(1).all(1).any())}
+            assert silent, "what reads a unit that went is zero where the rest is scored"
+    assert asked["auto l1"] > 2
+    assert asked["step taylor"] > 2
+    assert asked["sweep l1"] == asked["auto taylor"] == 1
+
+
+EVERYTHING_GOES = {"step": 0.3, "sweeps": 2, "trial": 1.0, "running": 1.0}
+
+
+@pytest.mark.parametrize("where", ["holdout", "train", "test"])
+def test_trials_are_judged_where_the_recipe_says(where: str) -> None:
+    from secateur.recipes import parts, schema
+    from secateur.recipes.searching import judge_of
+
+    table = {
+        "model": {"build": "zoo:digits_resnet", "args": {"widths": [4, 6, 8]}},
+        "data": {"name": "digits", "holdout": 100, "batch": 300},
+        "search": {"method": "adaptive", "select_on": where, "metric": "loss", "images": 90, "repair": "none"},
+    }
+    recipe = schema.from_dict(table)
+    known = parts.parts(recipe, parts.cpu())
+    model = known.model()
+    images = {"holdout": known.holdout, "train": known.plain, "test": known.test}[where]
+    x, y = next(iter(images))
+    with torch.no_grad():
+        expected = float(F.cross_entropy(model.eval()(x[:90]), y[:90]))
+    assert judge_of(model, recipe, known)(trace(model, x[:1]).plan({})) == pytest.approx(expected, rel=1e-4)
+    assert known.accuracy_on.endswith("by which the search chose the widths") == (where == "test")
+    assert schema.from_dict({**table, "search": {}}).search.select_on == "holdout"
+
+
+def test_axes_of_a_residual_sum_are_told_from_those_inside_a_branch() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.gate, self.up, self.down = (nn.Linear(*size) for size in ((5, 6), (6, 10), (6, 10), (10, 6)))
+            self.last = nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            return self.last(x + self.down(self.gate(x).sigmoid() * self.up(x)))
+
+    def names(model: nn.Module, x: torch.Tensor) -> set[str]:
+        return {axis.name for axis in inner(trace(model.eval(), x)).free}
+
+    assert names(Gated(), torch.zeros(1, 5)) == {"gate"}
+    inside = {f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in (0, 1)}
+    assert names(zoo.digits_resnet(2, (4, 6, 8)), torch.zeros(1, 1, 8, 8)) == inside
+    depthwise = nn.Sequential(
+        nn.Conv2d(3, 8, 1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 1),
+        nn.Flatten(),
+        nn.Linear(16, 2),
+    )
+    assert len(names(depthwise, torch.zeros(1, 3, 4, 4))) == 2
 
 
 @pytest.mark.parametrize("cliff", [0.5, 0.8, 0.9])

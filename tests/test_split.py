@@ -251,6 +251,16 @@ def test_planted_blocks_are_found(workers: int, noise: float) -> None:
         torch.testing.assert_close(plan.apply(model)(torch.ones(1, 5).double()), model(torch.ones(1, 5).double()))
 
 
+def test_weights_that_are_no_numbers_and_half_a_worker_are_told() -> None:
+    model, _ = planted(2, noise=0.1)
+    axes = trace(model, torch.zeros(1, 5, dtype=torch.float64))
+    with pytest.raises(SecateurError, match="whole number of two workers"):
+        allocate.partition(model, axes, 2.0)  # type: ignore[arg-type]
+    model[2].weight.data[1, 1] = torch.nan
+    with pytest.raises(SecateurError, match="infinite or not a number"):
+        allocate.partition(model, axes, 2)
+
+
 def test_layers_that_follow_share_the_division_and_ends_are_left_whole() -> None:
     model = network()
     axes = trace(model, X)

@@ -56,8 +56,10 @@ def partition(
     Source: the abstract of Shahhosseini et al., 2019 (Partition Pruning); the objective and the search are ours, the paper's
     text could not be had. Spectral start: Dhillon, 2001.
     """
-    if workers < 2:
-        raise SecateurError(f"a partition over {workers} workers", "nothing to divide", "give two workers or more")
+    if type(workers) is not int or workers < 2:
+        raise SecateurError(
+            f"a partition over {workers} workers", "nothing to divide", "give a whole number of two workers or more"
+        )
     links = links_of(model, axes, workers, kernels=kernels, ends=ends)
     if not links:
         do = "give a number of workers that divides their widths, or kernels=True or ends=True"
@@ -94,6 +96,9 @@ def links_of(model: nn.Module, axes: Axes, workers: int, *, kernels: bool, ends:
             continue
         (writes, outputs), (reads, inputs) = one, two
         units = size[outputs][:, :, inputs].sum((1, 3))  # (N out, E, N in, E) summed over entries
+        if not np.isfinite(units).all():
+            found = f"weights of {name!r} that are infinite or not a number"
+            raise SecateurError(f"a partition over {workers} workers", found, "give weights of a training that did not diverge")
         links.append(Link(name, writes, reads, units, outputs, inputs))
     return links
 

@@ -20,7 +20,8 @@ Data = Annotated[str, typer.Option(help=DATA)]
 AnyData = Annotated[str | None, typer.Option(help=DATA)]
 Folder = Annotated[str | None, typer.Option("--folder", envvar="SECATEUR_DATA", help="Where a built-in set lies.")]
 Holdout = Annotated[
-    int | None, typer.Option(help="Images taken from the training set to judge trials by; a tenth of it, at most 5000, without.")
+    int | None,
+    typer.Option(help="Images taken from the training set to judge trials by; a tenth of it, at most 5000, without."),
 ]
 Criterion = Annotated[str, typer.Option(help="The name of a function of secateur.criteria.")]
 PlanFile = Annotated[Path, typer.Option("-o", "--output", help="Where the plan goes.")]

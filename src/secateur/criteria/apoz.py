@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from secateur.core.axis import Axis
@@ -20,7 +21,7 @@ def apoz(model: nn.Module, batches: Batches, *, limit: int | None = None, defaul
     """
 
     def alive(features: Tensor) -> tuple[Tensor, int]:  # (B, N, E, ...)
-        nonzero = (features != 0).movedim(1, 0).flatten(1).double()
+        nonzero = torch.where(features.isfinite(), (features != 0).double(), torch.nan).movedim(1, 0).flatten(1)
         return nonzero.sum(1), nonzero.shape[1]
 
     def score(axis: Axis) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from secateur.core.axis import Axis
@@ -23,6 +24,6 @@ def lamp(model: nn.Module, group: bool = True, base: Criterion | None = None) ->
         sizes = (norm(axis).double().square() if base is None else base(axis).double()).cpu()
         ascending, order = sizes.sort(stable=True)
         rest = ascending.flip(0).cumsum(0).flip(0)
-        return sizes.new_zeros(len(sizes)).scatter_(0, order, (ascending / rest).nan_to_num(0.0))
+        return sizes.new_zeros(len(sizes)).scatter_(0, order, torch.where(rest == 0, 0.0, ascending / rest))
 
     return score

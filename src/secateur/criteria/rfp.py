@@ -41,7 +41,8 @@ def merge_heights(rows: np.ndarray, method: str) -> np.ndarray:
     """The height at which each row (N, D) stops standing for its cluster; (N,)."""
     norms = np.linalg.norm(rows, axis=1)
     alive = np.flatnonzero(norms > 0)
-    heights = np.zeros(len(rows))
+    heights = np.where(np.isfinite(norms), 0.0, np.nan)
+    alive = alive[np.isfinite(norms[alive])]
     heights[alive] = FARTHEST
     if len(alive) < 2:
         return heights

@@ -45,6 +45,7 @@ from secateur.search import (
     sensitivity,
 )
 from secateur.search.bisect import require_bisection
+from secateur.search.state import require_loss
 from secateur.surgery import duplicate
 from secateur.train import FitSettings, fit
 
@@ -104,7 +105,9 @@ def require_search(recipe: Recipe) -> None:
     if section.method == "bisect":
         if unknown := [name for name in section.args if name not in ("fall", "tries", "max_rate", "order")]:
             do = "set args to what the search takes: fall, tries, max_rate or order"
-            raise SecateurError(f"search.args = {section.args!r}", f"{unknown[0]!r}, of which a binary search knows nothing", do)
+            raise SecateurError(
+                f"search.args = {section.args!r}", f"{unknown[0]!r}, of which a binary search knows nothing", do
+            )
         require_bisection(**{name: value for name, value in section.args.items() if name != "order"})
     elif section.method == "predicted":
         _split(section.args)
@@ -182,7 +185,7 @@ def judge_of(model: nn.Module, recipe: Recipe, parts: Parts) -> Judge:
 
     if section.repair in ("none", "batchnorm"):
         prepare = None if section.repair == "none" else lambda trial: batchnorm(model, trial, settle)
-        return previewing(model, evaluate, prepare)
+        return _sound(previewing(model, evaluate, prepare))
 
     def judge(plan: Plan) -> float:
         small = plan.apply(model)
@@ -190,7 +193,12 @@ def judge_of(model: nn.Module, recipe: Recipe, parts: Parts) -> Judge:
             repair_by_name(section.repair, plan)(model, small, settle)
         return evaluate(small.eval())
 
-    return judge
+    return _sound(judge)
+
+
+def _sound(judge: Judge) -> Judge:
+    """`judge`, which raises `SecateurError` where the whole model has no finite loss: before that is in any history."""
+    return lambda plan: judge(plan) if plan else require_loss(judge(plan))
 
 
 def held_out(batches: Batches, images: int) -> list[tuple[Any, Any]]:

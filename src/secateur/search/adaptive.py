@@ -36,8 +36,7 @@ def adaptive(
     could not be had): "iterative pruning under the supervision of loss constraint", "reduce the pruning step or skip".
     """
     search = State(axes, scores, settings or AdaptiveSettings(), report, costs)
-    (search.dense,) = yield from search.ask({})
-    search.loss = search.recovered = search.dense
+    yield from search.begin()
     sequential = search.settings.schedule == "sequential"
     poor = 0
     for number in range(1, search.settings.sweeps + 1):

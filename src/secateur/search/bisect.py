@@ -12,6 +12,7 @@ from secateur.core.axes import Axes
 from secateur.core.axis import Axis
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Scores, Searcher
+from secateur.search.state import require_loss, require_scores
 
 
 def bisect(
@@ -36,7 +37,8 @@ def bisect(
     require_bisection(fall, tries, max_rate)
     chosen = [axes[name] for name in order] if order is not None else list(axes.free)
     kept: dict[str, list[int]] = {}
-    limit = yield axes.plan(kept)
+    require_scores(axes, scores)
+    limit = require_loss((yield axes.plan(kept)))
     for axis in chosen:
         limit += fall / len(chosen)
         low, high, known = 0.0, max_rate, {0: True}

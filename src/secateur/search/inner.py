@@ -19,7 +19,9 @@ def inner(axes: Axes) -> Axes:
             reads.setdefault(slot.tensor, set()).add(axis.name)
     coupled = set()
     for axis in axes.free:
-        own = {slot.tensor.rpartition(".")[0] for slot in axis.slots if slot.role == "count" and slot.tensor.endswith(".groups")}
+        own = {
+            slot.tensor.rpartition(".")[0] for slot in axis.slots if slot.role == "count" and slot.tensor.endswith(".groups")
+        }
         writers = {slot.tensor for slot in axis.writers() if len(axes.fingerprint[slot.tensor]) > 1}
         writers = {name for name in writers if name.rpartition(".")[0] not in own}
         sources = {frozenset(reads.get(name, {name})) for name in writers}

@@ -73,8 +73,7 @@ def predicted(
     """
     state, how = State(axes, scores, settings or AdaptiveSettings(), report, costs), how or PredictedSettings()
     axes.count(how.cost)
-    (state.dense,) = yield from state.ask({})
-    state.loss = state.dense
+    yield from state.begin()
     yield from _descend(state, predict, how)
     return state.plan()
 

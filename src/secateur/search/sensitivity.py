@@ -10,6 +10,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
 from secateur.core.protocols import Scores
 from secateur.search.bisect import dearest
+from secateur.search.state import require_loss, require_scores
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 Curve = tuple[tuple[float, float], ...]
@@ -28,7 +29,8 @@ def sensitivity(
     """
     if bad := [rate for rate in rates if not 0 <= rate <= 1]:
         raise SecateurError(f"sensitivity at rate {bad[0]!r}", "no share", "give rates from 0 to 1")
-    dense = yield axes.plan({})
+    require_scores(axes, scores)
+    dense = require_loss((yield axes.plan({})))
     curves: dict[str, Curve] = {}
     for axis in axes.free:
         widths = [max(min(axis.fewest, axis.units), axis.units - int(rate * axis.units + 1e-9)) for rate in rates]

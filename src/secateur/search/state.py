@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping
 from copy import copy
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from secateur.core.axes import Axes
 from secateur.core.axis import Axis
+from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
 from secateur.core.protocols import Scores
 from secateur.search.settings import AdaptiveSettings, Status
@@ -20,6 +22,20 @@ Costs = Mapping[str, Callable[[Mapping[str, int]], float]]
 """What `keep` names beyond counts, as functions of what each axis keeps: those of `allocate.costs`."""
 Rank = Scores | Callable[[Plan], Scores]
 """Scores of all units of the dense model, or a function that gives them anew for what a plan leaves."""
+
+
+def require_scores(axes: Axes, scores: Scores) -> None:
+    """Raises `SecateurError` for a free axis without scores."""
+    if missing := next((axis.name for axis in axes.free if axis.name not in scores), None):
+        raise SecateurError(f"a search over axis {missing!r}", "no scores for it", "score every free axis, or ignore this one")
+
+
+def require_loss(loss: float) -> float:
+    """The loss of a model before anything is cut. Raises `SecateurError` where it is no finite number."""
+    if not math.isfinite(loss):
+        do = "look at the weights, the data and the judge"
+        raise SecateurError("a search", f"a loss of {loss} of the model before anything is cut", do)
+    return loss
 
 
 class State:
@@ -41,6 +57,8 @@ class State:
         self.known: dict[tuple[tuple[str, tuple[int, ...]], ...], float] = {}
         self.dense = self.loss = self.recovered = 0.0
         self.sweep = 0
+        if isinstance(scores, Mapping):
+            require_scores(axes, scores)
         for what in settings.keep:
             self.amount(what, {})
 
@@ -62,6 +80,11 @@ class State:
         other = copy(self)
         other.kept = dict(self.kept)
         return other
+
+    def begin(self) -> Generator[tuple[Plan, ...], Any, None]:
+        """Ask for the loss of the dense model. Raises `SecateurError` where it is no finite number."""
+        (loss,) = yield from self.ask({})
+        self.dense = self.loss = self.recovered = require_loss(loss)
 
     def limit(self, before: float, allowed: float) -> float:
         """The loss that is `allowed` above another."""

@@ -381,7 +381,7 @@ def test_units_are_scored_anew_before_every_step_or_after_a_recovery(monkeypatch
         known = parts.parts(recipe, parts.cpu())
         told.clear()
         model = known.model()
-        axes, plan, source = module.searched(model, recipe, known)
+        axes, _, source = module.searched(model, recipe, known)
         asked[f"{rescore} {criterion}"] = len(told)
         assert source is model
         assert all(axis.name in {"layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1"} for axis in axes.free)
@@ -400,7 +400,7 @@ EVERYTHING_GOES = {"step": 0.3, "sweeps": 2, "trial": 1.0, "running": 1.0}
 @pytest.mark.parametrize("where", ["holdout", "train", "test"])
 def test_trials_are_judged_where_the_recipe_says(where: str) -> None:
     from secateur.recipes import parts, schema
-    from secateur.recipes.searching import judge_of
+    from secateur.recipes.judging import judge_of
 
     table = {
         "model": {"build": "zoo:digits_resnet", "args": {"widths": [4, 6, 8]}},

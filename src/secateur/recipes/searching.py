@@ -15,18 +15,18 @@ from secateur.allocate.costs import CostOf
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Keep, Plan
-from secateur.core.protocols import Batches, Judge, Searcher
+from secateur.core.protocols import Judge, Searcher
 from secateur.criteria.score import score
 from secateur.graph import trace
 from secateur.io import artefact
 from secateur.recipes.arguments import call_with
 from secateur.recipes.choose import COMPARES_AXES, DATA_DRIVEN, costs_of, criterion
+from secateur.recipes.judging import judge_of
 from secateur.recipes.parts import Parts, limited
 from secateur.recipes.predictions import prediction
 from secateur.recipes.progress import Progress, silent
-from secateur.recipes.reconstruct import repair_by_name, silence_
+from secateur.recipes.reconstruct import silence_
 from secateur.recipes.schema import Recipe
-from secateur.repair import batchnorm
 from secateur.search import (
     AdaptiveSettings,
     PredictedSettings,
@@ -38,14 +38,12 @@ from secateur.search import (
     drive,
     inner,
     predicted,
-    previewing,
     processes,
     read_history,
     recorder,
     sensitivity,
 )
 from secateur.search.bisect import require_bisection
-from secateur.search.state import require_loss
 from secateur.surgery import duplicate
 from secateur.train import FitSettings, fit
 
@@ -164,53 +162,6 @@ def _costs(model: nn.Module, axes: Axes, recipe: Recipe, parts: Parts, settings:
         raise SecateurError("a search that ends at a share of milliseconds", "no table of latencies", do)
     keep: Any = dict(settings.keep) or {"params": 1.0}
     return costs_of(model, axes, parts.example, replace(recipe.prune, keep=keep))
-
-
-def judge_of(model: nn.Module, recipe: Recipe, parts: Parts) -> Judge:
-    """The loss of a plan on images of `search.select_on` after the repair of [search]; what is cut is `model` as it then is."""
-    section = recipe.search
-    source = {"holdout": parts.holdout, "train": parts.plain, "test": parts.test}[section.select_on]
-    if source is None:
-        do = 'set data.holdout, as in --set data.holdout=1000, or search.select_on="train" where the batches are your own'
-        raise SecateurError("a search", "no held-out images to judge by", do)
-    settle = limited(parts.plain, section.batches, parts.device)
-    images = held_out(source, section.images)
-
-    def evaluate(trial: nn.Module) -> float:
-        found = parts.judge(trial, images)
-        if section.metric not in found:
-            other = "loss" if section.metric == "accuracy" else "accuracy"
-            raise SecateurError(f"search.metric = {section.metric!r}", "a model without it", f"take {other!r}")
-        return found["loss"] if section.metric == "loss" else 1 - found["accuracy"]
-
-    if section.repair in ("none", "batchnorm"):
-        prepare = None if section.repair == "none" else lambda trial: batchnorm(model, trial, settle)
-        return _sound(previewing(model, evaluate, prepare))
-
-    def judge(plan: Plan) -> float:
-        small = plan.apply(model)
-        if plan:
-            repair_by_name(section.repair, plan)(model, small, settle)
-        return evaluate(small.eval())
-
-    return _sound(judge)
-
-
-def _sound(judge: Judge) -> Judge:
-    """`judge`, which raises `SecateurError` where the whole model has no finite loss: before that is in any history."""
-    return lambda plan: judge(plan) if plan else require_loss(judge(plan))
-
-
-def held_out(batches: Batches, images: int) -> list[tuple[Any, Any]]:
-    """Batches of at most `images` images (0: all), held in memory so that every trial sees the same."""
-    found, seen = [], 0
-    for x, y in batches:
-        room = images - seen if images else len(y)
-        if room <= 0:
-            break
-        found.append((x[:room], y[:room]) if len(y) > room else (x, y))
-        seen += len(y)
-    return found
 
 
 def _driven(search: Generator[Any, Any, Result], judge: Judge, folder: Path | None) -> Result:

@@ -28,9 +28,10 @@ def adaptive(
     """A search for the pruning rate of every axis: steps while the loss allows them, smaller steps or none where it does not.
 
     Candidates are cumulative; the first is the empty plan. `scores` given as a function are asked anew before every step.
-    `costs`: what `settings.keep` names beyond parameters and MACs, as `allocate.file_bytes`. `recover(plan)` is called after each sweep that accepted a
-    step, to train the weights that the judge sees; a replay calls it again. `report` hears after each trial.
-    Every trial takes a unit, shrinks a step or ends the sweep, so the search is finite.
+    `costs`: what `settings.keep` names beyond parameters and MACs, as `allocate.file_bytes`. `recover(plan)` is called after
+    each sweep that accepted a step, to train the weights that the judge sees; a replay calls it again. `report` hears
+    after each trial. Every trial takes a unit, shrinks a step or ends the sweep, so the search is finite.
+    Raises `SecateurError` where an axis has no scores, or the whole model no finite loss.
 
     Source: the abstract of "A Pruning Method with Adaptive Adjustment of Channel Pruning Rate", PRML 2023 (the full text
     could not be had): "iterative pruning under the supervision of loss constraint", "reduce the pruning step or skip".

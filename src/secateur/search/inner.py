@@ -11,7 +11,7 @@ def inner(axes: Axes) -> Axes:
     """The same axes with those fixed whose units several layers write one after another.
 
     A layer beside another that reads the same axis (the two halves of a gated unit), a depthwise convolution, and queries, keys
-    and values of heads write nothing of a sum. Li et al., 2017, section 3.3, cut the first convolution of a residual block alone.
+    and values of heads write nothing of a sum. Li et al., 2017, section 3.3, cut the first convolution of residual blocks.
     """
     reads: dict[str, set[str]] = {}
     for axis in axes:

@@ -69,7 +69,7 @@ def predicted(
     A single step that fails shrinks, or settles its axis. No candidate is accepted without having been judged.
 
     Every candidate takes a unit, halves what the next one takes, shrinks a step or settles an axis: the search is finite.
-    `settings.trial`, `reference`, `guard`, `schedule`, `order`, `skip` and `sweeps` are not used. Ours; there is no paper to follow.
+    Of `settings`, `trial`, `reference`, `guard`, `schedule`, `order`, `skip` and `sweeps` are not used. Ours, without a paper.
     """
     state, how = State(axes, scores, settings or AdaptiveSettings(), report, costs), how or PredictedSettings()
     axes.count(how.cost)

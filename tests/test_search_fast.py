@@ -32,6 +32,7 @@ from secateur.search import (
     inner,
     predicted,
     previewing,
+    read_history,
     sensitivity,
     stacked,
 )
@@ -417,6 +418,21 @@ def test_trials_are_judged_where_the_recipe_says(where: str) -> None:
     assert judge_of(model, recipe, known)(trace(model, x[:1]).plan({})) == pytest.approx(expected, rel=1e-4)
     assert known.accuracy_on.endswith("by which the search chose the widths") == (where == "test")
     assert schema.from_dict({**table, "search": {}}).search.select_on == "holdout"
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_candidates_of_a_recipe_judged_at_once_decide_the_same(metric: str, call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ["search", *SMALL, *QUICK, "--set", f"search.metric={metric}", "--set", "search.recover=0"]
+    assert call(*words, "-o", "one")[0] == 0
+    assert call(*words, "-o", "many", "--set", "search.at_once=3")[0] == 0
+    assert read_plan(tmp_path / "one" / "plan.json") == read_plan(tmp_path / "many" / "plan.json")
+    one, many = (read_history(tmp_path / name / "search.jsonl") for name in ("one", "many"))
+    assert [trial.plan for trial in one] == [trial.plan for trial in many]
+    assert [trial.loss for trial in one] == pytest.approx([trial.loss for trial in many], rel=1e-4)
+    assert metric == "loss" or [trial.loss for trial in one] == [trial.loss for trial in many], "ties stay ties"
+    code, _, err = call(*words, "-o", "new", "--set", "search.at_once=3", "--set", "search.repair='compensation'")
+    assert (code, "search.at_once" in err, err.count("\n")) == (2, True, 1)
+    assert not (tmp_path / "new").exists()
 
 
 def test_axes_of_a_residual_sum_are_told_from_those_inside_a_branch() -> None:

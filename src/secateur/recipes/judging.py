@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
-from secateur.core.protocols import Batches, Judge
+from secateur.core.protocols import Batches, Judge, JudgeMany
 from secateur.recipes.parts import Parts, limited
 from secateur.recipes.reconstruct import repair_by_name
 from secateur.recipes.schema import Recipe
 from secateur.repair import batchnorm
-from secateur.search import previewing
+from secateur.search import previewing, stacked
 from secateur.search.state import require_loss
+from secateur.train.evaluate import hits_of
+
+DIGITS = 12
+"""Of a share of images: two ways to add the same hits up agree in them, so that ties stay ties."""
 
 
 def judge_of(model: nn.Module, recipe: Recipe, parts: Parts) -> Judge:
     """The loss of a plan on images of `search.select_on` after the repair of [search]; what is cut is `model` as it then is."""
     section = recipe.search
-    source = {"holdout": parts.holdout, "train": parts.plain, "test": parts.test}[section.select_on]
-    if source is None:
-        do = 'set data.holdout, as in --set data.holdout=1000, or search.select_on="train" where the batches are your own'
-        raise SecateurError("a search", "no held-out images to judge by", do)
-    settle = limited(parts.plain, section.batches, parts.device)
-    images = held_out(source, section.images)
+    images, settle = _images(recipe, parts), limited(parts.plain, section.batches, parts.device)
 
     def evaluate(trial: nn.Module) -> float:
         found = parts.judge(trial, images)
         if section.metric not in found:
             other = "loss" if section.metric == "accuracy" else "accuracy"
             raise SecateurError(f"search.metric = {section.metric!r}", "a model without it", f"take {other!r}")
-        return found["loss"] if section.metric == "loss" else 1 - found["accuracy"]
+        return found["loss"] if section.metric == "loss" else round(1 - found["accuracy"], DIGITS)
 
     if section.repair in ("none", "batchnorm"):
         prepare = None if section.repair == "none" else lambda trial: batchnorm(model, trial, settle)
@@ -45,6 +46,46 @@ def judge_of(model: nn.Module, recipe: Recipe, parts: Parts) -> Judge:
         return evaluate(small.eval())
 
     return _sound(judge)
+
+
+def many_of(model: nn.Module, recipe: Recipe, parts: Parts, judge: Judge) -> JudgeMany | None:
+    """The same of `search.at_once` plans in one forward; None where one at a time is asked for.
+
+    Raises `SecateurError` for a repair that gates cannot show, and for a metric of the user's own.
+    """
+    section = recipe.search
+    if section.at_once < 2:
+        return None
+    if section.repair not in ("none", "batchnorm") or recipe.metric.name != "accuracy":
+        found = f"search.repair = {section.repair!r}" if recipe.metric.name == "accuracy" else "a metric of your own"
+        raise SecateurError(f"search.at_once = {section.at_once}", found, "judge one at a time, or take batchnorm and accuracy")
+    settle = limited(parts.plain, section.batches, parts.device) if section.repair == "batchnorm" else None
+    loss = parts.loss if section.metric == "loss" else _misses
+    stack = stacked(model, _images(recipe, parts), loss, settle=settle, chunk=section.at_once, otherwise=judge)
+
+    def many(plans: Sequence[Plan]) -> list[float]:
+        losses = [round(value, DIGITS) if section.metric == "accuracy" else value for value in stack(plans)]
+        return [loss if math.isfinite(loss) else math.inf for loss in losses]
+
+    return many
+
+
+def _misses(output: Any, target: Any) -> Tensor:
+    """The share of labels that do not come first."""
+    hits = hits_of(output, target)
+    if hits is None:
+        raise SecateurError("search.metric = 'accuracy'", "a model without it", "take 'loss'")
+    return 1 - hits.double() / len(output)
+
+
+def _images(recipe: Recipe, parts: Parts) -> list[tuple[Any, Any]]:
+    """The batches that trials are judged on."""
+    section = recipe.search
+    source = {"holdout": parts.holdout, "train": parts.plain, "test": parts.test}[section.select_on]
+    if source is None:
+        do = 'set data.holdout, as in --set data.holdout=1000, or search.select_on="train" where the batches are your own'
+        raise SecateurError("a search", "no held-out images to judge by", do)
+    return held_out(source, section.images)
 
 
 def _sound(judge: Judge) -> Judge:

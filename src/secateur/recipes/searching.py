@@ -15,13 +15,13 @@ from secateur.allocate.costs import CostOf
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Keep, Plan
-from secateur.core.protocols import Judge, Searcher
+from secateur.core.protocols import Judge, JudgeMany, Searcher
 from secateur.criteria.score import score
 from secateur.graph import trace
 from secateur.io import artefact
 from secateur.recipes.arguments import call_with
 from secateur.recipes.choose import COMPARES_AXES, DATA_DRIVEN, costs_of, criterion
-from secateur.recipes.judging import judge_of
+from secateur.recipes.judging import judge_of, many_of
 from secateur.recipes.parts import Parts, limited
 from secateur.recipes.predictions import prediction
 from secateur.recipes.progress import Progress, silent
@@ -92,7 +92,7 @@ def searched(
         recover = _recovery(model, recipe, parts, folder, progress) if recovers else None
         costs = _costs(model, axes, recipe, parts, settings)
         search = adaptive(axes, ranks, settings, costs=costs, recover=ranks.after(recover) if recover else None, report=told)
-    plan = _driven(search, judge, folder)
+    plan = _driven(search, judge, folder, many_of(model, recipe, parts, judge))
     progress("search", most, most, f"{judge.asked} trials")
     return axes, plan, model
 
@@ -164,10 +164,10 @@ def _costs(model: nn.Module, axes: Axes, recipe: Recipe, parts: Parts, settings:
     return costs_of(model, axes, parts.example, replace(recipe.prune, keep=keep))
 
 
-def _driven(search: Generator[Any, Any, Result], judge: Judge, folder: Path | None) -> Result:
+def _driven(search: Generator[Any, Any, Result], judge: Judge, folder: Path | None, stack: JudgeMany | None = None) -> Result:
     """What the search returns; its history on disk, and its trials shared out among processes where there are several."""
     with processes() as (rank, world):
-        many = across(judge) if world > 1 else None
+        many = across(judge) if world > 1 else stack
         if folder is None:
             return drive(search, judge, many=many)
         path = folder / "search.jsonl"
@@ -287,7 +287,7 @@ def sensitivities(
         done += 1
         return judge(plan)
 
-    curves = _driven(search, telling, folder)
+    curves = _driven(search, telling, folder, many_of(model, recipe, parts, telling))
     if recipe.search.metric == "loss":
         return dict(curves)
     return {name: tuple((rate, 1 - loss) for rate, loss in curve) for name, curve in curves.items()}

@@ -20,7 +20,8 @@ class Search:
     on test images is then none of images nobody chose by, and the report says so.
     Each sweep of "adaptive" is followed by `recover` epochs at rate `recover_lr`; 0 trains nothing. It scores units anew
     before every "step", or after each recovery ("sweep"); "auto" is "step" for criteria of weights alone. Axes that a
-    residual sum couples are searched where `coupled` says so. `predict`: what "predicted" predicts with.
+    residual sum couples are searched where `coupled` says so. `at_once` candidates are judged in one forward of stacked gates,
+    where they do not depend on each other; under `torchrun` processes take turns. `predict`: what "predicted" predicts with.
     """
 
     method: Literal["none", "adaptive", "predicted", "bisect"] = "none"
@@ -34,4 +35,5 @@ class Search:
     select_on: Literal["holdout", "train", "test"] = "holdout"
     rescore: Literal["auto", "step", "sweep"] = "auto"
     coupled: Flag = False
+    at_once: Count = 1
     predict: Literal["reconstruction", "taylor", "group_fisher"] = "reconstruction"

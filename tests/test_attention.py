@@ -1,12 +1,13 @@
 """The stand-in for `nn.MultiheadAttention` against PyTorch's own, and cuts of its heads against attention over the rest."""
 
 import itertools
+from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 
-from secateur import trace
+from secateur import criteria, repair, trace
 from secateur.surgery import FollowingAttention, follow_heads
 from secateur.testing import awake, counts_are_exact, down_to_one, file_round_trip, preview_equals_apply, random_plan
 
@@ -174,3 +175,47 @@ def test_a_whole_transformer():
     axes = trace(build(), x)
     assert {"head", "head_dim", "channel"} <= {axis.kind for axis in axes.free}
     preview_equals_apply(build, x, axes, random_plan(axes))
+
+
+@pytest.mark.parametrize("layer", [False, True])
+def test_values_of_torch_attention_are_selected_and_repaired(layer: bool) -> None:
+    """The projection at the end of `nn.MultiheadAttention` reads the heads; PyTorch's class never calls it as a module."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 4)
+            kind = nn.TransformerEncoderLayer if layer else nn.MultiheadAttention
+            self.mix = kind(12, 3, 20, batch_first=True) if layer else kind(12, 3, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            return self.last(self.mix(x) if layer else x + self.mix(x, x, x, need_weights=False)[0])
+
+    torch.manual_seed(0)
+    model = Net().double().eval()
+    x = torch.randn(20, 7, 5, dtype=torch.float64)
+    before, path = model(x).detach(), "mix.self_attn" if layer else "mix"
+    axes = trace(model, x)
+    heads = next(axis for axis in axes.free if axis.kind == "head")
+    reader = follow_heads(deepcopy(model)).get_submodule(path)
+    held: list[torch.Tensor] = []
+    reader.out_proj.register_forward_hook(lambda module, args, output: held.append(args[0].flatten(0, 1)))
+    stream = model.first(x)
+    reader(stream, stream, stream)
+    weight = model.get_submodule(f"{path}.out_proj").weight
+    parts = torch.stack(
+        [(held[0][:, 4 * h : 4 * h + 4] @ weight[:, 4 * h : 4 * h + 4].T).flatten() for h in range(3)], 1
+    ).detach()
+    first = (parts.T @ parts.sum(1)).argmax()
+    scores = criteria.lasso(model, [(x, None)])(heads)
+    assert int(scores.argmax()) == int(first), "the path takes up first what correlates most"
+    assert float(scores.max()) == pytest.approx(float((parts.T @ parts.sum(1)).max()) / len(held[0]))
+    assert torch.equal(model(x), before)
+    assert type(model.get_submodule(path)) is nn.MultiheadAttention
+    plan = axes.plan({heads.name: [0, 2]})
+    for method in (repair.least_squares, repair.compensation):
+        small = plan.apply(model)
+        lost = float((small(x) - before).detach().norm())
+        method(model, small, [(x, None)], plan=plan)
+        assert float((small(x) - before).detach().norm()) < 0.7 * lost

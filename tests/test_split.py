@@ -307,6 +307,21 @@ def test_parts_of_workers_add_up_and_hold_no_weight_of_another() -> None:
         worker(small, axes, plan, 3)
 
 
+def test_a_network_with_a_plane_behind_its_convolutions_divides_and_adds_up() -> None:
+    """The units of a fixed axis, the plane that is flattened, own entries of every worker; dense weights are divided first."""
+    torch.manual_seed(0)
+    head = (nn.Flatten(), nn.Linear(8 * 16, 12), nn.ReLU(), nn.Linear(12, 5))
+    layers = (nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+    model, x = nn.Sequential(*layers, *head).double().eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    axes = trace(model, x)
+    plan = allocate.partition(model, axes, 4, kernels=True)
+    assert {blocks.module for blocks in plan.steps[0].layers} == {"3", "6"}
+    small = plan.apply(model)
+    for network in (model, small):
+        parts = [worker(network, axes, plan, rank, example=x) for rank in range(4)]
+        torch.testing.assert_close(sum(part(x) for part in parts), small(x))
+
+
 def test_a_network_whose_parts_do_not_add_up_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3), nn.Softmax(-1)).double()
     x = torch.randn(2, 4, dtype=torch.float64)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 
 def is_turned(module: nn.Module) -> bool:
@@ -21,9 +22,11 @@ def is_turned(module: nn.Module) -> bool:
 
 
 def is_matrix(module: nn.Module) -> bool:
-    """Is `module` a linear layer, of torch or of GPT-2, or a 1d or 2d convolution without groups?"""
+    """Is `module` a linear layer, of torch (that at the end of its attention too) or of GPT-2, or a 1d or 2d convolution
+    without groups?
+    """
     plain = type(module) in (nn.Conv1d, nn.Conv2d) and cast(nn.Conv2d, module).groups == 1
-    return type(module) is nn.Linear or plain or is_turned(module)
+    return type(module) in (nn.Linear, NonDynamicallyQuantizableLinear) or plain or is_turned(module)
 
 
 def matrix(module: nn.Module) -> Tensor:

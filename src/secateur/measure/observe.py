@@ -8,6 +8,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
+from secateur.core.attention import following
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches
 from secateur.core.running import call, device_of, evaluating, fits, pairs, to_device
@@ -44,7 +45,7 @@ def observe(
     handles = [model.get_submodule(name).register_forward_hook(hook(look)) for name, look in looks.items()]
     number = 0
     try:
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), evaluating(model), following(model, looks):
             for inputs, _ in pairs(batches, limit):
                 seen = 0
                 with suppress(_SeenAll), fits(inputs):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from secateur.core.attention import following
 from secateur.core.protocols import Batches
 from secateur.core.running import call, device_of, evaluating, fits, pairs, to_device
 from secateur.measure.layers import outputs, row_count, rows
@@ -133,7 +134,7 @@ def seen(
     handles = [modules[name].register_forward_hook(look(name, outlet)) for name, outlet in layers.items()]
     handles += [model.get_submodule(outlet).register_forward_hook(note(name)) for name, outlet in layers.items() if outlet]
     try:
-        with torch.no_grad(), evaluating(model), watch, suppress(_Enough), fits(inputs):
+        with torch.no_grad(), evaluating(model), following(model, layers), watch, suppress(_Enough), fits(inputs):
             call(model, to_device(inputs, device_of(model)))
     finally:
         for handle in handles:

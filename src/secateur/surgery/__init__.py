@@ -1,7 +1,7 @@
 """The only folder that changes shapes."""
 
+from secateur.core.attention import FollowingAttention, follow_heads
 from secateur.surgery.apply import apply, apply_
-from secateur.surgery.attention import FollowingAttention, follow_heads
 from secateur.surgery.copies import clone, duplicate, forget, remembered
 from secateur.surgery.fingerprint import fingerprint, mismatches, shapes_after, tensors
 from secateur.surgery.mask import masks_after

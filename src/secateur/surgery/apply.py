@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn, optim
 
+from secateur.core.attention import follow_heads
 from secateur.core.errors import SecateurError
 from secateur.core.factor import Factor
 from secateur.core.mask import Mask
 from secateur.core.plan import Keep, Plan, Step
 from secateur.core.split import Split
 from secateur.surgery import attributes
-from secateur.surgery.attention import follow_heads
 from secateur.surgery.copies import aliases, clone, duplicate, forget
 from secateur.surgery.factor import factor_, without
 from secateur.surgery.fingerprint import holders, survivors, tensors

@@ -34,7 +34,8 @@ def worker(model: nn.Module, axes: Axes, plan: Plan, rank: int, example: Any = N
     step = plan.steps[0] if len(plan.steps) == 1 else None
     if not isinstance(step, Split):
         raise SecateurError("a worker's part", "a plan that is not one split step", "give the plan of allocate.partition")
-    whole = expanded(model)
+    divided = any(isinstance(module, BlockDiagonal) for module in model.modules())
+    whole = expanded(model if divided else plan.apply(model))
     parts = groups(axes, step)
     if bad := next((name for name in parts if not axes[name].exact), None):
         raise SecateurError(f"a worker's part of axis {bad!r}", "a norm over all of its units", "leave that axis whole")
@@ -56,13 +57,13 @@ def summed(part: nn.Module, *inputs: Any) -> Tensor:
 
 
 def groups(axes: Axes, step: Split) -> dict[str, list[list[int]]]:
-    """Axis name to the units of each worker, for every axis that the layers of `step` divide.
+    """Axis name to the units of each worker, for every axis that can be cut and that the layers of `step` divide.
 
-    Raises `SecateurError` where two layers divide an axis differently, or an axis only one side of which is known.
+    Raises `SecateurError` where two layers divide an axis differently.
     """
     found: dict[str, list[list[int]]] = {}
     by_name = {blocks.module: blocks for blocks in step.layers}
-    for axis in axes:
+    for axis in axes.free:
         for slot in axis.slots:
             path, _, last = slot.tensor.rpartition(".")
             blocks = by_name.get(path)

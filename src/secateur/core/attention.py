@@ -9,7 +9,8 @@ Shape legend: B batch, L queries, S keys, H heads, D width of a head.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +111,24 @@ class FollowingAttention(nn.MultiheadAttention):
             k, v = functional.pad(k, (0, 0, 0, 1)), functional.pad(v, (0, 0, 0, 1))
             added += 1
         return k, v, mask if mask is None else functional.pad(mask, (0, added))
+
+
+@contextmanager
+def following(model: nn.Module, layers: Iterable[str]) -> Iterator[None]:
+    """Inside, the attention whose projection at the end is among the `layers` calls it as a module, so that hooks see it."""
+    changed: list[tuple[nn.Module, bool]] = []
+    try:
+        for path in {name.removesuffix(".out_proj") for name in layers if name.endswith(".out_proj")}:
+            module = model.get_submodule(path)
+            if type(module) is nn.MultiheadAttention:
+                changed.append((module, module._qkv_same_embed_dim))
+                follow_heads(model, [path])
+        yield
+    finally:
+        for module, same in changed:
+            del module.scale
+            module.__class__ = nn.MultiheadAttention
+            module._qkv_same_embed_dim = same  # type: ignore[assignment]
 
 
 def follow_heads(model: nn.Module, touched: Iterable[str] | None = None) -> nn.Module:

@@ -11,7 +11,7 @@ import handmade
 from secateur import criteria, score, trace
 from secateur.cli.main import application
 from secateur.core.errors import SecateurError
-from secateur.criteria.scoring import NetSettings, ScorerSettings, ScorerStage, ScoringNet
+from secateur.criteria.scoring import NetSettings, Objective, ScorerSettings, ScorerStage, ScoringNet
 from secateur.io import load_scorer, read_metadata, save, save_scorer
 from secateur.io.scorer import PRETRAINED
 from secateur.recipes import choose as chooser
@@ -238,6 +238,14 @@ def test_words_of_a_recipe_become_settings():
     assert settings.seed == 5
     with pytest.raises(SecateurError, match=r"'epoch'.*did you mean 'epochs'"):
         settings_of({"epoch": 3}, 0.5, 0)
+    stage = {"name": "a", "task": 0, "kl": 1, "optimizer": "sgd", "lr": 0.1, "epochs": 2}
+    assert settings_of({"stages": [stage]}, 0.5, 0)[1].stages == (ScorerStage("a", 2, Objective(0, 1), "sgd", 0.1),)
+    with pytest.raises(SecateurError, match=r"args\.stages: 'epocs'.*did you mean 'epochs'"):
+        settings_of({"stages": [{"epocs": 3}]}, 0.5, 0)
+    with pytest.raises(SecateurError, match=r"args\.stages: 'loss'.*task = 0 and kl = 1"):
+        settings_of({"stages": [{"loss": "kl"}]}, 0.5, 0)
+    with pytest.raises(SecateurError, match=r"args\.stages: 'width'.*no such setting"):
+        settings_of({"stages": [{"width": 32}]}, 0.5, 0)
     with pytest.raises(SecateurError, match="give a list of tables"):
         settings_of({"stages": 3}, 0.5, 0)
     assert settings_of({}, 0.5, 0)[1] == ScorerSettings(stages=(ScorerStage(),), keeps=(0.5,))

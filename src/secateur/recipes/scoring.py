@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -85,20 +85,25 @@ def settings_of(words: Mapping[str, Any], share: float, seed: int) -> tuple[NetS
     net = NetSettings(**_of(NetSettings, words))
     common = _stage(words)
     rest = _of(ScorerSettings, words)
-    unknown = set(words) - {f.name for kind in PARTS.values() for f in fields(kind)} | set(words) & {"objective"}
-    if unknown:
-        known = sorted({f.name for kind in PARTS.values() for f in fields(kind)} - {"objective"} | {"file"})
-        raise SecateurError(f"prune.args: {sorted(unknown)[0]!r}", "no such setting", nearest(sorted(unknown)[0], known))
+    _refuse_unknown("prune.args", words, tuple(PARTS.values()), "file", "stages")
     if stages is not None and (not isinstance(stages, list) or not all(isinstance(stage, Mapping) for stage in stages)):
         raise SecateurError("prune.args: 'stages'", f"{stages!r}"[:80], "give a list of tables")
+    for stage in stages or ():
+        _refuse_unknown("prune.args.stages", stage, (ScorerStage, Objective))
     made = tuple(_stage({**words, **stage}) for stage in stages) if stages is not None else (common,)
     return net, ScorerSettings(**{"keeps": (share,), "seed": seed, **rest, "stages": made})
 
 
+def _refuse_unknown(asked: str, words: Mapping[str, Any], kinds: Sequence[type], *more: str) -> None:
+    """Raise `SecateurError` for a word that is no field of `kinds`."""
+    known = sorted({f.name for kind in kinds for f in fields(kind)} - {"objective"} | set(more))
+    for word in sorted(set(words) - set(known)):
+        do = "give losses as weights, as task = 0 and kl = 1" if word == "loss" else nearest(word, known)
+        raise SecateurError(f"{asked}: {word!r}", "no such setting", do)
+
+
 def _stage(words: Mapping[str, Any]) -> ScorerStage:
-    own = _of(ScorerStage, words)
-    own.pop("objective", None)
-    return ScorerStage(**own, objective=Objective(**_of(Objective, words)))
+    return ScorerStage(**_of(ScorerStage, words), objective=Objective(**_of(Objective, words)))
 
 
 def _of(kind: type, words: Mapping[str, Any]) -> dict[str, Any]:

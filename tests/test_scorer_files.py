@@ -15,7 +15,7 @@ from secateur.criteria.scoring import NetSettings, Objective, ScorerSettings, Sc
 from secateur.io import load_scorer, read_metadata, save, save_scorer
 from secateur.io.scorer import PRETRAINED
 from secateur.recipes import choose as chooser
-from secateur.recipes import run, zoo
+from secateur.recipes import read, run, zoo
 from secateur.recipes.choose import amount, choose, costs_of
 from secateur.recipes.schema import Prune, from_dict
 from secateur.recipes.scoring import settings_of
@@ -195,6 +195,34 @@ def test_a_net_trained_in_a_run_is_in_its_folder_with_its_records(tmp_path):
     assert read_metadata(path)["trained on"] == "zoo:digits_resnet"
     done = CliRunner().invoke(application(), ["score", *SMALL, "--with", str(path)])
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"prune": {"criterion": "scoring_net", "args": {"stages": [{"epocs": 1}]}}}, "did you mean 'epochs'"),
+        ({"prune": {"criterion": "scoring_net", "args": {"keeps": 0.5}}}, "a list of numbers"),
+        ({"prune": {"criterion": "scoring_net", "args": {"file": "none.safetensors"}}}, "no such file"),
+        ({"prune": {"criterion": "scoring_net", "args": {"file": 3}}}, "no path"),
+        ({"stage": [{"name": "a", "epochs": 1}, {"name": "a", "epochs": 1}]}, "another stage of that name"),
+    ],
+)
+def test_wrong_words_are_told_before_anything_is_trained(words, said, tmp_path):
+    whole = {"model": {"build": "zoo:digits_resnet"}, "data": {"name": "digits"}, "train": {"epochs": 99}, **words}
+    with pytest.raises(SecateurError, match=said):
+        run(from_dict(whole), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_file_of_a_net_may_lie_beside_the_recipe(tmp_path, monkeypatch):
+    save_scorer(tmp_path / "net.safetensors", random_net())
+    table = '[model]\nbuild = "zoo:digits_resnet"\n[data]\nname = "digits"\n'
+    table += '[prune]\ncriterion = "scoring_net"\nargs = { file = "net.safetensors" }\n'
+    (tmp_path / "recipe.toml").write_text(table)
+    monkeypatch.chdir(tmp_path.parent)
+    assert read(tmp_path / "recipe.toml").prune.args == {"file": str(tmp_path / "net.safetensors")}
+    (tmp_path / "recipe.toml").write_text(table.replace("net.safetensors", "pretrained"))
+    assert read(tmp_path / "recipe.toml").prune.args == {"file": "pretrained"}
 
 
 def test_a_net_trained_for_a_plan_lies_beside_it(tmp_path):

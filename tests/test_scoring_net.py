@@ -498,9 +498,7 @@ BAD = {
     "seed='a'": lambda: ScorerSettings(seed="a"),  # type: ignore[arg-type]
     "layers=5": lambda: Objective(features=1, layers=5),  # type: ignore[arg-type]
     "a stage of a Scoring Net": lambda: ScorerStage(name=5),  # type: ignore[arg-type]
-    r"a loss of shape \[4, 10\]": lambda: fit_(
-        ScoringNet(), [replace(task(handmade.small()), loss=lambda out, y: out)], SHORT
-    ),
+    "a loss of shape": lambda: fit_(ScoringNet(), [replace(task(handmade.small()), loss=lambda out, y: out)], SHORT),
     "unrolled=0": lambda: ScorerSettings(unrolled=0),
     "no task": lambda: fit_(ScoringNet(), []),
     "no batch": lambda: fit_(ScoringNet(), [replace(task(handmade.small()), batches=[])], SHORT),

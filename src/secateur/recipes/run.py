@@ -20,7 +20,9 @@ from secateur.recipes.parts import parts
 from secateur.recipes.phases import PHASES, Job
 from secateur.recipes.progress import Progress, silent
 from secateur.recipes.schema import Recipe, trained
+from secateur.recipes.scoring import net_or_settings
 from secateur.recipes.tune import settings_of
+from secateur.train.stages import told_apart
 
 
 def run(
@@ -46,10 +48,11 @@ def run(
     device = files.device(recipe.device)
     if recipe.stage and recipe.finetune.epochs:
         raise SecateurError("a recipe", "[finetune] with epochs beside [[stage]]", "write the fine-tuning as one more stage")
-    for stage in recipe.stage:
-        trained(stage, recipe.seed)
+    told_apart([trained(stage, recipe.seed) for stage in recipe.stage])
+    if recipe.prune.criterion == "scoring_net":
+        net_or_settings(recipe.prune.args, 1.0, recipe.seed)
     for section in (recipe.train, recipe.lowtrain, recipe.finetune):
-        settings_of(section, recipe.seed)  # an unknown optimizer is told now, not after the first phase
+        settings_of(section, recipe.seed)  # a wrong word is told now, not after the first phase
     files.prepare(folder)
     with files.alone(folder), threads(recipe.threads):
         state = files.create(folder, recipe, command)

@@ -42,16 +42,10 @@ def learned(
     budget; `on_trained` is told a net that was trained. Raises `SecateurError` for other words, and where data are needed and
     there are none.
     """
-    words = dict(args)
-    if file := words.pop("file", None):
-        if words:
-            raise SecateurError(f"prune.args = {dict(args)!r}", "settings of training beside a file", "give one or the other")
-        net: Any = load_scorer(file)
-        settings = ScorerSettings(seed=seed)
-        if batches is None and not net.settings.gradients:
-            return net.criterion(model, axes)
-    else:
-        net, settings = settings_of(words, share[1], seed)
+    net, settings = net_or_settings(args, share[1], seed)
+    file = isinstance(net, ScoringNet)
+    if isinstance(net, ScoringNet) and batches is None and not net.settings.gradients:
+        return net.criterion(model, axes)
     if batches is None or loss is None:
         asked, do = "criterion 'scoring_net'", "give data, or args = { file = ... }"
         if file:
@@ -59,6 +53,21 @@ def learned(
         raise SecateurError(asked, "no data to run on", do)
     how: dict[str, Any] = {"allocate": allocate, "budget": share[0], "on_trained": on_trained}
     return scoring_net(model, batches, loss, axes=axes, net=net, settings=settings, **how)
+
+
+def net_or_settings(args: Mapping[str, Any], share: float, seed: int) -> tuple[ScoringNet | NetSettings, ScorerSettings]:
+    """What `args` of a recipe ask for: the net of a file, or what one is built and trained by.
+
+    Raises `SecateurError` for a file that is none, and for words that are none.
+    """
+    words = dict(args)
+    if not (file := words.pop("file", None)):
+        return settings_of(words, share, seed)
+    if words:
+        raise SecateurError(f"prune.args = {dict(args)!r}", "settings of training beside a file", "give one or the other")
+    if not isinstance(file, str):
+        raise SecateurError(f"prune.args: file = {file!r}"[:80], "no path", 'give one as text, or "pretrained"')
+    return load_scorer(file), ScorerSettings(seed=seed)
 
 
 def scorer_kept(folder: Path, recipe: Recipe, prefix: str = "") -> OnTrained:

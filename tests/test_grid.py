@@ -163,6 +163,9 @@ WRONG = {
     "cell 'one': key 'sed' in the recipe.*did you mean 'seed'": "[grid.a.one]\nsed = 1",
     "cell 'one': found no epoch after the cut": "[grid.a.one]\nseed = 1",
     "cell 'one': found no holdout": "[grid.a.one]\nfinetune = { epochs = 1 }\ndata = { holdout = 0 }",
+    "cell 'one': prune.args: 'epocs'.*did you mean 'epochs'": (
+        '[grid.a.one]\nfinetune = { epochs = 1 }\nprune = { criterion = "scoring_net", args = { epocs = 1 } }'
+    ),
     r"\[grid.empty\].*no tables": "[grid.empty]",
 }
 

@@ -134,6 +134,15 @@ def test_the_command_scores_with_a_file(tmp_path):
     assert isinstance(missing.exception, SecateurError)
 
 
+def test_where_nothing_can_be_cut_nothing_is_scored():
+    model = zoo.digits_resnet()
+    axes = trace(model, torch.zeros(1, 1, 8, 8)).ignore("*")
+    for encoder in ("stats", "raw"):
+        assert score(axes, random_net(encoder=encoder).criterion(model, axes)) == {}
+    done = CliRunner().invoke(application(), ["score", *SMALL, "--with", "pretrained", "--ignore", "*"])
+    assert done.exit_code == 0, done.output
+
+
 def batches():
     draw = torch.Generator().manual_seed(0)
     return [(torch.randn(8, 1, 8, 8, generator=draw), torch.randint(10, (8,), generator=draw)) for _ in range(2)]

@@ -9,8 +9,8 @@ inside blocks are cut: those of the residual stream cost most without retraining
 Torch-Pruning's criteria run through its own pruner, global ranks, on the same images; what it prunes is read off and repaired
 like ours.
 
-`--distil STEPS` adds to each speedup one row: that which is best on the held-out images, trained without labels towards the
-original's block outputs (`repair.distil`) on `--distil-images` further training images.
+`--distil STEPS` adds to each speedup one row, unless it is there: that which is best on the held-out images, trained
+without labels towards the original's block outputs (`repair.distil`) on `--distil-images` further training images.
 
 Evaluation runs in bfloat16, the dense network too. docs/results/channel.md is made by docs/make/channel.py.
 """
@@ -36,6 +36,7 @@ from common import command, parted, pretrained
 from secateur import allocate, criteria, measure, score, trace
 from secateur.core.axes import Axes
 from secateur.core.plan import Plan
+from secateur.criteria.scoring import NetSettings, ScorerSettings, ScorerStage, ScoringNet, Task, fit_
 from secateur.data import BatchSettings, cifar10, loaders
 from secateur.io import write_json
 from secateur.measure import machine
@@ -58,8 +59,11 @@ DEFAULT = ("l1 default", "l2 default", "fpgm default", "fpgm squares", "taylor d
 
 The rows of the plain names have the arithmetic of the papers.
 """
+LEARNED = ("scoring net",)
+"""Trained anew at each speedup, on the calibration images and for `NET_EPOCHS`."""
 WHOLE = ("whole-model lasso", "whole-model cap", "predicted search")
 PEER = ("tp random", "tp l1", "tp l2", "tp bn scale", "tp fpgm", "tp lamp", "tp taylor", "tp hessian")
+NET_EPOCHS = 75
 SAMPLE = 4096
 """Rows of each batch of 128 images that fits take."""
 LIMIT = {"chip": 1, "hrank": 2, "group_fisher": 2, "obd": 2}
@@ -117,6 +121,10 @@ def plans(name: str, bench: Bench, shares: list[float], seed: int) -> Iterator[t
         for share in shares:
             yield share, peer(name.removeprefix("tp "), bench, share, seed), None
         return
+    if name in LEARNED:
+        for share in shares:
+            yield share, learned(bench, share, seed), None
+        return
     scores = scores_of("cap" if name in WHOLE else name.removesuffix(" energy"), bench, seed)
     for share in shares:
         normalise: Any = "none" if name in ("cap", *WHOLE) else "energy" if name in ENERGY else "mean"
@@ -135,6 +143,21 @@ def plans(name: str, bench: Bench, shares: list[float], seed: int) -> Iterator[t
             widths = {axis: after for axis, (_, after) in plan.widths().items()}
             plan, small = channel_pruning(bench.model, bench.axes, widths, bench.calibration, select=select, sample=SAMPLE)
         yield share, plan, small
+
+
+def ranked(axes: Axes, scores: Any, share: float) -> Plan:
+    """Scores across the network as they are."""
+    return allocate.budget(axes, scores, {"macs": share}, normalise="none", floor=0.1)
+
+
+def learned(bench: Bench, share: float, seed: int) -> Plan:
+    """By the scores of a Scoring Net that is trained at this share on frozen weights."""
+    batches = [pair for x, y in bench.calibration for pair in zip(x.split(64), y.split(64), strict=True)]
+    torch.manual_seed(seed)
+    net = ScoringNet(NetSettings())
+    how = ScorerSettings(stages=(ScorerStage(epochs=NET_EPOCHS),), keeps=(share,), seed=seed)
+    fit_(net, [Task(bench.model, bench.axes, batches, F.cross_entropy, ranked)], how)
+    return ranked(bench.axes, score(bench.axes, net.criterion(bench.model, bench.axes)), share)
 
 
 def searched(bench: Bench, scores: dict[str, Tensor], share: float) -> Plan:
@@ -257,9 +280,11 @@ def distilled(bench: Bench, arguments: argparse.Namespace, known: list[dict[str,
     images = [pair for _, pair in zip(range(arguments.distil_images // 128), source, strict=False)]
     for speedup in map(float, arguments.speedups.split(",")):
         choice = [r for r in known if r["speedup"] == speedup and r["repair"] in REPAIRS[1:]]
-        if not choice or any(r["repair"] == "distil" and r["speedup"] == speedup for r in known):
+        best = max(choice, key=lambda row: row["holdout"], default=None)
+        if best is None or any(
+            r["repair"] == "distil" and r["speedup"] == speedup and r["criterion"] == best["criterion"] for r in known
+        ):
             continue
-        best = max(choice, key=lambda row: row["holdout"])
         _, plan, _ = next(plans(best["criterion"], bench, [1 / speedup], arguments.seed))
         small, start = plan.apply(bench.model), time.perf_counter()
         repair_by_name(best["repair"], plan, sample=SAMPLE)(bench.model, small, bench.calibration)
@@ -274,7 +299,7 @@ def distilled(bench: Bench, arguments: argparse.Namespace, known: list[dict[str,
 def rows(bench: Bench, arguments: argparse.Namespace, known: list[dict[str, Any]], done: Callable[[], None]) -> None:
     """Every row that is not known yet, appended to `known`."""
     speedups = [float(word) for word in arguments.speedups.split(",")]
-    for name in arguments.criteria.split(",") if arguments.criteria else OURS + ENERGY + DEFAULT + PEER + WHOLE:
+    for name in arguments.criteria.split(",") if arguments.criteria else OURS + ENERGY + DEFAULT + LEARNED + PEER + WHOLE:
         have = {(row["speedup"], row["repair"]) for row in known if row["criterion"] == name}
         repairs = ["own"] if name.startswith("whole") else arguments.repairs.split(",")
         missing = [s for s in speedups if any((s, repair) not in have for repair in repairs)]

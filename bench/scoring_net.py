@@ -24,7 +24,7 @@ from common import command
 from secateur import allocate, criteria, repair, score, trace
 from secateur.core.axes import Axes
 from secateur.core.plan import Plan
-from secateur.criteria.scoring import NetSettings, ScorerSettings, ScoringNet, Slopes, Task, fit_
+from secateur.criteria.scoring import NetSettings, ScorerSettings, ScoringNet, Slopes, Task, fit_, weighed
 from secateur.criteria.scoring.units import units_of
 from secateur.data import BatchSettings, digits, loaders
 from secateur.io import read_json, write_json
@@ -132,6 +132,12 @@ class Bench:
         """In one pass."""
         slopes = Slopes(self.model, self.plain, F.cross_entropy) if scorer.settings.gradients else None
         return score(self.axes, scorer.criterion(self.model, self.axes, slopes))
+
+    def weighed(self, scorer: ScoringNet) -> Plan:
+        """By a net that was trained elsewhere, followed as far as the training data bear out."""
+        task = Task(self.model, self.axes, self.plain, F.cross_entropy, ranked)
+        found = weighed(scorer.criterion(self.model, self.axes), task, 0.3)
+        return ranked(self.axes, score(self.axes, found.criterion), 0.3)
 
 
 def compare(seed: int, *, searches: bool = True) -> dict[str, Any]:
@@ -242,7 +248,9 @@ def transfer(seed: int) -> dict[str, Any]:
         own, _ = target.trained(0.3)
         plans = {
             "scoring net, transferred": ranked(target.axes, target.scores(scorer), 0.3),
+            "scoring net, transferred, weighed": target.weighed(scorer),
             "scoring net on L1, transferred": ranked(target.axes, target.scores(corrected), 0.3),
+            "scoring net on L1, transferred, weighed": target.weighed(corrected),
             "scoring net, trained here": ranked(target.axes, target.scores(own), 0.3),
             "scoring net, untrained": ranked(target.axes, target.scores(ScoringNet().eval()), 0.3),
             "l1": by_mean(target.axes, score(target.axes, criteria.l1(target.model)), 0.3),

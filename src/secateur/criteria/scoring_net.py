@@ -15,6 +15,7 @@ from secateur.criteria.scoring.network import ScoringNet
 from secateur.criteria.scoring.settings import NetSettings, ScorerSettings
 from secateur.criteria.scoring.slopes import Slopes
 from secateur.criteria.scoring.task import Task
+from secateur.criteria.scoring.weigh import weighed
 
 OnTrained = Callable[[ScoringNet, list[Record]], None]
 
@@ -29,6 +30,7 @@ def scoring_net(
     net: NetSettings | ScoringNet | None = None,
     settings: ScorerSettings | None = None,
     budget: str = "macs",
+    share: float | None = None,
     on_trained: OnTrained | None = None,
 ) -> Criterion:
     """Scores by a Scoring Net: trained here through gates on the frozen weights, or one that is already trained.
@@ -37,17 +39,21 @@ def scoring_net(
     the one that will make the final plan, as ``lambda axes, scores, share: secateur.allocate.budget(axes, scores,
     {"macs": share}, normalise="none")``, and ask it for scores with ``normalise="none"``: a Scoring Net compares axes itself.
     `net` is how a fresh net is built (from `settings.seed`), or a trained `ScoringNet`, which is asked once and not trained;
-    then `allocate` is not called. `budget` names the count the allocator spends. ``on_trained(net, records)`` is told the net
-    that was trained here, to be saved by `secateur.io.save_scorer`, and the records of `fit_`. The model does not change.
+    then `allocate` is not called, unless `share` is given: the net is then followed as far as `batches` bear out at this share,
+    between not at all, which is L1, and altogether (`scoring.weighed`). `budget` names the count the allocator spends.
+    ``on_trained(net, records)`` is told the net that was trained here, to be saved by `secateur.io.save_scorer`, and the
+    records of `fit_`. The model does not change.
     """
     settings = settings or ScorerSettings()
+    task, given = Task(model, axes, batches, loss, allocate, budget), isinstance(net, ScoringNet)
     if not isinstance(net, ScoringNet):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             fresh = ScoringNet(net)
-        records = fit_(fresh, [Task(model, axes, batches, loss, allocate, budget)], settings)
+        records = fit_(fresh, [task], settings)
         net = fresh
         if on_trained:
             on_trained(net, records)
     slopes = Slopes(model, batches, loss) if net.settings.gradients else None
-    return net.criterion(model, axes, slopes)
+    learned = net.criterion(model, axes, slopes)
+    return weighed(learned, task, share).criterion if given and share is not None else learned

@@ -37,13 +37,15 @@ def learned(
 ) -> Criterion:
     """The criterion "scoring_net" of a recipe.
 
-    `args`: ``file`` names a trained net, which scores without training; otherwise any field of `NetSettings`, `ScorerStage`,
+    `args`: ``file`` names a trained net, which scores without training, and is followed as far as the data bear out; with
+    ``weigh = false`` altogether. Otherwise any field of `NetSettings`, `ScorerStage`,
     `Objective` and `ScorerSettings`, and ``stages``, a list of tables, for several stages. `share` is (count, share) of the
     budget; `on_trained` is told a net that was trained. Raises `SecateurError` for other words, and where data are needed and
     there are none.
     """
     net, settings = net_or_settings(args, share[1], seed)
     file = isinstance(net, ScoringNet)
+    chosen = share[1] if file and args.get("weigh", True) else None
     if isinstance(net, ScoringNet) and batches is None and not net.settings.gradients:
         return net.criterion(model, axes)
     if batches is None or loss is None:
@@ -51,7 +53,7 @@ def learned(
         if file:
             asked, do = "a Scoring Net that reads gradients", "give data, as --data does"
         raise SecateurError(asked, "no data to run on", do)
-    how: dict[str, Any] = {"allocate": allocate, "budget": share[0], "on_trained": on_trained}
+    how: dict[str, Any] = {"allocate": allocate, "budget": share[0], "share": chosen, "on_trained": on_trained}
     return scoring_net(model, batches, loss, axes=axes, net=net, settings=settings, **how)
 
 
@@ -63,6 +65,8 @@ def net_or_settings(args: Mapping[str, Any], share: float, seed: int) -> tuple[S
     words = dict(args)
     if not (file := words.pop("file", None)):
         return settings_of(words, share, seed)
+    if not isinstance(weigh := words.pop("weigh", True), bool):
+        raise SecateurError(f"prune.args: weigh = {weigh!r}", "neither true nor false", "give true or false")
     if words:
         raise SecateurError(f"prune.args = {dict(args)!r}", "settings of training beside a file", "give one or the other")
     if not isinstance(file, str):

@@ -6,5 +6,19 @@ from secateur.criteria.scoring.network import ScoringNet
 from secateur.criteria.scoring.settings import NetSettings, Objective, ScorerSettings, ScorerStage
 from secateur.criteria.scoring.slopes import Slopes
 from secateur.criteria.scoring.task import Task
+from secateur.criteria.scoring.weigh import TRUSTS, Weighed, weighed
 
-__all__ = ["Allocate", "NetSettings", "Objective", "ScorerSettings", "ScorerStage", "ScoringNet", "Slopes", "Task", "fit_"]
+__all__ = [
+    "TRUSTS",
+    "Allocate",
+    "NetSettings",
+    "Objective",
+    "ScorerSettings",
+    "ScorerStage",
+    "ScoringNet",
+    "Slopes",
+    "Task",
+    "Weighed",
+    "fit_",
+    "weighed",
+]

@@ -123,7 +123,8 @@ def effort(known: Mapping[str, Any]) -> list[str]:
 
 def at_init(known: Mapping[str, Any]) -> list[str]:
     """Accuracies after training what criteria of untrained networks left."""
-    seeds = list(known["at_init"].values())
+    most = max(len(s["rows"]) for s in known["at_init"].values())
+    seeds = [s for s in known["at_init"].values() if len(s["rows"]) == most]  # those that every criterion has run on
     shares = list(next(iter(seeds[0]["rows"].values())))
     rows = [[name, *(percent([s["rows"][name][share] for s in seeds]) for share in shares)] for name in seeds[0]["rows"]]
     return [

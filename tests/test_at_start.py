@@ -12,6 +12,9 @@ import handmade
 from secateur import criteria, trace
 from secateur.core.errors import SecateurError
 from secateur.criteria.snip import mean_gradients
+from secateur.recipes import zoo
+from secateur.recipes.choose import choose
+from secateur.recipes.schema import Prune
 from secateur.surgery import Gated, on_batch_statistics
 
 LOSS = nn.CrossEntropyLoss()
@@ -93,6 +96,36 @@ def test_synflow_of_a_linear_network_is_the_sum_over_paths():
     expected = [sum(first[u, i] * second[o, u] for i in range(3) for o in range(2)) for u in range(4)]
     found = criteria.synflow(model, torch.randn(5, 3))(axes.free[0])
     torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_every_axis_passes_the_same_flow_on():
+    """Without biases and with norms that have seen nothing: why SynFlow as it is leaves all axes of a chain equally wide."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 9, 1), nn.Flatten(), nn.Linear(324, 3))
+    for layer in (model[0], model[3], model[5]):
+        layer.bias.data.zero_()
+    axes = trace(model, torch.zeros(1, 1, 8, 8))
+    flow = criteria.synflow(model, torch.zeros(1, 1, 8, 8))
+    one, two = (flow(axis).sum() for axis in axes.free)
+    torch.testing.assert_close(one, two)
+    costs = [1 - axes.count("macs", {axis.name: axis.units - 1}) / axes.count("macs") for axis in axes.free]
+    for axis, cost in zip(axes.free, costs, strict=True):
+        torch.testing.assert_close(criteria.per_cost(axes, flow)(axis), flow(axis) / cost)
+
+
+def test_rounds_of_synflow_meet_the_budget_keep_the_floor_and_need_no_data():
+    """In ten rounds a tenth of the units would be far less than a tenth of those there were at first."""
+    torch.manual_seed(0)
+    model, x = zoo.digits_resnet(widths=(8, 16, 32)), torch.zeros(1, 1, 8, 8)
+    prune = Prune(keep={"macs": 0.15}, criterion="synflow", normalise="none", floor=0.2, rounds=10)
+    axes, plan = choose(model, x, prune)
+    units = {axis.name: axis.units for axis in axes.free}
+    widths = units | {name: after for name, (_, after) in plan.widths().items()}
+    assert axes.count("macs", widths) <= 0.15 * axes.count("macs")
+    assert all(widths[name] >= 0.2 * units[name] for name in units)
+    assert any(widths[name] == -(-units[name] // 5) for name in units), "the floor was met"
+    batch = (torch.randn(8, 1, 8, 8), torch.randint(10, (8,)))
+    assert choose(model, x, prune, batches=[batch], loss=LOSS)[1] == plan, "norms are not re-estimated between rounds"
 
 
 def test_three_sp_divides_by_what_a_unit_costs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from pathlib import Path
@@ -229,6 +230,34 @@ def test_a_table_that_knows_of_no_plan_fast_enough_may_be_wrong() -> None:
 
     found = allocate.measured(plan_of, 0.6, lambda asked: asked - 0.35)  # type: ignore[arg-type]
     assert 0.9 <= found <= 0.95
+
+
+@pytest.mark.parametrize(
+    ("machine", "share", "least", "plans"),
+    [
+        (lambda s: 0.5 * s, 0.6, 0.0, 2),  # faster than the table throughout: all of it is asked for, once
+        (lambda s: 0.3 + 0.25 * s, 0.5, 0.0, 3),  # a straight line takes two points
+        (lambda s: 0.5 + 0.5 * s, 0.1, 0.0, 8),  # out of reach, and found out in as many plans as there may be
+        (lambda s: s + 0.2, 0.45, 0.3, 8),  # the table knows of no plan below 0.3, the clock wants 0.25
+    ],
+)
+def test_each_plan_is_asked_for_once_within_what_there_is(machine, share: float, least: float, plans: int) -> None:  # type: ignore[no-untyped-def]
+    tried: list[float] = []
+    refused = [0.0]
+
+    def plan_of(asked: float) -> float:
+        assert max(refused) < asked <= 1, "nothing below what was refused, nothing above all there is"
+        assert asked not in tried
+        assert not tried or asked >= tried[-1] / 4, "no leap on one steep line"
+        tried.append(asked)
+        if asked < least:
+            refused.append(asked)
+            raise SecateurError("keep", "less than the least possible share", "ask for more")
+        return asked
+
+    with contextlib.suppress(SecateurError):
+        allocate.measured(plan_of, share, machine)  # type: ignore[arg-type]
+    assert len(tried) == plans
 
 
 def test_a_budget_measured_here_holds_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

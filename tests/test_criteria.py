@@ -90,6 +90,7 @@ FACTORIES = {
     "lamp": criteria.lamp,
     "nisp": lambda model: criteria.nisp(model, handmade.axes(model)),
     "isomorphic": lambda model: criteria.isomorphic(model, handmade.axes(model), criteria.l2(model)),
+    "per_cost": lambda model: criteria.per_cost(handmade.axes(model), criteria.l2(model)),
     "thinet": lambda model: criteria.thinet(model, data()),
     "rfp": lambda model: criteria.rfp(model, group=True),
     "obd": lambda model: criteria.obd(model, data(), LOSS),

@@ -88,9 +88,14 @@ def test_the_same_command_again_trains_nothing(carried, monkeypatch):
     assert grid.carry_out(grid.read(path), out) == before
 
 
+CLOSE = ([0.0, 12 / 200, 13 / 200], 2)
+"""One image of 200 is half a point, though 13 / 200 - 0.005 is more than 12 / 200 in binary."""
+FALLING = ([0.5, 0.88, 0.9, 0.95, 0.9], 3)
+
+
 @pytest.mark.parametrize(
     ("curve", "epoch"),
-    [([0.9], 1), ([0.1, 0.5, 0.9], 3), ([0.9, 0.896, 0.9], 1), ([0.5, 0.895, 0.9], 2), ([0.95, 0.8, 0.9], 1)],
+    [([0.9], 1), ([0.1, 0.5, 0.9], 3), ([0.9, 0.896, 0.9], 1), ([0.5, 0.895, 0.9], 2), ([0.95, 0.8, 0.9], 1), CLOSE, FALLING],
 )
 def test_epochs_to_within_half_a_point(curve, epoch):
     assert grid.reached(curve) == epoch
@@ -107,6 +112,49 @@ def test_pieces_are_merged_table_in_table():
     assert table["prune"]["args"]["kl"] == 1
 
 
+CELLS = """
+[grid]
+seeds = 2
+
+[grid.dense.short]
+train = { epochs = 1, lr = 0.1 }
+
+[grid.dense.long]
+train = { epochs = 2, lr = 0.1 }
+
+[grid.network.slow]
+finetune = { epochs = 1, lr = 0.01 }
+
+[grid.network.fast]
+finetune = { epochs = 1, lr = 0.1 }
+"""
+
+
+def test_cells_share_a_dense_model_where_they_begin_alike_and_only_there(tmp_path, monkeypatch):
+    asked = []
+
+    def ran(recipe, place, **_):
+        asked.append((recipe.seed, recipe.train.epochs, recipe.model.weights, place.relative_to(tmp_path).as_posix()))
+
+    monkeypatch.setattr(grid, "run", ran)
+    monkeypatch.setattr(grid, "row", lambda place: place)
+    found = grid.carry_out(grid.read(write(tmp_path, CELLS)), tmp_path)
+    dense = {number: str(tmp_path / f"{{}}/cell-{number}/dense.safetensors") for number in (1, 3)}
+    assert asked == [
+        (seed, epochs, dense[first].format(f"seed-{seed}") if first else None, f"seed-{seed}/cell-{cell}")
+        for seed in (3, 4)
+        for cell, (epochs, first) in enumerate([(1, 0), (0, 1), (2, 0), (0, 3)], 1)
+    ]
+    assert list(found) == ["short / slow", "short / fast", "long / slow", "long / fast"]
+    assert found["long / slow"] == {"3": tmp_path / "seed-3/cell-3", "4": tmp_path / "seed-4/cell-3"}
+
+
+def test_paths_of_a_cell_are_seen_from_the_recipe_and_from_nowhere_else(tmp_path, monkeypatch):
+    path = write(tmp_path, CELLS)
+    monkeypatch.chdir(tmp_path.parent)
+    assert {cell.data.name for cell in grid.read(path).cells.values()} == {f"{tmp_path / 'data.py'}:small"}
+
+
 WRONG = {
     r"no table \[grid\]": "",
     "grid.seeds.*whole number": "[grid]\nseeds = 0\n[grid.a.b]\nseed = 1",
@@ -114,7 +162,11 @@ WRONG = {
     r"\[grid.a\].*no tables": "[grid]\na = 3",
     "cell 'one': key 'sed' in the recipe.*did you mean 'seed'": "[grid.a.one]\nsed = 1",
     "cell 'one': found no epoch after the cut": "[grid.a.one]\nseed = 1",
-    "cell 'one': found no holdout": "[grid.a.one.data]\nholdout = 0",
+    "cell 'one': found no holdout": "[grid.a.one]\nfinetune = { epochs = 1 }\ndata = { holdout = 0 }",
+    "cell 'one': prune.args: 'epocs'.*did you mean 'epochs'": (
+        '[grid.a.one]\nfinetune = { epochs = 1 }\nprune = { criterion = "scoring_net", args = { epocs = 1 } }'
+    ),
+    r"\[grid.empty\].*no tables": "[grid.empty]",
 }
 
 

@@ -11,11 +11,11 @@ import handmade
 from secateur import criteria, score, trace
 from secateur.cli.main import application
 from secateur.core.errors import SecateurError
-from secateur.criteria.scoring import NetSettings, ScorerSettings, ScorerStage, ScoringNet
+from secateur.criteria.scoring import NetSettings, Objective, ScorerSettings, ScorerStage, ScoringNet
 from secateur.io import load_scorer, read_metadata, save, save_scorer
 from secateur.io.scorer import PRETRAINED
 from secateur.recipes import choose as chooser
-from secateur.recipes import run, zoo
+from secateur.recipes import read, run, zoo
 from secateur.recipes.choose import amount, choose, costs_of
 from secateur.recipes.schema import Prune, from_dict
 from secateur.recipes.scoring import settings_of
@@ -134,6 +134,15 @@ def test_the_command_scores_with_a_file(tmp_path):
     assert isinstance(missing.exception, SecateurError)
 
 
+def test_where_nothing_can_be_cut_nothing_is_scored():
+    model = zoo.digits_resnet()
+    axes = trace(model, torch.zeros(1, 1, 8, 8)).ignore("*")
+    for encoder in ("stats", "raw"):
+        assert score(axes, random_net(encoder=encoder).criterion(model, axes)) == {}
+    done = CliRunner().invoke(application(), ["score", *SMALL, "--with", "pretrained", "--ignore", "*"])
+    assert done.exit_code == 0, done.output
+
+
 def batches():
     draw = torch.Generator().manual_seed(0)
     return [(torch.randn(8, 1, 8, 8, generator=draw), torch.randint(10, (8,), generator=draw)) for _ in range(2)]
@@ -197,6 +206,34 @@ def test_a_net_trained_in_a_run_is_in_its_folder_with_its_records(tmp_path):
     assert done.exit_code == 0, done.output
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"prune": {"criterion": "scoring_net", "args": {"stages": [{"epocs": 1}]}}}, "did you mean 'epochs'"),
+        ({"prune": {"criterion": "scoring_net", "args": {"keeps": 0.5}}}, "a list of numbers"),
+        ({"prune": {"criterion": "scoring_net", "args": {"file": "none.safetensors"}}}, "no such file"),
+        ({"prune": {"criterion": "scoring_net", "args": {"file": 3}}}, "no path"),
+        ({"stage": [{"name": "a", "epochs": 1}, {"name": "a", "epochs": 1}]}, "another stage of that name"),
+    ],
+)
+def test_wrong_words_are_told_before_anything_is_trained(words, said, tmp_path):
+    whole = {"model": {"build": "zoo:digits_resnet"}, "data": {"name": "digits"}, "train": {"epochs": 99}, **words}
+    with pytest.raises(SecateurError, match=said):
+        run(from_dict(whole), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_file_of_a_net_may_lie_beside_the_recipe(tmp_path, monkeypatch):
+    save_scorer(tmp_path / "net.safetensors", random_net())
+    table = '[model]\nbuild = "zoo:digits_resnet"\n[data]\nname = "digits"\n'
+    table += '[prune]\ncriterion = "scoring_net"\nargs = { file = "net.safetensors" }\n'
+    (tmp_path / "recipe.toml").write_text(table)
+    monkeypatch.chdir(tmp_path.parent)
+    assert read(tmp_path / "recipe.toml").prune.args == {"file": str(tmp_path / "net.safetensors")}
+    (tmp_path / "recipe.toml").write_text(table.replace("net.safetensors", "pretrained"))
+    assert read(tmp_path / "recipe.toml").prune.args == {"file": "pretrained"}
+
+
 def test_a_net_trained_for_a_plan_lies_beside_it(tmp_path):
     words = ["plan", "zoo:digits_resnet", "--keep", "macs=0.5", "--criterion", "scoring_net", "--data", "digits"]
     words += ["--set", "args={epochs = 1}", "--set", "batches=1", "-o", str(tmp_path / "half.json")]
@@ -238,6 +275,14 @@ def test_words_of_a_recipe_become_settings():
     assert settings.seed == 5
     with pytest.raises(SecateurError, match=r"'epoch'.*did you mean 'epochs'"):
         settings_of({"epoch": 3}, 0.5, 0)
+    stage = {"name": "a", "task": 0, "kl": 1, "optimizer": "sgd", "lr": 0.1, "epochs": 2}
+    assert settings_of({"stages": [stage]}, 0.5, 0)[1].stages == (ScorerStage("a", 2, Objective(0, 1), "sgd", 0.1),)
+    with pytest.raises(SecateurError, match=r"args\.stages: 'epocs'.*did you mean 'epochs'"):
+        settings_of({"stages": [{"epocs": 3}]}, 0.5, 0)
+    with pytest.raises(SecateurError, match=r"args\.stages: 'loss'.*task = 0 and kl = 1"):
+        settings_of({"stages": [{"loss": "kl"}]}, 0.5, 0)
+    with pytest.raises(SecateurError, match=r"args\.stages: 'width'.*no such setting"):
+        settings_of({"stages": [{"width": 32}]}, 0.5, 0)
     with pytest.raises(SecateurError, match="give a list of tables"):
         settings_of({"stages": 3}, 0.5, 0)
     assert settings_of({}, 0.5, 0)[1] == ScorerSettings(stages=(ScorerStage(),), keeps=(0.5,))

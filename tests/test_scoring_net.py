@@ -492,6 +492,13 @@ BAD = {
     "no weight on task, kl": lambda: ScorerSettings(mode="init", stages=(ScorerStage(objective=Objective(task=0)),)),
     "soft=": lambda: ScorerSettings(soft=(1.0, 0.0)),
     "drop=": lambda: ScorerSettings(drop=(0.5, 0.1)),
+    r"keeps=0\.5.*a list of numbers": lambda: ScorerSettings(keeps=0.5),  # type: ignore[arg-type]
+    r"drop=\('a',": lambda: ScorerSettings(drop=("a", 0.5)),  # type: ignore[arg-type]
+    "give a list of ScorerStage": lambda: ScorerSettings(stages=ScorerStage()),  # type: ignore[arg-type]
+    "seed='a'": lambda: ScorerSettings(seed="a"),  # type: ignore[arg-type]
+    "layers=5": lambda: Objective(features=1, layers=5),  # type: ignore[arg-type]
+    "a stage of a Scoring Net": lambda: ScorerStage(name=5),  # type: ignore[arg-type]
+    "a loss of shape": lambda: fit_(ScoringNet(), [replace(task(handmade.small()), loss=lambda out, y: out)], SHORT),
     "unrolled=0": lambda: ScorerSettings(unrolled=0),
     "no task": lambda: fit_(ScoringNet(), []),
     "no batch": lambda: fit_(ScoringNet(), [replace(task(handmade.small()), batches=[])], SHORT),

@@ -56,6 +56,54 @@ def test_layers_with_something_between_have_no_rank():
     assert [axis.kind for axis in trace(model, x).free] == ["channel"], "a bias between: no product of two matrices"
 
 
+class Wired(nn.Module):
+    """`layers` (and a norm and a head beside them), run by `path`, which sees this module and the input."""
+
+    def __init__(self, layers, path):
+        super().__init__()
+        self.layers, self.path = layers, path
+        self.norm, self.head = nn.BatchNorm1d(4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+
+    def forward(self, x):
+        return self.path(self, x)
+
+
+def three(kind=nn.Sequential):
+    layers = [nn.Linear(4, 4, bias=False), nn.Linear(4, 2), nn.Linear(4, 2)]
+    return kind(layers) if kind is nn.ModuleList else kind(*layers)
+
+
+NO_RANK = {
+    "a norm beside": (three, lambda m, x: m.layers[1](m.norm(m.layers[0](x)))),
+    "two readers": (three, lambda m, x: (m.layers[1](m.layers[0](x)), m.layers[2](m.layers[0](x)))),
+    "two rows": (three, lambda m, x: (m.head[1](m.layers[0](x)), m.head[0](x))),
+    "not in a row": (three, lambda m, x: (m.layers[2](m.layers[0](x)), m.layers[1](x))),
+    "a list": (lambda: three(nn.ModuleList), lambda m, x: m.layers[1](m.layers[0](x))),
+    "other names": (
+        lambda: nn.ModuleDict({"one": nn.Linear(4, 4, bias=False), "two": nn.Linear(4, 2)}),
+        lambda m, x: m.layers["two"](m.layers["one"](x)),
+    ),
+    "no matrices": (
+        lambda: nn.Sequential(nn.Conv1d(4, 4, 1, bias=False), nn.Conv1d(4, 2, 1)),
+        lambda m, x: m.layers(x[:, :, None]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_RANK)
+def test_what_only_looks_like_a_product_has_no_rank(name):
+    build, path = NO_RANK[name]
+    model = Wired(build(), path).eval()
+    free = trace(model, torch.zeros(2, 4)).free
+    assert "rank" not in [axis.kind for axis in free]
+    assert any(slot.tensor.startswith("layers") for axis in free for slot in axis.slots), "there is what looks like one"
+
+
+def test_a_product_may_be_followed_by_anything():
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    assert [(axis.units, axis.kind) for axis in trace(model, torch.zeros(1, 4)).free] == [(3, "rank"), (6, "channel")]
+
+
 @pytest.mark.parametrize("name", FACTORED)
 @pytest.mark.parametrize("settings", [NetSettings(), NetSettings(encoder="raw"), NetSettings(gradients=True)], ids=str)
 def test_ranks_are_read_learned_on_and_cut(name, settings):

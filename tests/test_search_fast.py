@@ -422,7 +422,17 @@ def test_trials_are_judged_where_the_recipe_says(where: str) -> None:
 
 @pytest.mark.parametrize("metric", ["accuracy", "loss"])
 def test_candidates_of_a_recipe_judged_at_once_decide_the_same(metric: str, call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    words = ["search", *SMALL, *QUICK, "--set", f"search.metric={metric}", "--set", "search.recover=0"]
+    words = [
+        "search",
+        *SMALL,
+        *QUICK,
+        "--set",
+        f"search.metric={metric}",
+        "--set",
+        "search.recover=0",
+        "--set",
+        "data.test_batch=30",
+    ]
     assert call(*words, "-o", "one")[0] == 0
     assert call(*words, "-o", "many", "--set", "search.at_once=3")[0] == 0
     assert read_plan(tmp_path / "one" / "plan.json") == read_plan(tmp_path / "many" / "plan.json")

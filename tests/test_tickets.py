@@ -136,6 +136,27 @@ def test_unknown_words_and_other_networks_are_refused():
         ticket(nn.Linear(2, 2), model, structured(model))
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.InstanceNorm1d, nn.LayerNorm, lambda n: nn.GroupNorm(2, n), nn.RMSNorm])
+def test_norms_of_a_ticket_begin_anew(norm):
+    layer = norm(4, affine=True) if norm is nn.InstanceNorm1d else norm(4)
+    model = nn.Sequential(nn.Linear(3, 4), layer, nn.Linear(4, 2))
+    for value in layer.parameters():
+        value.data.fill_(7.0)
+    model[2].bias.data.fill_(7.0)
+    plan = largest(model, 0.5)
+    made = ticket(model, deepcopy(model), plan)
+    assert (made[1].weight == 1).all()
+    assert getattr(made[1], "bias", None) is None or (made[1].bias == 0).all()
+    assert (made[2].bias == 7).all(), "biases of layers are as they were"
+
+
+@pytest.mark.parametrize("words", [["zoo:nothing"], ["--data", "nothing"], ["zoo:cifar_resnet20"]])
+def test_what_cannot_be_had_leaves_no_folder(words, tmp_path):
+    run = CliRunner().invoke(application(), ["tickets", *words, "-o", str(tmp_path / "out")])
+    assert isinstance(run.exception, SecateurError)
+    assert not (tmp_path / "out").exists()
+
+
 def check_kept(place, found):
     """From the files alone: the tickets of the grid, with the accuracies it has written."""
     build = lambda: zoo.digits_resnet(widths=(4, 4, 4))  # noqa: E731
@@ -202,6 +223,7 @@ def test_the_grid_repeats_and_refuses_what_it_cannot_run():
     build = lambda: zoo.digits_resnet(widths=(4, 4, 4))  # noqa: E731
     one, two = (grid(build, lambda seed: (made, made), made[0][0][:1], settings) for _ in range(2))
     assert one == two
+    assert GridSettings(variants=("sign", "sign"), kinds=("structured",) * 2) == GridSettings(("sign",), ("structured",))
     wrong = ({"variants": ("sing",)}, {"kinds": ("flat",)}, {"keep": 1.0}, {"seeds": ()}, {"late": 9})
     for words in wrong:
         with pytest.raises(SecateurError):

@@ -9,7 +9,7 @@ import numpy as np
 from secateur.allocate.climb import climb, lowest
 from secateur.allocate.cost import cost
 from secateur.allocate.costs import CostOf
-from secateur.allocate.ladder import Normalise, chosen, ladders
+from secateur.allocate.ladder import Floor, Normalise, chosen, ladders
 from secateur.allocate.share import at_least, limit
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
@@ -23,7 +23,7 @@ def budget(
     keep: Budget,
     *,
     normalise: Normalise = "mean",
-    floor: float = 0.1,
+    floor: Floor = 0.1,
     multiple: int = 1,
     costs: Mapping[str, CostOf] | None = None,
 ) -> Plan:
@@ -37,13 +37,15 @@ def budget(
     Scores of one axis are divided by their mean absolute value, "max", "sum" or "l2" norm, or taken as they are
     ("none"); "energy" takes their squares by the mean square, which for norms leaves more to an axis whose units differ
     little; "rank" replaces them by their rank, which cuts all axes alike. Each axis keeps at least the share `floor`
-    of its units and one. Widths are multiples of `multiple` or stay whole; heads and groups are not rounded. Equal scores
-    go by axis, then by index. Raises `SecateurError` where the budget is impossible, saying the least possible share.
+    of its units and one; `floor` may name a share for each axis. Widths are multiples of `multiple` or stay whole; heads and
+    groups are not rounded. Equal scores go by axis, then by index. Raises `SecateurError` where the budget is impossible,
+    saying the least possible share.
     """
     if not keep:
         raise SecateurError("a budget", "no count in it", 'give for instance {"macs": 0.5}')
     rungs = ladders(axes, scores, normalise=normalise, floor=floor, multiple=multiple)
     amounts = {what: _amount(axes, what, costs or {}) for what in keep}
+    floors = "the floors" if isinstance(floor, Mapping) else f"floor={floor}"
     full, least = np.array([axis.units for axis in axes.free], dtype=np.int64), lowest(rungs)
     limits = {what: _limit(share, amounts[what](full), what) for what, share in keep.items()}
     for what, share in keep.items():
@@ -53,7 +55,7 @@ def budget(
                 raise SecateurError(f"keep={{{what!r}: {share!r}}}", "no axis that can be cut", do)
             possible = at_least(int(np.ceil(amounts[what](least) * 1000)), int(amounts[what](full) * 1000))
             possible = at_least(int(amounts[what](least)), axes.count(what)) if what in axes.terms else possible
-            do = f"ask for at least that, or lower floor={floor} or multiple={multiple}"
+            do = f"ask for at least that, or lower {floors} or multiple={multiple}"
             raise SecateurError(f"keep={{{what!r}: {share!r}}}", f"that {possible} is the least possible share", do)
     widths = climb(rungs, lambda widths: all(amounts[what](widths) <= limits[what] for what in keep))
     return axes.plan(chosen(rungs, widths))

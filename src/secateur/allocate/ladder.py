@@ -5,7 +5,7 @@ Shape legend: N units, R rungs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -18,6 +18,9 @@ from secateur.core.errors import SecateurError, nearest
 from secateur.core.protocols import Scores
 
 Normalise = Literal["mean", "max", "sum", "l2", "energy", "rank", "none"]
+
+Floor = float | Mapping[str, float]
+"""The share of its units an axis keeps at least, one for all or by axis; 0 where an axis is not named."""
 
 DIVISORS: dict[str, Callable[[np.ndarray], float]] = {
     "mean": lambda sizes: float(sizes.mean()),
@@ -50,7 +53,7 @@ class Ladder:
         return sorted(self.order[:width].tolist())
 
 
-def ladders(axes: Axes, scores: Scores, *, normalise: str = "none", floor: float = 0.0, multiple: int = 1) -> list[Ladder]:
+def ladders(axes: Axes, scores: Scores, *, normalise: str = "none", floor: Floor = 0.0, multiple: int = 1) -> list[Ladder]:
     """One ladder per free axis, in the order of `axes.free`.
 
     Raises `SecateurError` for scores that are missing, misnamed, too few, too many or not finite, for an unknown
@@ -59,13 +62,15 @@ def ladders(axes: Axes, scores: Scores, *, normalise: str = "none", floor: float
     known = get_args(Normalise)
     if normalise not in known:
         raise SecateurError(f"normalise={normalise!r}", "no such normalisation", nearest(normalise, known))
-    if not 0 <= floor <= 1:
+    floors = floor if isinstance(floor, Mapping) else {axis.name: floor for axis in axes.free}
+    if not all(0 <= share <= 1 for share in (floors.values() if isinstance(floor, Mapping) else [floor])):
         raise SecateurError(f"floor={floor!r}", "no share", "give the share of its units each axis keeps at least, 0 to 1")
     if multiple < 1 or multiple != int(multiple):
         raise SecateurError(f"multiple={multiple!r}", "no width to round to", "give a whole number from 1 up")
     for name in scores:
         axes[name]  # a misspelt name is an error, not a missing score
-    return [_ladder(axis, _values(axis, scores), normalise, allowed(axis, floor, int(multiple))) for axis in axes.free]
+    widths = {axis.name: allowed(axis, floors.get(axis.name, 0.0), int(multiple)) for axis in axes.free}
+    return [_ladder(axis, _values(axis, scores), normalise, widths[axis.name]) for axis in axes.free]
 
 
 def allowed(axis: Axis, floor: float, multiple: int) -> np.ndarray:

@@ -48,12 +48,14 @@ def tickets(
     chosen |= {"kinds": tuple(kinds)} if kinds else {}
     how = GridSettings(seeds=tuple(range(seeds)), keep=keep, late=late, fit=FitSettings(epochs=epochs, lr=lr), **chosen)
     batches = _data(model, source(data, folder, augment=True, batch=batch))
+    example = parts.first_input(batches(0)[1], 1)
+    parts.build_model(model, {})  # what cannot be had is told before there is a folder
     output.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     with screen.bars(quiet or as_json) as progress, on_threads(threads):
         told: dict[str, Any] = {"progress": progress} if progress else {}
         told |= {"folder": output} if keep_weights else {}
-        found = grid(lambda: parts.build_model(model, {}), batches, parts.first_input(batches(0)[1], 1), how, **told)
+        found = grid(lambda: parts.build_model(model, {}), batches, example, how, **told)
     seconds = round(time.perf_counter() - begun, 1)
     table = {**machine.record(), "seconds": seconds, "model": model, "data": data, "settings": asdict(how), "found": found}
     write_json(output / "tickets.json", table)

@@ -18,6 +18,7 @@ from secateur.criteria.lamp import lamp
 from secateur.criteria.lasso import lasso
 from secateur.criteria.nisp import nisp
 from secateur.criteria.obd import obd
+from secateur.criteria.per_cost import per_cost
 from secateur.criteria.random import random
 from secateur.criteria.rfp import rfp
 from secateur.criteria.score import score
@@ -44,6 +45,7 @@ __all__ = [
     "lasso",
     "nisp",
     "obd",
+    "per_cost",
     "random",
     "rfp",
     "score",

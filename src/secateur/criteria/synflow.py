@@ -21,7 +21,9 @@ def synflow(model: nn.Module, example: Any, *, default: Criterion | None = None)
 
     `example` gives the shape of the input: a tensor, or a tuple of tensors; whole numbers stay as they are. In evaluation mode
     and double precision; the model does not change. The method prunes in rounds, 100 in the paper, on an exponential schedule:
-    `rounds` of a recipe's [prune] do that. An axis that no parameter reads is scored by `default`.
+    `rounds` of a recipe's [prune] do that. Every axis passes the same flow on, so scores as they are leave all axes equally
+    wide, as they leave all layers of the paper equally many weights: right for a budget on parameters; for one on MACs divide
+    them by `per_cost`, or by the mean of the axis. An axis that no parameter reads is scored by `default`.
 
     Source: Tanaka et al., 2020, eq. 2 and algorithm 1, for single weights. As in its code every number of the state loses its
     sign, buffers among them.

@@ -87,7 +87,8 @@ def _is_rank(slots: Sequence[Slot], model: nn.Module) -> bool:
     if parent != beside or not (name.isdecimal() and then.isdecimal() and int(then) == int(name) + 1):
         return False
     layers = model.get_submodule(parent)
-    return type(layers) is nn.Sequential and all(isinstance(layer, (nn.Linear, nn.Conv2d)) for layer in layers)
+    factors = [layers.get_submodule(number) for number in (name, then)]
+    return type(layers) is nn.Sequential and all(isinstance(layer, (nn.Linear, nn.Conv2d)) for layer in factors)
 
 
 def counts(model: nn.Module, state: State, found: Sequence[Found]) -> dict[str, tuple[Term, ...]]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from secateur import allocate, criteria
 from secateur.allocate.costs import CostOf
+from secateur.allocate.ladder import Floor
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
@@ -55,7 +56,8 @@ def choose(
     """The axes of `model` as it is, and the plan that leaves what `prune.keep` says of it.
 
     With `prune.rounds` r above 1 each round leaves the r-th root of the share, on a copy whose batch norms are
-    re-estimated on `batches` before it is scored anew; the rounds compose into one plan for `model`.
+    re-estimated on `batches` before it is scored anew, unless the criterion is one for networks before training, which asks
+    for none. The rounds compose into one plan for `model`; `prune.floor` is a share of the units of `model` in every round.
     `on_trained` is told the Scoring Net and its records where one is trained, in every round anew.
     Raises `SecateurError` where the criterion needs data and there is none, and for a budget that cannot be met.
     """
@@ -71,15 +73,16 @@ def choose(
         if prune.rounds > 1:  # of what the rounds before have left
             now = {what: amount(axes, costs, what) for what in shares}
             keep = {what: min(1.0, s ** (number / prune.rounds) * dense[what] / now[what]) for what, s in shares.items()}
-        judged = criterion(current, prune, example, axes=axes, costs=costs, **known)
+        floor = floors(prune, first, axes)
+        judged = criterion(current, prune, example, axes=axes, costs=costs, floor=floor, **known)
         scores = score(axes, criteria.isomorphic(current, axes, judged) if prune.isomorphic else judged)
         if number == prune.rounds and "latency" in keep and not prune.table:
-            plan = plan.then(_by_the_clock(current, (axes, scores), prune, keep, costs, example=example))
+            plan = plan.then(_by_the_clock(current, (axes, scores), prune, keep, costs, example=example, floor=floor))
         else:
-            plan = plan.then(allocated(axes, scores, prune, keep, costs))
+            plan = plan.then(allocated(axes, scores, prune, keep, costs, floor=floor))
         if number < prune.rounds:
             current = plan.apply(model)
-            if batches is not None:
+            if batches is not None and prune.criterion not in AT_START:
                 batchnorm(model, current, batches)
             axes = trace(current, example).ignore(*prune.ignore)
             costs = costs_of(current, axes, example, prune)
@@ -97,14 +100,15 @@ def criterion(
     loss: Loss | None,
     seed: int,
     costs: Mapping[str, CostOf] | None = None,
+    floor: Floor | None = None,
     on_trained: OnTrained | None = None,
 ) -> Criterion:
     """The criterion `prune` names, made for `model`. Raises `SecateurError` where it needs data and there is none.
 
-    A Scoring Net wants the `costs` of `costs_of` where the budget is on one.
+    A Scoring Net wants the `costs` of `costs_of` where the budget is on one, and the `floor` of `allocated`.
     """
     if prune.criterion == "scoring_net":
-        share, by_share = _judging(prune, axes, costs or {})
+        share, by_share = _judging(prune, costs or {}, floor)
         how: dict[str, Any] = {"allocate": by_share, "share": share, "seed": seed, "on_trained": on_trained}
         return learned(model, axes, batches, loss, prune.args, **how)
     if prune.criterion in DATA_DRIVEN and batches is None:
@@ -122,7 +126,7 @@ def criterion(
     return call_with("prune", prune.args, make, *given, **named)
 
 
-def _judging(prune: Prune, axes: Axes, costs: Mapping[str, CostOf]) -> tuple[tuple[str, float], Allocate]:
+def _judging(prune: Prune, costs: Mapping[str, CostOf], floor: Floor | None) -> tuple[tuple[str, float], Allocate]:
     """((count, share), allocator) a Scoring Net is trained by: the plans of `prune` on the first part of its budget.
 
     What has no slope by widths lends that of a count beside it: parameters for bytes, MACs for memory and latency.
@@ -130,7 +134,7 @@ def _judging(prune: Prune, axes: Axes, costs: Mapping[str, CostOf]) -> tuple[tup
     what, share = next(iter(cast(dict[str, float], prune.keep).items()))
 
     def by_share(axes: Axes, scores: Mapping[str, torch.Tensor], keep: float) -> Plan:
-        return allocated(axes, scores, prune, {what: keep}, costs)
+        return allocated(axes, scores, prune, {what: keep}, costs, floor=floor)
 
     beside = "params" if what == "bytes" else "macs"
     return (beside if what in costs else what, share), by_share
@@ -162,11 +166,12 @@ def _by_the_clock(
     costs: Mapping[str, CostOf],
     *,
     example: Any,
+    floor: Floor | None = None,
 ) -> Plan:
     """The plan whose network takes at most the share of milliseconds that `keep` says, measured here."""
 
     def by_table(share: float) -> Plan:
-        return allocated(*ranked, prune, {**keep, "latency": share}, costs)
+        return allocated(*ranked, prune, {**keep, "latency": share}, costs, floor=floor)
 
     return allocate.measured(by_table, keep["latency"], lambda plan: measured_share(model, plan, example))
 
@@ -182,15 +187,31 @@ def amount(axes: Axes, costs: Mapping[str, CostOf], what: str, widths: Mapping[s
     return costs[what](widths or {}) if what in costs else axes.count(what, widths)
 
 
+def floors(prune: Prune, dense: Axes, axes: Axes) -> dict[str, float]:
+    """What share of its units each of `axes` keeps at least, for `prune.floor` to hold of those of `dense`."""
+    units = {axis.name: axis.units for axis in dense}
+    return {axis.name: min(1.0, prune.floor * units.get(axis.name, axis.units) / axis.units) for axis in axes}
+
+
 def allocated(
-    axes: Axes, scores: Mapping[str, torch.Tensor], prune: Prune, keep: Mapping[str, float], costs: Mapping[str, CostOf]
+    axes: Axes,
+    scores: Mapping[str, torch.Tensor],
+    prune: Prune,
+    keep: Mapping[str, float],
+    costs: Mapping[str, CostOf],
+    *,
+    floor: Floor | None = None,
 ) -> Plan:
-    """The plan `prune.allocator` makes: "budget" trades axes against each other, "uniform" leaves the same share of each."""
+    """The plan `prune.allocator` makes: "budget" trades axes against each other, "uniform" leaves the same share of each.
+
+    `floor` stands in for `prune.floor` where a network was cut before.
+    """
     if prune.allocator == "budget":
         own = prune.isomorphic or prune.criterion in COMPARES_AXES
         known = NORMALISE.get(prune.criterion, "mean") if prune.normalise == "auto" else prune.normalise
         how = "none" if own else known
-        return allocate.budget(axes, scores, keep, normalise=how, floor=prune.floor, multiple=prune.multiple, costs=costs)
+        least = prune.floor if floor is None else floor
+        return allocate.budget(axes, scores, keep, normalise=how, floor=least, multiple=prune.multiple, costs=costs)
     return _uniform(axes, scores, prune, keep, costs)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from secateur.core.errors import SecateurError
 from secateur.io.files import read_json, read_text
 from secateur.recipes import schema
 from secateur.recipes.progress import Progress, silent
-from secateur.recipes.run import run
+from secateur.recipes.run import check, run
 from secateur.recipes.schema import Recipe
 
 NEAR = 0.005
@@ -56,12 +57,19 @@ def read(path: str | Path, change: Callable[[dict[str, Any]], Any] | None = None
         whole: dict[str, Any] = table
         for side, name in zip(sides.values(), cell, strict=True):
             whole = merged(whole, side[name])
-        try:
+        with _named(cell):
             cells[cell] = schema.from_dict(schema.beside(whole, path.absolute().parent))
-        except SecateurError as error:
-            raise SecateurError(f"cell {' / '.join(cell)!r}: {error.asked}", error.found, error.do) from None
     first = cells[next(iter(cells))]
     return Grid(tuple(sides), cells, tuple(first.seed + number for number in range(seeds)))
+
+
+@contextmanager
+def _named(cell: tuple[str, ...]) -> Iterator[None]:
+    """What is wrong with a cell, said with its name."""
+    try:
+        yield
+    except SecateurError as error:
+        raise SecateurError(f"cell {' / '.join(cell)!r}: {error.asked}", error.found, error.do) from None
 
 
 def merged(table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,13 +90,16 @@ def carry_out(
     accuracies after each epoch, and "epochs_to_half_a_point": the first epoch at which the curve is at most
     0.005 below its last value. The curve is that of the holdout; of the test set only the three accuracies are taken.
     Cells that begin alike share the dense model of the first of them.
-    Raises `SecateurError` where there is no holdout or nothing is trained after the cut, before anything is run.
+    Raises `SecateurError` where there is no holdout, nothing is trained after the cut, or a cell has a wrong word, before
+    anything is run.
     """
     for cell, recipe in grid.cells.items():
         if not recipe.data.holdout or not sum(stage.epochs for stage in recipe.stage) + recipe.finetune.epochs:
             lacks = "no epoch after the cut" if recipe.data.holdout else "no holdout to follow the training on"
             do = "add [[stage]] or [finetune]" if recipe.data.holdout else "set data.holdout, as 100 images"
             raise SecateurError(f"cell {' / '.join(cell)!r}", lacks, do)
+        with _named(cell):
+            check(recipe)
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     total = len(grid.seeds) * len(grid.cells)
     for done, (seed, (number, (cell, recipe))) in enumerate(itertools.product(grid.seeds, enumerate(grid.cells.items(), 1))):

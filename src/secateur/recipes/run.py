@@ -20,8 +20,10 @@ from secateur.recipes.parts import parts
 from secateur.recipes.phases import PHASES, Job
 from secateur.recipes.progress import Progress, silent
 from secateur.recipes.schema import Recipe, trained
+from secateur.recipes.scoring import net_or_settings
 from secateur.recipes.searching import require_search
 from secateur.recipes.tune import settings_of
+from secateur.train.stages import told_apart
 
 
 def run(
@@ -45,13 +47,7 @@ def run(
     recipe = replace(recipe, data=replace(recipe.data, folder=data))
     folder, progress = Path(folder), progress or silent
     device = files.device(recipe.device)
-    if recipe.stage and recipe.finetune.epochs:
-        raise SecateurError("a recipe", "[finetune] with epochs beside [[stage]]", "write the fine-tuning as one more stage")
-    for stage in recipe.stage:
-        trained(stage, recipe.seed)
-    for section in (recipe.train, recipe.lowtrain, recipe.finetune):
-        settings_of(section, recipe.seed)  # an unknown optimizer is told now, not after the first phase
-    require_search(recipe)
+    check(recipe)
     files.prepare(folder)
     with files.alone(folder), threads(recipe.threads):
         state = files.create(folder, recipe, command)
@@ -64,6 +60,18 @@ def run(
             _finish(folder, state)
         files.tidy(folder)
         return read_json(folder / "facts.json", "facts")
+
+
+def check(recipe: Recipe) -> None:
+    """Raise `SecateurError` now for wrong words that a phase would only come upon after others."""
+    if recipe.stage and recipe.finetune.epochs:
+        raise SecateurError("a recipe", "[finetune] with epochs beside [[stage]]", "write the fine-tuning as one more stage")
+    told_apart([trained(stage, recipe.seed) for stage in recipe.stage])
+    if recipe.prune.criterion == "scoring_net":
+        net_or_settings(recipe.prune.args, 1.0, recipe.seed)
+    for section in (recipe.train, recipe.lowtrain, recipe.finetune):
+        settings_of(section, recipe.seed)
+    require_search(recipe)
 
 
 def _phases(job: Job, state: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -43,20 +43,11 @@ def learned(
     budget; `on_trained` is told a net that was trained. Raises `SecateurError` for other words, and where data are needed and
     there are none.
     """
-    words, chosen = dict(args), None
-    if file := words.pop("file", None):
-        weigh = words.pop("weigh", True)
-        if not isinstance(weigh, bool):
-            raise SecateurError(f"prune.args: weigh = {weigh!r}", "neither true nor false", "give true or false")
-        chosen = share[1] if weigh else None
-        if words:
-            raise SecateurError(f"prune.args = {dict(args)!r}", "settings of training beside a file", "give one or the other")
-        net: Any = load_scorer(file)
-        settings = ScorerSettings(seed=seed)
-        if batches is None and not net.settings.gradients:
-            return net.criterion(model, axes)
-    else:
-        net, settings = settings_of(words, share[1], seed)
+    net, settings = net_or_settings(args, share[1], seed)
+    file = isinstance(net, ScoringNet)
+    chosen = share[1] if file and args.get("weigh", True) else None
+    if isinstance(net, ScoringNet) and batches is None and not net.settings.gradients:
+        return net.criterion(model, axes)
     if batches is None or loss is None:
         asked, do = "criterion 'scoring_net'", "give data, or args = { file = ... }"
         if file:
@@ -64,6 +55,23 @@ def learned(
         raise SecateurError(asked, "no data to run on", do)
     how: dict[str, Any] = {"allocate": allocate, "budget": share[0], "share": chosen, "on_trained": on_trained}
     return scoring_net(model, batches, loss, axes=axes, net=net, settings=settings, **how)
+
+
+def net_or_settings(args: Mapping[str, Any], share: float, seed: int) -> tuple[ScoringNet | NetSettings, ScorerSettings]:
+    """What `args` of a recipe ask for: the net of a file, or what one is built and trained by.
+
+    Raises `SecateurError` for a file that is none, and for words that are none.
+    """
+    words = dict(args)
+    if not (file := words.pop("file", None)):
+        return settings_of(words, share, seed)
+    if not isinstance(weigh := words.pop("weigh", True), bool):
+        raise SecateurError(f"prune.args: weigh = {weigh!r}", "neither true nor false", "give true or false")
+    if words:
+        raise SecateurError(f"prune.args = {dict(args)!r}", "settings of training beside a file", "give one or the other")
+    if not isinstance(file, str):
+        raise SecateurError(f"prune.args: file = {file!r}"[:80], "no path", 'give one as text, or "pretrained"')
+    return load_scorer(file), ScorerSettings(seed=seed)
 
 
 def scorer_kept(folder: Path, recipe: Recipe, prefix: str = "") -> OnTrained:
@@ -90,20 +98,25 @@ def settings_of(words: Mapping[str, Any], share: float, seed: int) -> tuple[NetS
     net = NetSettings(**_of(NetSettings, words))
     common = _stage(words)
     rest = _of(ScorerSettings, words)
-    unknown = set(words) - {f.name for kind in PARTS.values() for f in fields(kind)} | set(words) & {"objective"}
-    if unknown:
-        known = sorted({f.name for kind in PARTS.values() for f in fields(kind)} - {"objective"} | {"file"})
-        raise SecateurError(f"prune.args: {sorted(unknown)[0]!r}", "no such setting", nearest(sorted(unknown)[0], known))
+    _refuse_unknown("prune.args", words, tuple(PARTS.values()), "file", "stages")
     if stages is not None and (not isinstance(stages, list) or not all(isinstance(stage, Mapping) for stage in stages)):
         raise SecateurError("prune.args: 'stages'", f"{stages!r}"[:80], "give a list of tables")
+    for stage in stages or ():
+        _refuse_unknown("prune.args.stages", stage, (ScorerStage, Objective))
     made = tuple(_stage({**words, **stage}) for stage in stages) if stages is not None else (common,)
     return net, ScorerSettings(**{"keeps": (share,), "seed": seed, **rest, "stages": made})
 
 
+def _refuse_unknown(asked: str, words: Mapping[str, Any], kinds: Sequence[type], *more: str) -> None:
+    """Raise `SecateurError` for a word that is no field of `kinds`."""
+    known = sorted({f.name for kind in kinds for f in fields(kind)} - {"objective"} | set(more))
+    for word in sorted(set(words) - set(known)):
+        do = "give losses as weights, as task = 0 and kl = 1" if word == "loss" else nearest(word, known)
+        raise SecateurError(f"{asked}: {word!r}", "no such setting", do)
+
+
 def _stage(words: Mapping[str, Any]) -> ScorerStage:
-    own = _of(ScorerStage, words)
-    own.pop("objective", None)
-    return ScorerStage(**own, objective=Objective(**_of(Objective, words)))
+    return ScorerStage(**_of(ScorerStage, words), objective=Objective(**_of(Objective, words)))
 
 
 def _of(kind: type, words: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class GridSettings:
 
     def __post_init__(self) -> None:
         for name, known in (("variants", (*VARIANTS, LATE)), ("kinds", KINDS)):
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))  # a word said twice is one row
             for word in getattr(self, name):
                 if word not in known:
                     raise SecateurError(f"{name}: {word!r}", "no such choice", nearest(word, known))

@@ -74,7 +74,7 @@ class FeatureMatching:
             for layer in layers:
                 if layer not in modules:
                     self.remove()
-                    raise SecateurError(f"features of layer {layer!r}", "no such layer", nearest(layer, list(modules)))
+                    raise SecateurError(f"features of layer {layer!r}", "no such layer", nearest(layer, list(modules)[1:]))
                 self._handles.append(modules[layer].register_forward_hook(_keep(layer, held)))
 
     def loss(self) -> Tensor | float:

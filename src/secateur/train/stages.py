@@ -67,13 +67,11 @@ def fit_stages(
     stage has a file of that name and its number; called again with the same arguments, `fit_stages` goes on where it stopped.
     Raises `SecateurError` where a stage needs a teacher and there is none, where two stages have one name, and as `fit` does.
     """
-    names = [stage.name for stage in stages]
+    told_apart(stages)
     for stage in stages:
         if stage.needs_teacher and teacher is None:
             lacking = f"loss {stage.loss!r} and no teacher"
             raise SecateurError(f"stage {stage.name!r}", lacking, "give the dense network as the teacher, or another loss")
-        if names.count(stage.name) > 1:
-            raise SecateurError(f"stage {stage.name!r}", "another stage of that name", "give each stage a name of its own")
     records: list[Record] = []
     for number, stage in enumerate(stages):
         match = _matching(stage, model, teacher)
@@ -97,6 +95,14 @@ def fit_stages(
                 hook.remove()
         records += [{"stage": stage.name, **record} for record in found]
     return records
+
+
+def told_apart(stages: Sequence[Stage]) -> None:
+    """Raise `SecateurError` where two stages have one name."""
+    names = [stage.name for stage in stages]
+    for name in names:
+        if names.count(name) > 1:
+            raise SecateurError(f"stage {name!r}", "another stage of that name", "give each stage a name of its own")
 
 
 def _loss(stage: Stage, own: Loss | None) -> Loss:

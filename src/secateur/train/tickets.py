@@ -201,5 +201,5 @@ def _order(values: Tensor, generator: torch.Generator) -> Tensor:
 
 def _reset_norms(model: nn.Module) -> None:
     for module in model.modules():
-        if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)):
+        if isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)):
             module.reset_parameters()

@@ -143,6 +143,9 @@ class _Training:
     def _slope(self, stage: ScorerStage, step: _Step, weight: float = 1.0) -> float:
         """`weight` times the loss; its gradient is added to the net's."""
         value = self._loss(stage, step) * weight
+        if value.dim():
+            found = f"a loss of shape {list(value.shape)}"
+            raise SecateurError("training a Scoring Net", found, "give a loss(output, target) that returns one number")
         if not torch.isfinite(value):
             do = "lower the learning rate, or look for weights that are infinite or not a number"
             raise SecateurError("training a Scoring Net", f"a loss of {float(value.detach())}", do)

@@ -31,7 +31,7 @@ class Matching:
         modules = dict(model.named_modules())
         for layer in layers:
             if layer not in modules:
-                raise SecateurError(f"features of layer {layer!r}", "no such layer", nearest(layer, list(modules)))
+                raise SecateurError(f"features of layer {layer!r}", "no such layer", nearest(layer, list(modules)[1:]))
         self.layers = tuple(layers)
         self.full: list[Held] = []  # filled by `prepare`, batch after batch
         with evaluating(model), torch.no_grad(), watching(model, self.layers) as held:

@@ -91,7 +91,8 @@ class ScoringNet(nn.Module):
             do = "give Slopes(model, batches, loss), or a net without gradients"
             raise SecateurError("scores by a Scoring Net that reads gradients", "no gradients", do)
         with torch.no_grad():
-            found = self.scores(units_of(model, axes, self.settings, slopes if self.settings.gradients else None))
+            slopes = slopes if self.settings.gradients else None
+            found = self.scores(units_of(model, axes, self.settings, slopes)) if axes.free else {}
 
         def score(axis: Axis) -> Tensor:
             if axis.name not in found:

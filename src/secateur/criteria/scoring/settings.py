@@ -79,7 +79,7 @@ class Objective:
     layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, str) or not all(isinstance(layer, str) for layer in self.layers):
+        if not isinstance(self.layers, (list, tuple)) or not all(isinstance(layer, str) for layer in self.layers):
             raise SecateurError(f"layers={self.layers!r}", "no list of names", 'give names of layers, as ["layer1", "layer2"]')
         object.__setattr__(self, "layers", tuple(self.layers))
         if bool(self.features) != bool(self.layers):
@@ -114,6 +114,9 @@ class ScorerStage:
     lr: float = 3e-3
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not isinstance(self.objective, Objective):
+            found = f"name={self.name!r}, objective={self.objective!r}"[:80]
+            raise SecateurError("a stage of a Scoring Net", found, "give a text and an Objective")
         _known(self, "optimizer")
         _number("lr", self.lr, 1e-12)
         _count("epochs", self.epochs, 0)
@@ -151,10 +154,10 @@ class ScorerSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("stages", "keeps", "soft", "drop"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, kind in (("stages", ScorerStage), ("keeps", float), ("soft", float), ("drop", float)):
+            object.__setattr__(self, name, _listed(name, getattr(self, name), kind))
         _known(self, "mode", "variant", "spend")
-        for name, low in (("unrolled", 1), ("masks", 1), ("limit", 1)):
+        for name, low in (("unrolled", 1), ("masks", 1), ("limit", 1), ("seed", 0)):
             _count(name, getattr(self, name), low)
         _number("inner_lr", self.inner_lr, 1e-12)
         _number("clip", self.clip, 1e-12)
@@ -206,6 +209,16 @@ def _known(settings: Any, *names: str) -> None:
 def _number(name: str, value: Any, low: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < float("inf"):
         raise SecateurError(f"{name}={value!r}", "a value out of range", f"give a number of at least {low:g}")
+
+
+def _listed(name: str, values: Any, kind: type) -> tuple[Any, ...]:
+    """`values` as a tuple of `kind`; whole numbers are real ones."""
+    fits = (int, float) if kind is float else kind
+    listed = isinstance(values, (list, tuple))
+    if not listed or any(isinstance(value, bool) or not isinstance(value, fits) for value in values):
+        of = "numbers, as [0.5]" if kind is float else f"{kind.__name__}"
+        raise SecateurError(f"{name}={values!r}"[:80], "something else than a list of that", f"give a list of {of}")
+    return tuple(values)
 
 
 def _count(name: str, value: Any, low: int) -> None:

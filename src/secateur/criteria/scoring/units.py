@@ -74,7 +74,9 @@ def units_of(model: nn.Module, axes: Axes, settings: NetSettings, slopes: Slopes
     return Units(
         names=tuple(axis.name for axis in axes.free),
         sizes=tuple(axis.units for axis in axes.free),
-        owner=torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([axis.units for axis in axes.free])),
+        owner=torch.repeat_interleave(
+            torch.arange(len(rows)), torch.tensor([axis.units for axis in axes.free], dtype=torch.int64)
+        ),
         stats=torch.cat(stats).float() if stats else torch.zeros(0, STATS + settings.relative),
         context=torch.stack(context) if context else torch.zeros(0, CONTEXT),
         alike=torch.cat([row.alike for row in rows]).float() if rows else torch.zeros(0),

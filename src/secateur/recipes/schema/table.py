@@ -98,6 +98,9 @@ def beside(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         part = found.get(section)
         if isinstance(part, dict) and key in part:
             part[key] = absolute(part[key])
+    prune = found.get("prune")
+    if isinstance(prune, dict) and isinstance(prune.get("args"), Mapping) and "file" in prune["args"]:
+        prune["args"] = {**prune["args"], "file": absolute(prune["args"]["file"])}
     return found
 
 

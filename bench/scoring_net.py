@@ -283,6 +283,7 @@ def main() -> None:
             known.setdefault(part, {})[str(seed)] = found | {"seconds": round(time.perf_counter() - begun, 1)}
             known |= {
                 "command": command("scoring_net.py"),
+                "commands": {**known.get("commands", {}), part: command("scoring_net.py")},
                 "versions": machine.versions(),
                 "hardware": machine.hardware(torch.device("cpu"), 1),
                 "settings": {"dense": DENSE.__dict__, "tune": TUNE.__dict__, "floor": FLOOR, "trials": TRIALS},

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from secateur.runtime.coding import MOST, Coding, Ending, codes_of, ending
 from secateur.runtime.graph import Graph, Node, refs
 from secateur.runtime.layout import LINE, Layout, Reach, flat, round_up, sizes, spread
 from secateur.runtime.library import Activation, Kind, Op
@@ -23,19 +24,39 @@ SLACK = 4096
 
 
 def lower(
-    graph: Graph, values: Mapping[str, Any], *, lanes: int, dense: frozenset[str] = frozenset(), size: int = 4
+    graph: Graph,
+    values: Mapping[str, Any],
+    *,
+    lanes: int,
+    dense: frozenset[str] = frozenset(),
+    size: int = 4,
+    coding: Coding | None = None,
 ) -> Program:
-    """The program for values of these shapes; layers named in `dense` are left to PyTorch. `size`: 2 keeps maps in bf16."""
-    return _Lowering(graph, values, lanes, dense, size).program()
+    """The program for values of these shapes; layers named in `dense` are left to PyTorch.
+
+    `size`: 2 keeps maps in bf16; 1 in bytes, which stand for what `coding` says.
+    """
+    return _Lowering(graph, values, lanes, dense, size, coding if size == 1 else None).program()
 
 
 class _Lowering:
     """Walks the graph once; keeps where each value is, and which buffers are free."""
 
-    def __init__(self, graph: Graph, values: Mapping[str, Any], lanes: int, dense: frozenset[str], size: int) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        values: Mapping[str, Any],
+        lanes: int,
+        dense: frozenset[str],
+        size: int,
+        coding: Coding | None,
+    ) -> None:
         self.graph, self.values, self.lanes, self.bytes = graph, values, lanes, size
+        self.coding = coding or Coding({})
+        self.codes = codes_of(graph, values, self.coding.ranges)
         self.gaps = gaps_of(graph, values)
         self.on_engine = self._placed(dense)
+        self.real = self._only_outside()
         self.ops: list[Op] = []
         self.patches: list[tuple[Op, str, Buffer, int]] = []
         self.steps: list[Step] = []
@@ -60,7 +81,7 @@ class _Lowering:
         """Layers go to the engine; what needs no weights goes where its input is."""
         placed: set[str] = set()
         for node in self.graph.nodes:
-            if node.name in dense or not able(node, self.values):
+            if node.name in dense or not able(node, self.values) or not self._coded(node):
                 continue
             follows = any(name in placed for name in node.inputs) and all(
                 name in placed or name in self.graph.inputs for name in node.inputs
@@ -69,13 +90,30 @@ class _Lowering:
                 placed.add(node.name)
         return placed
 
+    def _coded(self, node: Node) -> bool:
+        """Can bytes stand for all values of `node`, and int32 hold its sums?"""
+        if self.bytes > 1:
+            return True
+        weight = node.tensors.get("weight")
+        fits = weight is None or int((weight.reshape(len(weight), -1) != 0).sum(1).max()) <= MOST
+        return fits and all(name in self.codes for name in (*node.inputs, node.name))
+
+    def _only_outside(self) -> set[str]:
+        """Outputs of layers that the engine does not read again: they need not become bytes."""
+        if self.bytes > 1:
+            return set()
+        placed = [node for node in self.graph.nodes if node.name in self.on_engine]
+        return {node.name for node in placed if node.op in ("conv", "linear")} - {n for node in placed for n in node.inputs}
+
     def layout(self, name: str) -> Layout:
         """Where value `name` lies: maps of one size share gaps."""
         channels, images, height, width = sizes(self.values[name].shape)
+        size = 4 if name in self.real else self.bytes
+        zero = self.codes[name].zero if size == 1 else 0
         if (height, width) == (1, 1):
-            return flat(channels, images, self.bytes)
+            return flat(channels, images, size, zero=zero, line=64 // self.bytes)
         gap = self.gaps.get((height, width), (0, 0))
-        return spread(channels, images, height, width, lanes=self.lanes, gap=gap, size=self.bytes)
+        return spread(channels, images, height, width, lanes=self.lanes, gap=gap, size=size, zero=zero, line=64 // self.bytes)
 
     def program(self) -> Program:
         for place, node in enumerate(self.graph.nodes):
@@ -138,6 +176,8 @@ class _Lowering:
                 buffer, layout = self.held[name]
                 setattr(op, {"x": "input", "y": "output"}[what], layout.plane())
                 self.patches.append((op, what, buffer, 0))
+                if layout.bytes == 1:
+                    setattr(op, {"x": "in_scale", "y": "out_scale"}[what], self.codes[name].scale)
         if node is not None:
             kind_of = node.settings.get("activation")
             op.activation = KINDS[kind_of] if kind_of else Activation.NONE
@@ -215,6 +255,8 @@ class _Lowering:
     def _other(self, op: Op, name: str) -> None:
         buffer, layout = self.held[name]
         op.other_channel = layout.channel
+        if layout.bytes == 1:
+            op.other_scale, op.other_shift = self.codes[name].scale, self.codes[name].shift
         self.patches.append((op, "other", buffer, 0))
 
     def _array(self, array: np.ndarray) -> int:
@@ -253,13 +295,29 @@ class _Lowering:
             op.input = read.plane()
             self.patches = [patch for patch in self.patches if not (patch[0] is op and patch[1] == "x")]
             self.scratches.append(op)
-        op.mask = self._mask(layout)
+        op.mask = None if node.name in self.real else self._mask(layout)
         if len(node.inputs) > 1:
             self._other(op, node.inputs[1])
         place = len(self.ops) - 1
-        lines = -(-layout.span // layout.line)
-        matrix = weight.reshape(len(weight), -1).numpy()
-        self.layers[node.name] = Layer(node, place, lines, dot, matrix, places, bias, layout.bytes == 2)
+        size = 4 if dot else self.bytes
+        lines = max(-(-layout.span // 32) // 2, 1) if size == 1 else -(-layout.span // (64 // size))
+        matrix, end = weight.reshape(len(weight), -1).numpy(), None
+        if size == 1:
+            matrix, end = self._in_codes(node, matrix, bias, op)
+            bias = end.bias
+        self.layers[node.name] = Layer(node, place, lines, dot, matrix, places, bias, size, end)
+
+    def _in_codes(self, node: Node, weight: np.ndarray, bias: np.ndarray | None, op: Op) -> tuple[np.ndarray, Ending]:
+        """The weights of a layer as whole numbers, and what follows their sums."""
+        codes, steps = self.coding.weights(node.name, weight)
+        made = None if node.name in self.real else self.codes[node.name]
+        other = self.codes[node.inputs[1]] if len(node.inputs) > 1 else None
+        smooth = op.activation not in (Activation.NONE, Activation.CLAMP)
+        clamp = (op.low, op.high) if op.activation == Activation.CLAMP else None
+        end = ending(codes, steps, bias, source=self.codes[node.inputs[0]], made=made, other=other, clamp=clamp, smooth=smooth)
+        for name in ("low", "high", "other_scale", "other_shift", "out_scale"):
+            setattr(op, name, getattr(end, name))
+        return codes, end
 
     def _gather(self, node: Node, rows: Reach, columns: Reach, made: Layout) -> Layout:
         """Copy the input into scratch memory, by phases, with rows as long as the output's."""
@@ -271,7 +329,8 @@ class _Lowering:
         below = max(-rows.low, made.height + rows.high - tall, 0)
         ahead = (-rows.low * made.row - columns.low) * made.lanes
         gap, phases = (below, made.row - wide), rows.phases * columns.phases
-        read = spread(channels * phases, images, tall, wide, lanes=made.lanes, gap=gap, ahead=ahead, size=self.bytes)
+        read = spread(channels * phases, images, tall, wide, lanes=made.lanes, gap=gap, ahead=ahead, size=self.bytes,
+                      zero=self.codes[source].zero if self.codes else 0)  # fmt: skip
         op = self._op(Kind.GATHER, source, None)
         op.output = read.plane()
         op.kernel[:], op.phases[:], op.stride[:] = (rows.first, columns.first), (rows.phases, columns.phases), stride
@@ -293,4 +352,6 @@ class _Lowering:
         ops = (Op * max(len(self.ops), 1))(*self.ops)
         shapes = {name: tuple(value.shape) for name, value in self.values.items() if isinstance(value, Tensor)}
         layouts = {name: self.layout(name) for name in self.on_engine}
-        return Program(ops, len(self.ops), self.steps, self.layers, offset + self.scratch + SLACK, self.keep, shapes, layouts)
+        floats = offset + self.scratch + SLACK
+        fills = [(b.offset, b.offset + b.layout.of(b.channels).size, b.layout.zero) for b in self.buffers if b.layout.zero]
+        return Program(ops, len(self.ops), self.steps, self.layers, floats, self.keep, shapes, layouts, fills)

@@ -32,11 +32,10 @@ PLAIN: dict[str, tuple[str, ...]] = {
     "path_portable": (), "bytes_portable": (EXACT,), "pool": (), "dispatch": (), "program": (EXACT,)
 }  # fmt: skip
 NEWER = {
-    "path_avx512_bf16": "SECATEUR_HAS_BF16",
-    "bytes_avx512_vnni": "SECATEUR_HAS_VNNI",
-    "bytes_avx512_vnni_half": "SECATEUR_HAS_VNNI",
+    "SECATEUR_HAS_BF16": ("path_avx512_bf16",),
+    "SECATEUR_HAS_VNNI": ("bytes_avx512_vnni", "bytes_avx512_vnni_half"),
 }
-"""Files an older compiler cannot build, and what tells the others that they are there."""
+"""What tells the others that files are there which an older compiler cannot build."""
 LONGEST = 300
 """Seconds one compiler call may take."""
 
@@ -77,11 +76,11 @@ def build(target: Path, extra: tuple[str, ...] = ()) -> None:
     jobs = PLAIN | (X86 if x86 else {})
     define = [f'-DSECATEUR_SOURCE="{source}"', *(["-DSECATEUR_X86"] if x86 else [])]
     with tempfile.TemporaryDirectory() as folder:
-        for name, word in NEWER.items():
-            if x86 and _takes(command, jobs[name], folder):
+        for word, names in NEWER.items():
+            if x86 and _takes(command, jobs[names[0]], folder):
                 define.append(f"-D{word}")
             else:  # an older compiler: bf16 and int8 are computed by the other instructions
-                jobs.pop(name, None)
+                jobs = {name: flags for name, flags in jobs.items() if name not in names}
 
         def compile_one(name: str) -> str:
             out = f"{folder}/{name}.o"

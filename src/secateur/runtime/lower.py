@@ -11,27 +11,23 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from secateur.runtime.coding import MOST, Coding, Ending, codes_of, ending
+from secateur.runtime.coding import Coding, codes_of
+from secateur.runtime.endings import coded_layer
 from secateur.runtime.graph import Graph, Node, refs
 from secateur.runtime.layout import LINE, Layout, Reach, flat, round_up, sizes, spread
 from secateur.runtime.library import Activation, Kind, Op
 from secateur.runtime.pack import by_group, offsets
-from secateur.runtime.placing import KINDS, able, direct, gaps_of, reaches
-from secateur.runtime.program import Buffer, Layer, Program, Step
+from secateur.runtime.placing import KINDS, direct, gaps_of, only_outside, placed, reaches
+from secateur.runtime.program import Buffer, Layer, Program, Step, take
 
 SLACK = 4096
 """Floats before and behind the arena: tiles at an edge read, and never use, what lies beyond their tensor."""
 
 
 def lower(
-    graph: Graph,
-    values: Mapping[str, Any],
-    *,
-    lanes: int,
-    dense: frozenset[str] = frozenset(),
-    size: int = 4,
+    graph: Graph, values: Mapping[str, Any], *, lanes: int, dense: frozenset[str] = frozenset(), size: int = 4,
     coding: Coding | None = None,
-) -> Program:
+) -> Program:  # fmt: skip
     """The program for values of these shapes; layers named in `dense` are left to PyTorch.
 
     `size`: 2 keeps maps in bf16; 1 in bytes, which stand for what `coding` says.
@@ -43,20 +39,14 @@ class _Lowering:
     """Walks the graph once; keeps where each value is, and which buffers are free."""
 
     def __init__(
-        self,
-        graph: Graph,
-        values: Mapping[str, Any],
-        lanes: int,
-        dense: frozenset[str],
-        size: int,
-        coding: Coding | None,
+        self, graph: Graph, values: Mapping[str, Any], lanes: int, dense: frozenset[str], size: int, coding: Coding | None
     ) -> None:
         self.graph, self.values, self.lanes, self.bytes = graph, values, lanes, size
         self.coding = coding or Coding({})
         self.codes = codes_of(graph, values, self.coding.ranges)
         self.gaps = gaps_of(graph, values)
-        self.on_engine = self._placed(dense)
-        self.real = self._only_outside()
+        self.on_engine = placed(graph, values, dense, self.codes if size == 1 else None)
+        self.real = only_outside(graph, self.on_engine) if size == 1 else set()
         self.ops: list[Op] = []
         self.patches: list[tuple[Op, str, Buffer, int]] = []
         self.steps: list[Step] = []
@@ -76,34 +66,6 @@ class _Lowering:
             self.last |= dict.fromkeys(node.inputs, self.places[node.name])
         for name in refs(graph.output):
             self.last[name] = len(graph.nodes)
-
-    def _placed(self, dense: frozenset[str]) -> set[str]:
-        """Layers go to the engine; what needs no weights goes where its input is."""
-        placed: set[str] = set()
-        for node in self.graph.nodes:
-            if node.name in dense or not able(node, self.values) or not self._coded(node):
-                continue
-            follows = any(name in placed for name in node.inputs) and all(
-                name in placed or name in self.graph.inputs for name in node.inputs
-            )
-            if node.op in ("conv", "linear") or follows:
-                placed.add(node.name)
-        return placed
-
-    def _coded(self, node: Node) -> bool:
-        """Can bytes stand for all values of `node`, and int32 hold its sums?"""
-        if self.bytes > 1:
-            return True
-        weight = node.tensors.get("weight")
-        fits = weight is None or int((weight.reshape(len(weight), -1) != 0).sum(1).max()) <= MOST
-        return fits and all(name in self.codes for name in (*node.inputs, node.name))
-
-    def _only_outside(self) -> set[str]:
-        """Outputs of layers that the engine does not read again: they need not become bytes."""
-        if self.bytes > 1:
-            return set()
-        placed = [node for node in self.graph.nodes if node.name in self.on_engine]
-        return {node.name for node in placed if node.op in ("conv", "linear")} - {n for node in placed for n in node.inputs}
 
     def layout(self, name: str) -> Layout:
         """Where value `name` lies: maps of one size share gaps."""
@@ -154,19 +116,7 @@ class _Lowering:
             others = [other for other, (held, _) in self.held.items() if held is buffer and other != name]
             if lies == layout and not others and self.last[name] == self.places[node.name] and node.inputs.count(name) == 1:
                 return buffer
-        return self._take(layout)
-
-    def _take(self, layout: Layout) -> Buffer:
-        """A free buffer of this layout, the tightest that is large enough, or else the largest, widened; or a new one."""
-        alike = [buffer for buffer in self.free if buffer.layout.of(0) == layout.of(0)]
-        if alike:
-            enough = [buffer for buffer in alike if buffer.channels >= layout.channels]
-            best = min(enough, key=lambda b: b.channels) if enough else max(alike, key=lambda b: b.channels)
-            self.free = [buffer for buffer in self.free if buffer is not best]
-            best.channels = max(best.channels, layout.channels)
-            return best
-        self.buffers.append(Buffer(layout, layout.channels))
-        return self.buffers[-1]
+        return take(layout, self.free, self.buffers)
 
     def _op(self, kind: Kind, x: str | None, y: str | None, node: Node | None = None, **given: Any) -> Op:
         """Append an operation from value `x` to value `y`, both by name."""
@@ -196,7 +146,7 @@ class _Lowering:
         """Have the engine read value `name` from PyTorch, unless it has it."""
         if name not in self.held:
             layout = self.layout(name)
-            self.held[name] = (self._take(layout), layout)
+            self.held[name] = (take(layout, self.free, self.buffers), layout)
             self._border(self._op(Kind.IMPORT, None, name), name, "x", self._engine_step().reads)
 
     def _bring_out(self, name: str) -> None:
@@ -303,21 +253,9 @@ class _Lowering:
         lines = max(-(-layout.span // 32) // 2, 1) if size == 1 else -(-layout.span // (64 // size))
         matrix, end = weight.reshape(len(weight), -1).numpy(), None
         if size == 1:
-            matrix, end = self._in_codes(node, matrix, bias, op)
+            matrix, end = coded_layer(node, matrix, bias, op, self.coding, self.codes, real=node.name in self.real)
             bias = end.bias
         self.layers[node.name] = Layer(node, place, lines, dot, matrix, places, bias, size, end)
-
-    def _in_codes(self, node: Node, weight: np.ndarray, bias: np.ndarray | None, op: Op) -> tuple[np.ndarray, Ending]:
-        """The weights of a layer as whole numbers, and what follows their sums."""
-        codes, steps = self.coding.weights(node.name, weight)
-        made = None if node.name in self.real else self.codes[node.name]
-        other = self.codes[node.inputs[1]] if len(node.inputs) > 1 else None
-        smooth = op.activation not in (Activation.NONE, Activation.CLAMP)
-        clamp = (op.low, op.high) if op.activation == Activation.CLAMP else None
-        end = ending(codes, steps, bias, source=self.codes[node.inputs[0]], made=made, other=other, clamp=clamp, smooth=smooth)
-        for name in ("low", "high", "other_scale", "other_shift", "out_scale"):
-            setattr(op, name, getattr(end, name))
-        return codes, end
 
     def _gather(self, node: Node, rows: Reach, columns: Reach, made: Layout) -> Layout:
         """Copy the input into scratch memory, by phases, with rows as long as the output's."""

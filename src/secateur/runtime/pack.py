@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from secateur.runtime.coding import Ending
+from secateur.runtime.endings import Ending
 from secateur.runtime.layout import Layout, Reach
 
 

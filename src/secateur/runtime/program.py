@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.runtime.coding import Ending
+from secateur.runtime.endings import Ending
 from secateur.runtime.graph import Node
 from secateur.runtime.layout import Layout
 from secateur.runtime.library import Op
@@ -40,6 +40,19 @@ class Buffer:
     layout: Layout
     channels: int
     offset: int = -1
+
+
+def take(layout: Layout, free: list[Buffer], buffers: list[Buffer]) -> Buffer:
+    """A buffer of this layout out of `free`, the tightest that is large enough, or else the largest, widened; or a new one."""
+    alike = [buffer for buffer in free if buffer.layout.of(0) == layout.of(0)]
+    if not alike:
+        buffers.append(Buffer(layout, layout.channels))
+        return buffers[-1]
+    enough = [buffer for buffer in alike if buffer.channels >= layout.channels]
+    best = min(enough, key=lambda b: b.channels) if enough else max(alike, key=lambda b: b.channels)
+    free[:] = [buffer for buffer in free if buffer is not best]
+    best.channels = max(best.channels, layout.channels)
+    return best
 
 
 @dataclass

@@ -10,7 +10,8 @@ is importable. All candidates run in turns; each turn's time is the mean of enou
 the caches; medians of the turns count. One thread is CPU time, more are wall time. Weights are random, zeros uniform per
 layer (every convolution and linear layer alike), or of the smallest magnitudes of the whole network ("global").
 Dense bf16 (PyTorch) and int8 (ONNX Runtime) stand beside, because they are free of zeros' cost in accuracy questions of
-another kind; they are no part of the ratio. So does the engine with values of bf16, which is to be compared with dense bf16.
+another kind; they are no part of the ratio. So does the engine with values of bf16 and of int8 (ranges from the input itself),
+which are to be compared with dense bf16 and int8.
 """
 
 from __future__ import annotations
@@ -105,8 +106,8 @@ def engines(network: str, x: Any, threads: int, wanted: list[tuple[float, str]])
     about: dict[str, Any] = {}
     for sparsity, spread in wanted:
         model = build(network, sparsity, spread)
-        for precision, word in (("float32", "engine"), ("bf16", "engine bf16")):
-            if precision == "bf16" and spread != "uniform":
+        for precision, word in (("float32", "engine"), ("bf16", "engine bf16"), ("int8", "engine int8")):
+            if precision != "float32" and spread != "uniform":
                 continue
             name = f"{word} {sparsity:g}" + ("" if spread == "uniform" else f" {spread}")
             with torch.inference_mode():
@@ -167,10 +168,10 @@ def measure(part: str, rounds: int, command: str) -> dict[str, Any]:
             "speedup_low": min(ratios),
             "speedup_high": max(ratios),
         }
-    half = times.get("PyTorch bf16")
-    for name, row in rows.items():
-        if half and row["precision"] == "bf16":
-            row["over_dense_bf16"] = median(a / b for a, b in zip(half, times[name], strict=True))
+    for precision, rival in (("bf16", "PyTorch bf16"), ("int8", "ONNX Runtime int8")):
+        for name, row in rows.items():
+            if rival in times and row["precision"] == precision:
+                row[f"over_dense_{precision}"] = median(a / b for a, b in zip(times[rival], times[name], strict=True))
     return {
         "part": part, "network": network, "batch": batch, "threads": threads, "size": NETWORKS[network], "rounds": rounds,
         "clock": "CPU" if threads == 1 else "wall", "command": command, "seed": SEED, "machine": machine(),

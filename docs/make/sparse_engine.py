@@ -52,7 +52,8 @@ def page(parts: Mapping[str, Record]) -> str:
         'Apart from the goals, which are for float32: the same networks with `precision="bf16"`, the same sparsity in every\n'
         "layer. Times faster than the fastest dense float32 runtime, than dense bf16 (PyTorch, channels last), than the\n"
         "engine in float32. Error: the largest of any output, relative to the largest output of the float32 model.",
-        _halves(known),
+        _lower(known, "bf16"),
+        *_bytes(known),
         "## All runtimes, milliseconds",
         _runtimes(known),
     ]
@@ -90,27 +91,46 @@ def _engines(record: Record, precision: str = "float32") -> list[Record]:
     return [row for row in record["engine"].values() if row.get("precision", "float32") == precision]
 
 
-def _halves(records: Sequence[Record]) -> str:
+def _bytes(records: Sequence[Record]) -> list[str]:
+    """The section on int8, where something was measured."""
+    measured = [record for record in records if _engines(record, "int8")]
+    if not measured:
+        return []
+    text = (
+        'Likewise with `precision="int8"`, ranges taken from the input itself: times faster than the fastest dense float32\n'
+        "runtime, than dense int8 (ONNX Runtime), than the engine in float32, than the engine in bf16. The engine takes bf16\n"
+        "where that is measured to be faster."
+    )
+    return ["## Values and weights of int8", text, _lower(measured, "int8")]
+
+
+def _lower(records: Sequence[Record], precision: str) -> str:
+    """The engine in bf16 or int8, beside dense in the same and the engine in more exact values."""
     rows = []
+    rival = {"bf16": "PyTorch bf16", "int8": "ONNX Runtime int8"}[precision]
     for record in records:
         single = {row["sparsity"]: row for row in _engines(record) if row["spread"] == "uniform"}
-        half = {row["sparsity"]: row for row in _engines(record, "bf16")}
-        dense = record["lower_precision_ms"].get("PyTorch bf16")
+        others = [single]
+        if precision == "int8":
+            others.append({row["sparsity"]: row for row in _engines(record, "bf16")})
+        lower = {row["sparsity"]: row for row in _engines(record, precision)}
+        dense = record["lower_precision_ms"].get(rival)
         over_single = record["dense_ms"][record["best_dense"]] / dense if dense else None
         cells = []
         for sparsity in SPARSITIES:
-            row = half.get(sparsity)
+            row = lower.get(sparsity)
             if row is None:
                 cells.append("-")
                 continue
-            over = f"{row['over_dense_bf16']:.2f}" if "over_dense_bf16" in row else "-"
-            own = f"{single[sparsity]['ms'] / row['ms']:.2f}" if sparsity in single else "-"
-            cells.append(f"**{row['speedup']:.2f}**, {over}, {own}")
-        error = f"{max(row['relative_error'] for row in half.values()):.1e}" if half else "-"
+            key = f"over_dense_{precision}"
+            over = f"{row[key]:.2f}" if key in row else "-"
+            own = [f"{other[sparsity]['ms'] / row['ms']:.2f}" if sparsity in other else "-" for other in others]
+            cells.append(", ".join([f"**{row['speedup']:.2f}**", over, *own]))
+        error = f"{max(row['relative_error'] for row in lower.values()):.1e}" if lower else "-"
         first = [f"{record['network']}, {record['size']}", str(record["batch"]), str(record["threads"])]
         rows.append([*first, f"{over_single:.2f}" if over_single else "-", *cells, error])
-    heads = [f"engine bf16, {sparsity:.0%}" for sparsity in SPARSITIES]
-    return _table(["network, input", "batch", "threads", "dense bf16", *heads, "error"], rows)
+    heads = [f"engine {precision}, {sparsity:.0%}" for sparsity in SPARSITIES]
+    return _table(["network, input", "batch", "threads", f"dense {precision}", *heads, "error"], rows)
 
 
 def _speed(row: Record) -> str:
@@ -119,28 +139,32 @@ def _speed(row: Record) -> str:
 
 def _runtimes(records: Sequence[Record]) -> str:
     rows = []
+    precisions = ["bf16"] + ["int8"] * any(_engines(record, "int8") for record in records)
     for record in records:
         known = {**record["dense_ms"], **record["lower_precision_ms"]}
         engine = [f"{record['engine'][f'engine {s:g}']['ms']:.3g}" for s in SPARSITIES]
-        half = {row["sparsity"]: row["ms"] for row in _engines(record, "bf16")}
+        lower = [{row["sparsity"]: f"{row['ms']:.3g}" for row in _engines(record, precision)} for precision in precisions]
         dense = [f"{known[n]:.3g}" if n in known else "-" for n in (*DENSE, *LOWER)]
-        rows.append([record["part"], *dense, *engine, *(f"{half[s]:.3g}" if s in half else "-" for s in SPARSITIES)])
-    engines = [f"{word}, {s:.0%}" for word in ("engine", "engine bf16") for s in SPARSITIES]
+        rows.append([record["part"], *dense, *engine, *(times.get(s, "-") for times in lower for s in SPARSITIES)])
+    words = ["engine", *(f"engine {precision}" for precision in precisions)]
+    engines = [f"{word}, {s:.0%}" for word in words for s in SPARSITIES]
     return _table(["part", *DENSE, *LOWER, *engines], rows)
 
 
 def _curve(record: Record) -> list[str]:
     rows = _engines(record)
-    half = {row["sparsity"]: row["speedup"] for row in _engines(record, "bf16")}
+    precisions = ["bf16"] + ["int8"] * bool(_engines(record, "int8"))
+    lower = {word: {row["sparsity"]: row["speedup"] for row in _engines(record, word)} for word in precisions}
+    shares = [row["sparsity"] for row in rows]
     kernels = [str(sum(layer["runs"] == "engine" for layer in row["layers"])) for row in rows]
     table = _table(
         ["zeros", *(f"{row['sparsity']:.0%}" for row in rows)],
         [
             ["times faster", *(f"{row['speedup']:.2f}" for row in rows)],
-            [
-                "times faster, engine bf16",
-                *(f"{half[row['sparsity']]:.2f}" if row["sparsity"] in half else "-" for row in rows),
-            ],
+            *(
+                [f"times faster, engine {word}", *(f"{known[s]:.2f}" if s in known else "-" for s in shares)]
+                for word, known in lower.items()
+            ),
             ["layers on the engine's kernels", *kernels],
         ],
     )
@@ -158,7 +182,7 @@ def _curve(record: Record) -> list[str]:
 def picture(record: Record) -> str:
     """The curve as SVG: times faster than the fastest dense float32 runtime against the share of zeros."""
     rows = [row for row in _engines(record) if row["spread"] == "uniform"]
-    halves = _engines(record, "bf16")
+    lower = [("bf16", "s--", "#c06014"), ("int8", "^:", "#1f4f8f")]
     shares = [100 * row["sparsity"] for row in rows]
     best = record["dense_ms"][record["best_dense"]]
     with matplotlib.rc_context({"svg.hashsalt": "sparse engine", "svg.fonttype": "none", "font.size": 9}):
@@ -168,9 +192,10 @@ def picture(record: Record) -> str:
             shares, [r["speedup_low"] for r in rows], [r["speedup_high"] for r in rows], color="#1f6f54", alpha=0.2
         )
         plot.plot(shares, [row["speedup"] for row in rows], "o-", ms=4, color="#1f6f54", label="sparse engine, float32")
-        if halves:
-            across, up = [100 * row["sparsity"] for row in halves], [row["speedup"] for row in halves]
-            plot.plot(across, up, "s--", ms=3, color="#c06014", label="sparse engine, bf16")
+        for word, style, color in lower:
+            if found := _engines(record, word):
+                across, up = [100 * row["sparsity"] for row in found], [row["speedup"] for row in found]
+                plot.plot(across, up, style, ms=3, color=color, label=f"sparse engine, {word}")
         plot.axhline(1, color="#1d1d1b", lw=0.8, label=f"{record['best_dense']}, dense float32")
         for (name, taken), style in zip(record["lower_precision_ms"].items(), ((0, (4, 3)), (0, (1, 2))), strict=False):
             plot.axhline(best / taken, color="#7d3f98", lw=0.9, ls=style, label=f"{name}, dense")

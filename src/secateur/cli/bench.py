@@ -10,7 +10,7 @@ import typer
 
 from secateur.cli import options, screen
 
-ENGINE, HALVES = "sparse engine", "sparse engine bf16"
+ENGINES = {"sparse engine": "float32", "sparse engine bf16": "bf16", "sparse engine int8": "int8"}
 
 
 def bench(
@@ -39,7 +39,7 @@ def bench(
     from secateur.recipes.run import threads as on_threads
     from secateur.runtime.rivals import LOWER_PRECISION, RIVALS, Dense, rivals
 
-    known = [*RIVALS, ENGINE, HALVES]
+    known = [*RIVALS, *ENGINES]
     for name in runtimes or ():
         if name not in known:
             raise SecateurError(f"--runtime {name}", "no such runtime", nearest(name, known))
@@ -50,7 +50,7 @@ def bench(
     with on_threads(threads), TemporaryDirectory() as folder:
         dense = Dense(network, inputs, torch.get_num_threads(), Path(folder))
         runs, absent = rivals(dense, [name for name in wanted if name in RIVALS])
-        for name, precision in ((ENGINE, "float32"), (HALVES, "bf16")):
+        for name, precision in ENGINES.items():
             if name in wanted:
                 fast = runtime.compile(network, inputs, precision=precision)
                 if fast.note:
@@ -58,7 +58,7 @@ def bench(
                 else:
                     runs[name] = lambda fast=fast: fast(*inputs)  # type: ignore[misc]
         times = {name: median(taken) for name, taken in in_turns(runs, rounds).items()}
-    exact = {name: ms for name, ms in times.items() if name not in (*LOWER_PRECISION, ENGINE, HALVES)}
+    exact = {name: ms for name, ms in times.items() if name not in (*LOWER_PRECISION, *ENGINES)}
     best = min(exact, key=lambda name: exact[name]) if exact else None
     speedups = {name: exact[best] / ms if best else None for name, ms in times.items()}
     if as_json:

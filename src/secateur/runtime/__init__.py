@@ -7,11 +7,12 @@ secateur.runtime.save("small.engine", fast, (x,));  again = secateur.runtime.loa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
 from secateur.runtime.capture import capture
+from secateur.runtime.coding import ranges_of, require_finite
 from secateur.runtime.compiled import CompiledModel, known_precision
 from secateur.runtime.file import load, save
 from secateur.runtime.fuse import fuse
@@ -21,28 +22,46 @@ __all__ = ["CompiledModel", "compile", "load", "missing", "prepare", "save"]
 
 
 def compile(
-    model: nn.Module, example: Tensor | Sequence[Tensor], *, threads: int = 0, precision: str = "float32"
+    model: nn.Module,
+    example: Tensor | Sequence[Tensor],
+    *,
+    threads: int = 0,
+    precision: str = "float32",
+    calibration: Iterable[Tensor | Sequence[Tensor]] | None = None,
 ) -> CompiledModel:
     """A callable with the outputs of `model` in evaluation mode, which skips the zeros in its weights.
 
     `example`: a tensor, or one for each positional argument; other sizes are planned when they come, if the model takes them.
     Weights are read now: what changes in `model` later is not seen. `threads`: 0 takes PyTorch's number.
     `precision` "bf16": values and weights are rounded to bf16, sums are float32; about 1e-2 off, and up to twice as fast on
-    CPUs with instructions for it. Without kernels (`missing` says why) the result computes dense, and its `note` says so.
-    Raises `SecateurError` where `torch.export` cannot follow the model, or for an unknown precision.
+    CPUs with instructions for it. "int8": both are rounded to 8 bits and sums are exact; what the 8 bits of a value stand for
+    reaches from the least to the largest seen in `calibration`, an iterable of inputs (the example, where it is None): give
+    some real ones. Where bf16 or float32 turns out faster it is taken. Without kernels (`missing` says why) the result
+    computes dense, and its `note` says so.
+    Raises `SecateurError` where `torch.export` cannot follow the model, for an unknown precision, or int8 of infinite values.
     """
-    compiled = prepare(model, example, threads=threads, precision=precision)
+    compiled = prepare(model, example, threads=threads, precision=precision, calibration=calibration)
     if not compiled.note:
         compiled.plan(*_several(example))
     return compiled
 
 
 def prepare(
-    model: nn.Module, example: Tensor | Sequence[Tensor], *, threads: int = 0, precision: str = "float32"
+    model: nn.Module,
+    example: Tensor | Sequence[Tensor],
+    *,
+    threads: int = 0,
+    precision: str = "float32",
+    calibration: Iterable[Tensor | Sequence[Tensor]] | None = None,
 ) -> CompiledModel:
     """The same, before anything is measured: kernels are chosen when it is first called."""
     known_precision(precision)
-    return CompiledModel(fuse(capture(model, _several(example))), threads, precision)
+    graph = fuse(capture(model, _several(example)))
+    if precision != "int8":
+        return CompiledModel(graph, threads, precision)
+    require_finite(graph)
+    batches = [example] if calibration is None else calibration
+    return CompiledModel(graph, threads, precision, ranges_of(graph, map(_several, batches)))
 
 
 def _several(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

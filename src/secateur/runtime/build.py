@@ -22,8 +22,20 @@ X86 = {
     "path_avx2": ("-mavx2", "-mfma", "-mprfchw"),
 }
 X86["path_avx512_bf16"] = (*X86["path_avx512"], "-mavx512bf16")
+EXACT = "-ffp-contract=off"
+"""No fused multiply-adds: the kernels of int8 give the same bits by every instruction set."""
+X86["bytes_avx2"] = (*X86["path_avx2"], EXACT)
+X86["bytes_avx512"] = (*X86["path_avx512"], EXACT)
+X86["bytes_avx512_vnni"] = X86["bytes_avx512_vnni_half"] = (*X86["path_avx512"], "-mavx512vnni", EXACT)
 """Flags of the files that serve one instruction set; CMakeLists.txt has the same."""
-PLAIN = ("path_portable", "pool", "dispatch", "program")
+PLAIN: dict[str, tuple[str, ...]] = {
+    "path_portable": (), "bytes_portable": (EXACT,), "pool": (), "dispatch": (), "program": (EXACT,)
+}  # fmt: skip
+NEWER = {
+    "SECATEUR_HAS_BF16": ("path_avx512_bf16",),
+    "SECATEUR_HAS_VNNI": ("bytes_avx512_vnni", "bytes_avx512_vnni_half"),
+}
+"""What tells the others that files are there which an older compiler cannot build."""
 LONGEST = 300
 """Seconds one compiler call may take."""
 
@@ -61,13 +73,14 @@ def build(target: Path, extra: tuple[str, ...] = ()) -> None:
     """
     command, source = compiler(), digest()
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    jobs = dict.fromkeys(PLAIN, ()) | (X86 if x86 else {})
+    jobs = PLAIN | (X86 if x86 else {})
     define = [f'-DSECATEUR_SOURCE="{source}"', *(["-DSECATEUR_X86"] if x86 else [])]
     with tempfile.TemporaryDirectory() as folder:
-        if x86 and _takes(command, jobs["path_avx512_bf16"], folder):
-            define.append("-DSECATEUR_HAS_BF16")
-        else:  # an older compiler: bf16 is computed by the other instructions
-            jobs.pop("path_avx512_bf16", None)
+        for word, names in NEWER.items():
+            if x86 and _takes(command, jobs[names[0]], folder):
+                define.append(f"-D{word}")
+            else:  # an older compiler: bf16 and int8 are computed by the other instructions
+                jobs = {name: flags for name, flags in jobs.items() if name not in names}
 
         def compile_one(name: str) -> str:
             out = f"{folder}/{name}.o"

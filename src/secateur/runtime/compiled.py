@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError, nearest
+from secateur.runtime.coding import Coding, Range
 from secateur.runtime.dense import run_dense
 from secateur.runtime.fuse import sparsity
 from secateur.runtime.graph import Graph, Node
@@ -19,8 +20,9 @@ from secateur.runtime.tune import Choice
 
 MOST_PLANS = 16
 """Input sizes remembered; the oldest goes first."""
-PRECISIONS = ("float32", "bf16")
-"""What the engine's maps and weights are held in; sums are float32 in both."""
+PRECISIONS = {"float32": 4, "bf16": 2, "int8": 1}
+"""What the engine's maps and weights are held in, and how many bytes that takes; sums are float32, of int8 int32."""
+WORDS = {size: word for word, size in PRECISIONS.items()}
 
 
 def known_precision(word: str) -> str:
@@ -34,12 +36,16 @@ class CompiledModel(nn.Module):
     """A callable that gives the model's outputs; `secateur.runtime.compile` and `load` make it.
 
     `threads`: of the engine; 0 takes PyTorch's number at the first run of a size. Inputs are positional float32 tensors on
-    the CPU, and so are outputs. `precision` "bf16": values and weights are rounded to bf16, sums are float32. Where the engine
-    is missing, PyTorch computes everything in float32, and `note` says why.
+    the CPU, and so are outputs. `precision` "bf16": values and weights are rounded to bf16, sums are float32. "int8":
+    both are rounded to 8 bits, sums are exact; `ranges` of all values say what the 8 bits stand for. Where the engine is
+    missing, PyTorch computes everything in float32, and `note` says why.
     """
 
-    def __init__(self, graph: Graph, threads: int = 0, precision: str = "float32") -> None:
+    def __init__(
+        self, graph: Graph, threads: int = 0, precision: str = "float32", ranges: Mapping[str, Range] | None = None
+    ) -> None:
         super().__init__()
+        self.coding = Coding(ranges or {})
         self.graph = graph
         self.threads = threads
         self.precision = known_precision(precision)
@@ -65,7 +71,7 @@ class CompiledModel(nn.Module):
         if found is None:
             _require(self.graph, inputs)
             with self._lock:
-                found = make_plan(self.graph, inputs, threads, halves=self.precision == "bf16")
+                found = make_plan(self.graph, inputs, threads, size=PRECISIONS[self.precision], coding=self.coding)
                 while len(self._plans) >= MOST_PLANS:
                     del self._plans[next(iter(self._plans))]
                 self._plans[key] = found
@@ -95,8 +101,8 @@ def _row(node: Node, runs: str, choice: Choice | None) -> dict[str, Any]:
     row |= {"sparsity": round(sparsity(node.tensors["weight"]), 4), "runs": runs}
     if choice:
         row |= {
-            "rows": choice.block, "tile": (32 if choice.halves else 16) * choice.tile, "parts": choice.parts,
-            "values": "bf16" if choice.halves else "float32", "ms": choice.nanoseconds / 1e6,
+            "rows": choice.block, "tile": 64 // choice.size * choice.tile, "parts": choice.parts,
+            "values": WORDS[choice.size], "ms": choice.nanoseconds / 1e6,
         }  # fmt: skip
     return row
 

@@ -20,6 +20,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.strict import parse
 from secateur.io.container import has_metadata, pack, tensors_of, verified
 from secateur.io.files import atomic, read_bytes, shown
+from secateur.runtime.coding import Range
 from secateur.runtime.compiled import PRECISIONS, CompiledModel
 from secateur.runtime.graph import Graph, Node, Ref, refs
 from secateur.runtime.operations import allowed
@@ -28,6 +29,8 @@ from secateur.runtime.placing import KINDS, shapes_of
 VERSION = 1
 SPARSE = 0.3
 """Share of zeros from which a tensor is stored without them."""
+LARGEST = 3.4e38
+"""Above what a float32 can be."""
 AGAIN = "copy it again, or export it again with secateur"
 TENSORS = {"conv": ({"weight"}, {"bias"}), "linear": ({"weight"}, {"bias"}), "affine": ({"scale", "shift"}, set())}
 """Tensors an operation must and may have; the others have none."""
@@ -61,7 +64,7 @@ def save(path: str | os.PathLike[str], model: CompiledModel, example: tuple[Tens
         tensors[f"constant.{name}"] = value
     text = {
         "version": VERSION, "inputs": list(graph.inputs), "nodes": nodes, "output": _encoded(graph.output, asked),
-        "precision": model.precision,
+        "precision": model.precision, "ranges": {name: list(known) for name, known in model.coding.ranges.items()},
         "example": [[list(value.shape), str(value.dtype).removeprefix("torch.")] for value in example],
     }  # fmt: skip
     head, body = pack(tensors, {"format": "pt", "secateur": "1", "engine": json.dumps(text, allow_nan=False)}, asked)
@@ -91,10 +94,11 @@ def read(path: str | os.PathLike[str], threads: int = 0) -> tuple[CompiledModel,
             raise SecateurError(asked, f"version {str(table['version'])[:20]} of engine files", "upgrade secateur")
         graph = _graph(table, tensors_of(data, asked))
         example = tuple(torch.zeros(_sizes(shape), dtype=_dtype(kind)) for shape, kind in table["example"])
-        shapes_of(graph, example)
+        values = shapes_of(graph, example)
         precision = table.get("precision", "float32")  # files of older versions name none
-        if precision not in PRECISIONS:
+        if type(precision) is not str or precision not in PRECISIONS:
             raise ValueError(f"the precision {str(precision)[:40]!r}")
+        ranges = _ranges(table["ranges"], values) if precision == "int8" else {}
     except SecateurError as error:
         raise SecateurError(asked, error.found if error.asked == "an engine file" else str(error), AGAIN) from error
     except (
@@ -109,7 +113,7 @@ def read(path: str | os.PathLike[str], threads: int = 0) -> tuple[CompiledModel,
     ) as error:
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise SecateurError(asked, f"a graph that does not fit together ({reason})", AGAIN) from error
-    return CompiledModel(graph, threads, precision), example
+    return CompiledModel(graph, threads, precision, ranges), example
 
 
 def is_engine_file(path: str | os.PathLike[str]) -> bool:
@@ -230,6 +234,19 @@ def _graph(table: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Graph:
     if not refs(output) or any(name not in known for name in refs(output)):
         raise ValueError("an output that is not computed")
     return Graph(inputs, tuple(nodes), constants, output)
+
+
+def _ranges(table: Any, values: Mapping[str, Any]) -> dict[str, Range]:
+    """What the 8 bits of each float32 value stand for; 0 is always among it."""
+    found = {}
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or value.dtype != torch.float32 or not value.numel():
+            continue
+        low, high = table[name]
+        if type(low) is not float or type(high) is not float or not -LARGEST < low <= 0.0 <= high < LARGEST:
+            raise ValueError(f"a range of {name[:40]!r} that is none")
+        found[name] = low, high
+    return found
 
 
 def _word(value: Any) -> str:

@@ -16,6 +16,8 @@ from secateur.runtime.library import Plane
 
 LINE = 16
 """Floats in a line of cache, and in the widest vector."""
+MASKS = {4: np.int32, 2: np.int16, 1: np.int8}
+"""What masks are made of, by the bytes of an element."""
 
 
 def round_up(count: int, unit: int = LINE) -> int:
@@ -25,7 +27,10 @@ def round_up(count: int, unit: int = LINE) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes in elements; `row` counts positions, `bytes` those of an element: 4 is float32, 2 is bf16 (engine.h)."""
+    """Sizes in elements; `row` counts positions, `bytes` those of an element: 4 is float32, 2 is bf16, 1 is a byte (engine.h).
+
+    `zero`: the byte that fills gaps.
+    """
 
     channels: int
     images: int
@@ -37,6 +42,7 @@ class Layout:
     channel: int
     lead: int
     bytes: int = 4
+    zero: int = 0
 
     @property
     def line(self) -> int:
@@ -75,32 +81,35 @@ class Layout:
         """Integers of one image, as wide as elements: -1 where there is data, 0 in gaps; None where there are none to keep."""
         if self.single or (self.row == self.width and self.span % self.line == 0):
             return None
-        mask = np.zeros(round_up(self.span, self.line) + self.line * self.lanes, np.int32 if self.bytes == 4 else np.int16)
+        mask = np.zeros(round_up(self.span, self.line) + self.line * self.lanes, MASKS[self.bytes])
         rows = np.arange(self.height)[:, None] * self.row + np.arange(self.width)[None]
         mask[(rows[..., None] * self.lanes + np.arange(self.lanes)).ravel()] = -1
         return mask
 
 
 def spread(
-    channels: int, images: int, height: int, width: int, *, lanes: int, gap: tuple[int, int], ahead: int = -1, size: int = 4
-) -> Layout:
-    """A layout with `gap` = (rows, columns) of zeros; `ahead`: elements of zeros before the first pixel, if not the gap's.
+    channels: int, images: int, height: int, width: int, *, lanes: int, gap: tuple[int, int], ahead: int = -1, size: int = 4,
+    zero: int = 0, line: int = 0,
+) -> Layout:  # fmt: skip
+    """A layout with `gap` = (rows, columns) of zeros; `ahead`: elements of zeros before the first pixel, if not the gap's;
+    `line`: elements whose multiples sizes are, if not those of a line of cache.
 
     An odd number of lines per channel spreads channels over all sets of a cache.
     """
-    row, line = width + gap[1], 64 // size
+    row, line = width + gap[1], line or 64 // size
     lead = round_up((gap[0] * row + gap[1]) * lanes if ahead < 0 else ahead, line)
     image = round_up((height + gap[0]) * row * lanes, line)
     channel = _odd(lead + -(-images // lanes) * image, line)
-    return Layout(channels, images, height, width, lanes, row, image, channel, lead, size)
+    return Layout(channels, images, height, width, lanes, row, image, channel, lead, size, zero)
 
 
-def flat(channels: int, images: int, size: int = 4) -> Layout:
+def flat(channels: int, images: int, size: int = 4, *, zero: int = 0, line: int = 0) -> Layout:
     """One value per channel and image: images side by side; a single image's channels side by side, always in float32."""
     if images == 1:
         return Layout(channels, 1, 1, 1, 1, 1, 1, 1, 0)
-    lanes = round_up(images, 64 // size)
-    return Layout(channels, images, 1, 1, lanes, 1, lanes, _odd(lanes, 64 // size), 0, size)
+    line = line or 64 // size
+    lanes = round_up(images, line)
+    return Layout(channels, images, 1, 1, lanes, 1, lanes, _odd(lanes, line), 0, size, zero)
 
 
 def _odd(elements: int, line: int) -> int:

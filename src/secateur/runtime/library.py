@@ -13,7 +13,7 @@ from secateur.core.errors import SecateurError, nearest
 from secateur.runtime import build
 
 BESIDE = Path(__file__).parent / "_engine.so"
-PATHS = ("avx512_bf16", "avx512", "avx2", "portable")
+PATHS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable")
 
 
 class Kind(IntEnum):
@@ -33,7 +33,7 @@ class Plane(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_int64)
-        for name in ("channels", "images", "height", "width", "lanes", "row", "image", "channel", "lead", "bytes")
+        for name in ("channels", "images", "height", "width", "lanes", "row", "image", "channel", "lead", "bytes", "zero")
     ]
 
 
@@ -52,7 +52,9 @@ class Op(ctypes.Structure):
         ("kernel", ctypes.c_int64 * 2), ("stride", ctypes.c_int64 * 2),
         ("padding", ctypes.c_int64 * 2), ("phases", ctypes.c_int64 * 2),
         ("outer", ctypes.c_int64), ("inner", ctypes.c_int64), ("step", ctypes.c_int64),
-        ("after", ctypes.c_int64),
+        ("after", ctypes.c_int64), ("begin", ctypes.c_void_p),
+        ("in_scale", ctypes.c_float), ("out_scale", ctypes.c_float),
+        ("other_scale", ctypes.c_float), ("other_shift", ctypes.c_float),
     ]  # fmt: skip
 
 
@@ -89,6 +91,11 @@ def usable(lib: Any = None) -> tuple[str, ...]:
     found = tuple(path for path in PATHS if lib.secateur_force(path.encode()) == 0)
     lib.secateur_force(before)
     return found
+
+
+def plain(isa: str) -> str:
+    """The set whose float32 kernels `isa` runs."""
+    return isa.removesuffix("_bf16").removesuffix("_vnni")
 
 
 def path() -> str:

@@ -11,31 +11,42 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from secateur.runtime.coding import Coding, codes_of
+from secateur.runtime.endings import coded_layer
 from secateur.runtime.graph import Graph, Node, refs
 from secateur.runtime.layout import LINE, Layout, Reach, flat, round_up, sizes, spread
 from secateur.runtime.library import Activation, Kind, Op
 from secateur.runtime.pack import by_group, offsets
-from secateur.runtime.placing import KINDS, able, direct, gaps_of, reaches
-from secateur.runtime.program import Buffer, Layer, Program, Step
+from secateur.runtime.placing import KINDS, direct, gaps_of, only_outside, placed, reaches
+from secateur.runtime.program import Buffer, Layer, Program, Step, take
 
 SLACK = 4096
 """Floats before and behind the arena: tiles at an edge read, and never use, what lies beyond their tensor."""
 
 
 def lower(
-    graph: Graph, values: Mapping[str, Any], *, lanes: int, dense: frozenset[str] = frozenset(), size: int = 4
-) -> Program:
-    """The program for values of these shapes; layers named in `dense` are left to PyTorch. `size`: 2 keeps maps in bf16."""
-    return _Lowering(graph, values, lanes, dense, size).program()
+    graph: Graph, values: Mapping[str, Any], *, lanes: int, dense: frozenset[str] = frozenset(), size: int = 4,
+    coding: Coding | None = None,
+) -> Program:  # fmt: skip
+    """The program for values of these shapes; layers named in `dense` are left to PyTorch.
+
+    `size`: 2 keeps maps in bf16; 1 in bytes, which stand for what `coding` says.
+    """
+    return _Lowering(graph, values, lanes, dense, size, coding if size == 1 else None).program()
 
 
 class _Lowering:
     """Walks the graph once; keeps where each value is, and which buffers are free."""
 
-    def __init__(self, graph: Graph, values: Mapping[str, Any], lanes: int, dense: frozenset[str], size: int) -> None:
+    def __init__(
+        self, graph: Graph, values: Mapping[str, Any], lanes: int, dense: frozenset[str], size: int, coding: Coding | None
+    ) -> None:
         self.graph, self.values, self.lanes, self.bytes = graph, values, lanes, size
+        self.coding = coding or Coding({})
+        self.codes = codes_of(graph, values, self.coding.ranges)
         self.gaps = gaps_of(graph, values)
-        self.on_engine = self._placed(dense)
+        self.on_engine = placed(graph, values, dense, self.codes if size == 1 else None)
+        self.real = only_outside(graph, self.on_engine) if size == 1 else set()
         self.ops: list[Op] = []
         self.patches: list[tuple[Op, str, Buffer, int]] = []
         self.steps: list[Step] = []
@@ -56,26 +67,15 @@ class _Lowering:
         for name in refs(graph.output):
             self.last[name] = len(graph.nodes)
 
-    def _placed(self, dense: frozenset[str]) -> set[str]:
-        """Layers go to the engine; what needs no weights goes where its input is."""
-        placed: set[str] = set()
-        for node in self.graph.nodes:
-            if node.name in dense or not able(node, self.values):
-                continue
-            follows = any(name in placed for name in node.inputs) and all(
-                name in placed or name in self.graph.inputs for name in node.inputs
-            )
-            if node.op in ("conv", "linear") or follows:
-                placed.add(node.name)
-        return placed
-
     def layout(self, name: str) -> Layout:
         """Where value `name` lies: maps of one size share gaps."""
         channels, images, height, width = sizes(self.values[name].shape)
+        size = 4 if name in self.real else self.bytes
+        zero = self.codes[name].zero if size == 1 else 0
         if (height, width) == (1, 1):
-            return flat(channels, images, self.bytes)
+            return flat(channels, images, size, zero=zero, line=64 // self.bytes)
         gap = self.gaps.get((height, width), (0, 0))
-        return spread(channels, images, height, width, lanes=self.lanes, gap=gap, size=self.bytes)
+        return spread(channels, images, height, width, lanes=self.lanes, gap=gap, size=size, zero=zero, line=64 // self.bytes)
 
     def program(self) -> Program:
         for place, node in enumerate(self.graph.nodes):
@@ -116,19 +116,7 @@ class _Lowering:
             others = [other for other, (held, _) in self.held.items() if held is buffer and other != name]
             if lies == layout and not others and self.last[name] == self.places[node.name] and node.inputs.count(name) == 1:
                 return buffer
-        return self._take(layout)
-
-    def _take(self, layout: Layout) -> Buffer:
-        """A free buffer of this layout, the tightest that is large enough, or else the largest, widened; or a new one."""
-        alike = [buffer for buffer in self.free if buffer.layout.of(0) == layout.of(0)]
-        if alike:
-            enough = [buffer for buffer in alike if buffer.channels >= layout.channels]
-            best = min(enough, key=lambda b: b.channels) if enough else max(alike, key=lambda b: b.channels)
-            self.free = [buffer for buffer in self.free if buffer is not best]
-            best.channels = max(best.channels, layout.channels)
-            return best
-        self.buffers.append(Buffer(layout, layout.channels))
-        return self.buffers[-1]
+        return take(layout, self.free, self.buffers)
 
     def _op(self, kind: Kind, x: str | None, y: str | None, node: Node | None = None, **given: Any) -> Op:
         """Append an operation from value `x` to value `y`, both by name."""
@@ -138,6 +126,8 @@ class _Lowering:
                 buffer, layout = self.held[name]
                 setattr(op, {"x": "input", "y": "output"}[what], layout.plane())
                 self.patches.append((op, what, buffer, 0))
+                if layout.bytes == 1:
+                    setattr(op, {"x": "in_scale", "y": "out_scale"}[what], self.codes[name].scale)
         if node is not None:
             kind_of = node.settings.get("activation")
             op.activation = KINDS[kind_of] if kind_of else Activation.NONE
@@ -156,7 +146,7 @@ class _Lowering:
         """Have the engine read value `name` from PyTorch, unless it has it."""
         if name not in self.held:
             layout = self.layout(name)
-            self.held[name] = (self._take(layout), layout)
+            self.held[name] = (take(layout, self.free, self.buffers), layout)
             self._border(self._op(Kind.IMPORT, None, name), name, "x", self._engine_step().reads)
 
     def _bring_out(self, name: str) -> None:
@@ -215,6 +205,8 @@ class _Lowering:
     def _other(self, op: Op, name: str) -> None:
         buffer, layout = self.held[name]
         op.other_channel = layout.channel
+        if layout.bytes == 1:
+            op.other_scale, op.other_shift = self.codes[name].scale, self.codes[name].shift
         self.patches.append((op, "other", buffer, 0))
 
     def _array(self, array: np.ndarray) -> int:
@@ -253,13 +245,17 @@ class _Lowering:
             op.input = read.plane()
             self.patches = [patch for patch in self.patches if not (patch[0] is op and patch[1] == "x")]
             self.scratches.append(op)
-        op.mask = self._mask(layout)
+        op.mask = None if node.name in self.real else self._mask(layout)
         if len(node.inputs) > 1:
             self._other(op, node.inputs[1])
         place = len(self.ops) - 1
-        lines = -(-layout.span // layout.line)
-        matrix = weight.reshape(len(weight), -1).numpy()
-        self.layers[node.name] = Layer(node, place, lines, dot, matrix, places, bias, layout.bytes == 2)
+        size = 4 if dot else self.bytes
+        lines = max(-(-layout.span // 32) // 2, 1) if size == 1 else -(-layout.span // (64 // size))
+        matrix, end = weight.reshape(len(weight), -1).numpy(), None
+        if size == 1:
+            matrix, end = coded_layer(node, matrix, bias, op, self.coding, self.codes, real=node.name in self.real)
+            bias = end.bias
+        self.layers[node.name] = Layer(node, place, lines, dot, matrix, places, bias, size, end)
 
     def _gather(self, node: Node, rows: Reach, columns: Reach, made: Layout) -> Layout:
         """Copy the input into scratch memory, by phases, with rows as long as the output's."""
@@ -271,7 +267,8 @@ class _Lowering:
         below = max(-rows.low, made.height + rows.high - tall, 0)
         ahead = (-rows.low * made.row - columns.low) * made.lanes
         gap, phases = (below, made.row - wide), rows.phases * columns.phases
-        read = spread(channels * phases, images, tall, wide, lanes=made.lanes, gap=gap, ahead=ahead, size=self.bytes)
+        read = spread(channels * phases, images, tall, wide, lanes=made.lanes, gap=gap, ahead=ahead, size=self.bytes,
+                      zero=self.codes[source].zero if self.codes else 0)  # fmt: skip
         op = self._op(Kind.GATHER, source, None)
         op.output = read.plane()
         op.kernel[:], op.phases[:], op.stride[:] = (rows.first, columns.first), (rows.phases, columns.phases), stride
@@ -293,4 +290,6 @@ class _Lowering:
         ops = (Op * max(len(self.ops), 1))(*self.ops)
         shapes = {name: tuple(value.shape) for name, value in self.values.items() if isinstance(value, Tensor)}
         layouts = {name: self.layout(name) for name in self.on_engine}
-        return Program(ops, len(self.ops), self.steps, self.layers, offset + self.scratch + SLACK, self.keep, shapes, layouts)
+        floats = offset + self.scratch + SLACK
+        fills = [(b.offset, b.offset + b.layout.of(b.channels).size, b.layout.zero) for b in self.buffers if b.layout.zero]
+        return Program(ops, len(self.ops), self.steps, self.layers, floats, self.keep, shapes, layouts, fills)

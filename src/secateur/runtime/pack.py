@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from secateur.runtime.endings import Ending
 from secateur.runtime.layout import Layout, Reach
 
 
@@ -17,14 +18,17 @@ from secateur.runtime.layout import Layout, Reach
 class Packed:
     """`words` int32 (entries, 1 + R): byte offset, R values as bits; `start` int32 (parts * B + 1,).
 
-    Of bf16 an entry is a pair, (entries, 2 + R): two byte offsets, and for each row two values, the first in the low half.
-    `rows` int32 (B, R), -1 for none; `bias` float32 (B, R).
+    Of bf16 an entry is a pair, (entries, 2 + R): two byte offsets, and for each row two values, the first in the low half. Of
+    int8 it is four, (entries, 4 + R): four byte offsets, and for each row four values, the first in the lowest byte.
+    `rows` int32 (B, R), -1 for none; `bias` float32 (B, R); of int8 `scale` float32 and `begin` int32 too, as in `Ending`.
     """
 
     words: np.ndarray
     start: np.ndarray
     rows: np.ndarray
     bias: np.ndarray
+    scale: np.ndarray | None = None
+    begin: np.ndarray | None = None
 
     @property
     def block(self) -> int:
@@ -40,13 +44,15 @@ def pack(
     block: int = 1,
     parts: int = 1,
     ordered: bool = False,
-    halves: bool = False,
+    size: int = 4,
+    end: Ending | None = None,
 ) -> Packed:
     """Pack `weight` (O, columns) with `places` (O, columns) or (columns,), the byte offset each weight reads at.
 
     Rows come in order of their non-zeros, so that neighbours take equally long and a loop's end is foreseen; `ordered` keeps
     their own. In blocks of several rows a column is stored where any of them has a value. Columns are cut into `parts`; all
-    rows of a part come before the next part. `halves`: in bf16, by pairs.
+    rows of a part come before the next part. `size`: bytes of a value, 2 in bf16, by pairs; 1 in int8, by fours: `weight` holds
+    whole numbers then, and `end` what follows their sums.
     """
     count = len(weight)
     filled = weight != 0
@@ -66,14 +72,19 @@ def pack(
     words[:, 0] = places[column] if places.ndim == 1 else places[rows.reshape(blocks, block)[where, 0], column]
     words[:, 1:] = grouped[where, :, column].view(np.int32)
     counts = np.bincount(part * blocks + where, minlength=parts * blocks)
-    if halves:
-        words, counts = _paired(words, counts)
+    if size < 4:
+        words, counts = (_paired if size == 2 else _fours)(words, counts)
     start = np.zeros(parts * blocks + 1, np.int32)
     np.cumsum(counts, out=start[1:])
-    offset = np.zeros(blocks * block, np.float32)
-    if bias is not None:
-        offset[:count] = bias[order]
-    return Packed(words, start, rows.reshape(blocks, block), offset.reshape(blocks, block))
+
+    def by_row(given: np.ndarray | None, kind: type) -> np.ndarray:
+        made: np.ndarray = np.zeros(blocks * block, kind)
+        if given is not None:
+            made[:count] = given[order]
+        return made.reshape(blocks, block)
+
+    more = (by_row(end.scale, np.float32), by_row(end.begin, np.int32)) if end else ()
+    return Packed(words, start, rows.reshape(blocks, block), by_row(bias, np.float32), *more)
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
@@ -99,6 +110,20 @@ def _paired(words: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarr
     low = first[:, 1:].view(np.uint32) >> np.uint32(16)
     pairs = np.concatenate([first[:, :1], second[:, :1], (low | second[:, 1:].view(np.uint32)).view(np.int32)], 1)
     return np.ascontiguousarray(pairs), (counts + 1) // 2
+
+
+def _fours(words: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Entries four by four within each block; what the last lacks are zeros where it reads anyway."""
+    lacking = -counts % 4
+    ends = np.cumsum(counts)
+    places = np.arange(len(words)) + np.repeat(np.cumsum(lacking) - lacking, counts)
+    offset = np.repeat(words[np.maximum(ends - 1, 0), 0] if len(words) else ends, counts + lacking)
+    offset[places] = words[:, 0]
+    values = np.zeros((len(offset), words.shape[1] - 1), np.uint32)
+    values[places] = words[:, 1:].view(np.float32).astype(np.int8).view(np.uint8)
+    four = values.reshape(-1, 4, values.shape[1]) << np.array([0, 8, 16, 24], np.uint32)[:, None]
+    joined = np.bitwise_or.reduce(four, axis=1).view(np.int32)
+    return np.ascontiguousarray(np.concatenate([offset.reshape(-1, 4).astype(np.int32), joined], 1)), (counts + lacking) // 4
 
 
 def offsets(rows: Reach, columns: Reach, read: Layout, gathered: bool) -> np.ndarray:

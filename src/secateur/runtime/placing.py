@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur.runtime.coding import MOST, Code
 from secateur.runtime.graph import Graph, Node, compute
 from secateur.runtime.layout import Layout, Reach, reach
 from secateur.runtime.library import Activation
@@ -92,6 +93,36 @@ def able(node: Node, values: Mapping[str, Any]) -> bool:
     if node.op in ("maxpool", "avgpool"):
         return tuple(x.shape[2:]) != (1, 1)
     return node.op in ("affine", "act", "cat") and (node.op != "affine" or tuple(x.shape[2:]) != (1, 1))
+
+
+def placed(graph: Graph, values: Mapping[str, Any], dense: frozenset[str], codes: Mapping[str, Code] | None) -> set[str]:
+    """What the engine runs: layers but those in `dense`, and what needs no weights where its input is.
+
+    `codes`: what bytes stand for, where values become bytes.
+    """
+    found: set[str] = set()
+    for node in graph.nodes:
+        if node.name in dense or not able(node, values) or not (codes is None or _coded(node, codes)):
+            continue
+        follows = any(name in found for name in node.inputs) and all(
+            name in found or name in graph.inputs for name in node.inputs
+        )
+        if node.op in ("conv", "linear") or follows:
+            found.add(node.name)
+    return found
+
+
+def _coded(node: Node, codes: Mapping[str, Code]) -> bool:
+    """Can bytes stand for all values of `node`, and int32 hold its sums?"""
+    weight = node.tensors.get("weight")
+    fits = weight is None or int((weight.reshape(len(weight), -1) != 0).sum(1).max()) <= MOST
+    return fits and all(name in codes for name in (*node.inputs, node.name))
+
+
+def only_outside(graph: Graph, on_engine: set[str]) -> set[str]:
+    """Outputs of layers that the engine does not read again: they need not become bytes."""
+    nodes = [node for node in graph.nodes if node.name in on_engine]
+    return {node.name for node in nodes if node.op in ("conv", "linear")} - {name for node in nodes for name in node.inputs}
 
 
 def direct(node: Node, rows: Reach, columns: Reach, read: Layout, made: Layout) -> bool:

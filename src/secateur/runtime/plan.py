@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from secateur.core.errors import SecateurError
+from secateur.runtime.coding import Coding
 from secateur.runtime.dense import halved, halved_graph, is_half, run_dense, run_node, single
 from secateur.runtime.graph import Graph, Node, fill
 from secateur.runtime.library import library, path
@@ -85,16 +86,18 @@ class Plan:
             )
 
 
-def make_plan(graph: Graph, inputs: Sequence[Tensor], threads: int, *, halves: bool = False) -> Plan:
+def make_plan(graph: Graph, inputs: Sequence[Tensor], threads: int, *, size: int = 4, coding: Coding | None = None) -> Plan:
     """The fastest plan found for inputs of this size: ways to cut the batch, kernels per layer, dense where that wins.
 
-    `halves`: values and weights in bf16.
+    `size`: bytes of a value, 2 in bf16; 1 in int8, by `coding`, or in what is faster and more exact.
     """
     values = _shapes(graph, inputs)
     found: list[tuple[int, Plan]] = []
-    for lanes, part, inner in _ways(graph, values, inputs, threads):
-        plan = _planned(graph, values, inputs, threads, lanes=lanes, part=part, inner=inner, halves=halves)
-        found = sorted([*found, (_time(plan, inputs), plan)], key=lambda pair: pair[0])[:2]
+    halves = size < 4
+    for form in forms_of(size):
+        for lanes, part, inner in _ways(graph, values, inputs, threads):
+            plan = _planned(graph, values, inputs, threads, lanes=lanes, part=part, inner=inner, size=form, coding=coding)
+            found = sorted([*found, (_time(plan, inputs), plan)], key=lambda pair: pair[0])[:2]
     best = _faster([plan for _, plan in found], inputs)
     if found[0][0] > dense_floor(graph, values, threads) / dense_gain(halves):
         for each in (graph, halved_graph(graph)) if halves and HARDWARE in path() else (graph,):
@@ -114,6 +117,11 @@ def _faster(plans: Sequence[Plan], inputs: Sequence[Tensor]) -> Plan:
         if min(least) * TURNS > LONGEST:
             break
     return plans[least.index(min(least))]
+
+
+def forms_of(size: int) -> tuple[int, ...]:
+    """Bytes of a value to try where `size` are asked for: 8 bits have to be faster than what is more exact."""
+    return (1, 2 if HARDWARE in path() else 4) if size == 1 else (size,)
 
 
 HARDWARE = "bf16"
@@ -175,25 +183,25 @@ def _planned(
     lanes: int,
     part: int,
     inner: int,
-    halves: bool,
+    size: int,
+    coding: Coding | None,
 ) -> Plan:
     batch = inputs[0].shape[0] if inputs and inputs[0].dim() else 1
     parts = batch // part if part < batch else 1
     cut = values if parts == 1 else shapes_of(graph, [x[:part] for x in inputs])
     dense: Mapping[str, Node] = {}
-    size = 2 if halves else 4
     for attempt in range(2):
-        program = lower(graph, cut, lanes=lanes, dense=frozenset(dense), size=size)
+        program = lower(graph, cut, lanes=lanes, dense=frozenset(dense), size=size, coding=coding)
         whole = len(program.steps) == 1
         if parts > 1 and not whole:  # PyTorch's operations see the whole batch
             parts, inner, cut = 1, threads, values
-            program = lower(graph, cut, lanes=lanes, dense=frozenset(dense), size=size)
+            program = lower(graph, cut, lanes=lanes, dense=frozenset(dense), size=size, coding=coding)
         for step in program.steps:
             if step.node and step.node.name in dense:
                 step.node = dense[step.node.name]
-        arenas = [torch.zeros(program.floats) for _ in range(threads if inner == 1 else 1)]
+        arenas = [program.arena() for _ in range(threads if inner == 1 else 1)]
         choices = tune(program, arenas[0].data_ptr(), inner)
-        worse = {} if attempt else _better_dense(program, choices, inner, halves)
+        worse = {} if attempt else _better_dense(program, choices, inner, size < 4)
         if not worse:
             break
         dense = worse

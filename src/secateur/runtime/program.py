@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from secateur.runtime.endings import Ending
 from secateur.runtime.graph import Node
 from secateur.runtime.layout import Layout
 from secateur.runtime.library import Op
@@ -39,6 +42,19 @@ class Buffer:
     offset: int = -1
 
 
+def take(layout: Layout, free: list[Buffer], buffers: list[Buffer]) -> Buffer:
+    """A buffer of this layout out of `free`, the tightest that is large enough, or else the largest, widened; or a new one."""
+    alike = [buffer for buffer in free if buffer.layout.of(0) == layout.of(0)]
+    if not alike:
+        buffers.append(Buffer(layout, layout.channels))
+        return buffers[-1]
+    enough = [buffer for buffer in alike if buffer.channels >= layout.channels]
+    best = min(enough, key=lambda b: b.channels) if enough else max(alike, key=lambda b: b.channels)
+    free[:] = [buffer for buffer in free if buffer is not best]
+    best.channels = max(best.channels, layout.channels)
+    return best
+
+
 @dataclass
 class Layer:
     """A convolution or linear layer on the engine: which operation it is, and what may be chosen for it."""
@@ -50,8 +66,9 @@ class Layer:
     weight: np.ndarray
     places: np.ndarray
     bias: np.ndarray | None
-    halves: bool = False
-    """In bf16."""
+    size: int = 4
+    """Bytes of a value: 2 in bf16; 1 in int8, where `weight` holds whole numbers and `end` says what follows."""
+    end: Ending | None = None
     packed: dict[tuple[int, int], Packed] = field(default_factory=dict)
 
     @property
@@ -63,7 +80,7 @@ class Layer:
         """Weights in blocks of `block` rows and `parts` of the columns, packed when first asked for."""
         if (block, parts) not in self.packed:
             self.packed[block, parts] = pack(
-                self.weight, self.places, self.bias, block=block, parts=parts, ordered=self.dot, halves=self.halves
+                self.weight, self.places, self.bias, block=block, parts=parts, ordered=self.dot, size=self.size, end=self.end
             )
         return self.packed[block, parts]
 
@@ -80,6 +97,16 @@ class Program:
     keep: list[Any]
     shapes: Mapping[str, tuple[int, ...]]
     layouts: Mapping[str, Layout]
+    fills: Sequence[tuple[int, int, int]] = ()
+    """Memory that begins with another byte than 0: first float, last float, byte."""
+
+    def arena(self) -> Tensor:
+        """Memory for one run at a time, its gaps filled."""
+        memory = torch.zeros(self.floats)
+        bytes_ = memory.numpy().view(np.uint8)
+        for first, last, byte in self.fills:
+            bytes_[4 * first : 4 * last] = byte
+        return memory
 
 
 def choose(program: Program, name: str, block: int, tile: int, split: int, parts: int = 1) -> None:
@@ -91,6 +118,8 @@ def choose(program: Program, name: str, block: int, tile: int, split: int, parts
     op.words, op.start, op.rows, op.bias = (
         array.ctypes.data for array in (packed.words, packed.start, packed.rows, packed.bias)
     )
+    if packed.scale is not None and packed.begin is not None:
+        op.scale, op.begin = packed.scale.ctypes.data, packed.begin.ctypes.data
     op.blocks, op.block, op.tile, op.split, op.parts = len(packed.rows), block, tile, split, parts
 
 

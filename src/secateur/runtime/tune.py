@@ -20,7 +20,7 @@ import torch
 from secateur.runtime.build import cache_folder
 from secateur.runtime.dense import run_node
 from secateur.runtime.graph import Node
-from secateur.runtime.library import Kind, library, path
+from secateur.runtime.library import Kind, library, path, plain
 from secateur.runtime.program import Layer, Program, address, choose
 
 TILES = {"avx512": (2, 3, 4, 5, 6, 7, 8, 10, 12, 14), "avx2": (1, 2, 3, 4, 5, 6, 7), "portable": (1, 2, 3, 4)}
@@ -29,7 +29,12 @@ WIDE = {"avx512": (4, 5, 6, 7), "avx2": (1, 2, 3), "portable": (1, 2)}
 """The same for two and four rows at once."""
 HALF_TILES = {"avx512_bf16": (1, 2, 3, 4, 5, 6, 7), "avx512": (1, 2, 3, 4, 5, 6, 7), "avx2": (1, 2, 3), "portable": (1, 2)}
 """Lines of 32 bf16 values, likewise."""
+BYTE_TILES = {"avx512_vnni": (1, 2, 3, 4, 5), "avx512": (1, 2, 3), "avx2": (1,), "portable": (1,)}
+"""Lines of 64 bytes, likewise."""
+BYTE_WIDE = {"avx512_vnni": (1, 2, 3), "avx512": (1,), "avx2": (1,), "portable": (1,)}
 HALF_WIDE = {"avx512_bf16": (2, 3, 4, 5), "avx512": (2, 3), "avx2": (1,), "portable": (1,)}
+VALUES: dict[int, tuple[str, ...]] = {4: (), 2: ("bf16",), 1: ("int8",)}
+"""What stands in the key of a layer whose values take so many bytes."""
 FROM = {2: 0.12, 4: 0.25}
 """Density from which two and four rows are tried: below, columns that rows share are too rare."""
 LEAST_PARTED = 0.01
@@ -48,7 +53,7 @@ FORGET = 20_000
 class Choice:
     """How a layer runs, and how long that took.
 
-    Rows in a block, lines of 64 bytes in a tile, 1 where threads share rows, parts of columns; `halves`: in bf16.
+    Rows in a block, lines of 64 bytes in a tile, 1 where threads share rows, parts of columns; `size`: bytes of a value.
     """
 
     block: int
@@ -56,7 +61,7 @@ class Choice:
     split: int
     parts: int
     nanoseconds: int
-    halves: bool = False
+    size: int = 4
 
 
 @functools.cache
@@ -65,10 +70,23 @@ def peak(isa: str, threads: int) -> float:
     return float(library().secateur_peak(threads))
 
 
-def largest_tile(block: int, isa: str, *, halves: bool) -> int:
+def tiles_of(isa: str, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tiles worth trying for one row, and for several at once, of values of `size` bytes."""
+    if size == 4:
+        return TILES[plain(isa)], WIDE[plain(isa)]
+    if size == 2:
+        isa = isa if isa in HALF_TILES else plain(isa)
+        return HALF_TILES[isa], HALF_WIDE[isa]
+    isa = "avx512_vnni" if isa == "avx512_bf16" else isa  # such CPUs have both
+    return BYTE_TILES[isa], BYTE_WIDE[isa]
+
+
+def largest_tile(block: int, isa: str, *, size: int) -> int:
     """The largest tile there is a kernel for, in lines, for blocks of so many rows."""
-    if halves:
-        return max(HALF_TILES[isa])
+    if size == 1:
+        return {1: 6, 2: 3, 4: 2}[block] if plain(isa) == "avx512" else 1
+    if size == 2:
+        return max(tiles_of(isa, 2)[0])
     return 14 if block == 1 else 7
 
 
@@ -85,7 +103,7 @@ def tune(program: Program, arena: int, threads: int) -> dict[str, Choice]:
         op = program.ops[layer.place]
         images = 1 if layer.dot else -(-op.output.images // op.output.lanes)
         choice = known.get(key)
-        if choice is None or choice.tile > largest_tile(choice.block, isa, halves=layer.halves):
+        if choice is None or choice.tile > largest_tile(choice.block, isa, size=layer.size):
 
             def timed(block: int, tile: int, split: int, parts: int = 1, name: str = name, place: int = layer.place) -> int:
                 choose(program, name, block, tile, split, parts)
@@ -100,7 +118,7 @@ def tune(program: Program, arena: int, threads: int) -> dict[str, Choice]:
             known[key] = choice
         choose(program, name, choice.block, choice.tile, choice.split, choice.parts)
         layer.packed = {(choice.block, choice.parts): layer.packed[choice.block, choice.parts]}
-        found[name] = replace(choice, nanoseconds=choice.nanoseconds * images, halves=layer.halves)
+        found[name] = replace(choice, nanoseconds=choice.nanoseconds * images, size=layer.size)
     _Remembered.write()
     return found
 
@@ -110,8 +128,8 @@ def _fastest(layer: Layer, isa: str, threads: int, timed: Callable[..., int], co
     if layer.dot:
         return Choice(1, 1, 0, 1, timed(1, 1, 0))
     density = float((layer.weight != 0).mean())
-    plain = isa.removesuffix("_bf16")
-    narrow, wide = (HALF_TILES[isa], HALF_WIDE[isa]) if layer.halves else (TILES[plain], WIDE[plain])
+    narrow, wide = tiles_of(isa, layer.size)
+    longest = {block: largest_tile(block, isa, size=layer.size) for block in FROM}
     splits = (0, 1) if threads > 1 else (0,)
     tried = []
     if density < 0.75 or not layer.alike:
@@ -121,7 +139,7 @@ def _fastest(layer: Layer, isa: str, threads: int, timed: Callable[..., int], co
             tried += _in_parts(layer, timed, column, tiles, splits)
     for block, least in FROM.items():
         if density >= least and layer.alike:
-            tiles = sorted({min(tile, layer.lines) for tile in wide})
+            tiles = sorted({min(tile, layer.lines, longest[block]) for tile in wide})
             tried += [(timed(block, tile, split), block, tile, split, 1) for tile in tiles for split in splits]
     nanoseconds, block, tile, split, parts = min(tried)
     return Choice(block, tile, split, parts, nanoseconds)
@@ -135,7 +153,7 @@ def _in_parts(
     tried: list[tuple[int, int, int, int, int]] = []
     for tile in tiles:
         parts = -(-column(tile) // L1)
-        if (layer.halves or tile >= SHORT) and 1 < parts <= most:
+        if (layer.size < 4 or tile >= SHORT) and 1 < parts <= most:
             tried += [(timed(1, tile, split, parts), 1, tile, split, parts) for split in splits]
     for factor in (2 / 3, 3 / 2):
         while tried:
@@ -170,8 +188,8 @@ def _key(program: Program, layer: Layer, isa: str, threads: int) -> str:
     op = program.ops[layer.place]
     filled = f"{float((layer.weight != 0).mean()):.2g}"
     sizes = (*layer.weight.shape, filled, layer.lines, op.output.lanes, op.input.row, op.input.channel)
-    words = [*map(str, sizes), *(["bf16"] if layer.halves else [])]
-    return f"{_machine()} {_kernels()} {isa if layer.halves else isa.removesuffix('_bf16')} {threads} " + " ".join(words)
+    words = [*map(str, sizes), *VALUES[layer.size]]
+    return f"{_machine()} {_kernels()} {isa if layer.size < 4 else plain(isa)} {threads} " + " ".join(words)
 
 
 @functools.cache
@@ -229,7 +247,7 @@ def _checked(value: Any) -> Choice:
     choice = Choice(block, tile, split, parts, nanoseconds)
     if (
         choice.block not in (1, 2, 4)
-        or not 1 <= choice.tile <= largest_tile(choice.block, "", halves=False)
+        or not 1 <= choice.tile <= largest_tile(choice.block, "", size=4)
         or choice.split not in (0, 1)
         or choice.parts < 1
     ):

@@ -4,3 +4,4 @@
 
 const Path& chosen_path();
 const Halves& chosen_halves();
+const Bytes& chosen_bytes();

@@ -25,6 +25,15 @@ struct Job {
 typedef Job<float, int32_t> RowJob;
 typedef Job<uint16_t, int16_t> HalfJob;
 
+struct ByteJob : Job<uint8_t, int8_t> {
+  const float* scale;      // one per output channel, like `bias`
+  const int32_t* begin;    // what each sum begins with
+  float other_scale, other_shift;
+  float out_scale;         // 0: the result is the byte already
+  int zero;                // the byte for 0 in the output
+  float* real;             // where the result goes as float32, in place of `y`; or null
+};
+
 struct Path {
   void (*rows)(int tile, int block, const RowJob& job);  // tile: 1 to TILES
   void (*finish)(float* y, const float* x, const float* other, const int32_t* mask, int64_t count, float scale, float shift,
@@ -47,15 +56,33 @@ struct Halves {
   void (*narrow)(uint16_t* y, const float* x, int64_t count);
 };
 
+struct Bytes {
+  void (*rows)(int tile, int block, const ByteJob& job);  // tile: 0 (half a line) to 6, of 2 rows to 3, of 4 to 2; narrow vectors to 1
+  // y = activation(scale * x + shift + other), all of them bytes that stand for numbers; count: a multiple of 64
+  void (*finish)(uint8_t* y, const uint8_t* x, const uint8_t* other, const int8_t* mask, int64_t count, float scale, float shift,
+                 float other_scale, float other_shift, float out_scale, int zero, int activation, float low, float high, int after);
+  void (*pool)(uint8_t* y, const uint8_t* x, int64_t count, int64_t tall, int64_t wide, int64_t row, int64_t step, int sum,
+               float share, int zero);
+  void (*widen)(float* y, const uint8_t* x, int64_t count, float scale, int zero);   // y = scale * (x - zero)
+  void (*narrow)(uint8_t* y, const float* x, int64_t count, float scale, int zero);  // the nearest byte; NaN is zero
+};
+
 constexpr int TILES = 14;
 
 extern const Path path_portable;
 extern const Halves halves_portable;
+extern const Bytes bytes_portable;
 #ifdef SECATEUR_X86
 extern const Path path_avx2;
 extern const Path path_avx512;
 extern const Halves halves_avx2;
 extern const Halves halves_avx512;
+extern const Bytes bytes_avx2;
+extern const Bytes bytes_avx512;
+#ifdef SECATEUR_HAS_VNNI
+extern const Bytes bytes_avx512_vnni;
+void half_line_avx512_vnni(int block, const ByteJob& job);
+#endif
 #ifdef SECATEUR_HAS_BF16
 extern const Halves halves_avx512_bf16;
 #endif

@@ -15,6 +15,13 @@
 namespace {
 
 typedef uint16_t Half;
+typedef uint8_t Byte;
+
+// What the bytes of a tensor stand for: scale * (byte - zero).
+struct Code {
+  float scale;
+  int zero;
+};
 
 struct Run {
   const Op& op;
@@ -23,6 +30,7 @@ struct Run {
   int threads;
   const Path& path;
   const Halves& halves;
+  const Bytes& bytes;
 
   template <typename E = float>
   const E* x() const { return reinterpret_cast<const E*>(arena + op.x); }
@@ -30,38 +38,58 @@ struct Run {
   E* y() const { return reinterpret_cast<E*>(arena + op.y); }
   template <typename E = float>
   const E* other() const { return op.other < 0 ? nullptr : reinterpret_cast<const E*>(arena + op.other); }
+  Code in() const { return {op.in_scale, int(op.in.zero)}; }
+  Code out() const { return {op.out_scale, int(op.out.zero)}; }
 };
 
-// Lines of either kind as float32: a line of halves is widened into memory of its own, or made there and narrowed; a line of
-// floats is itself.
-const float* line_of(const Run&, const float* from, int64_t, std::vector<float>&) { return from; }
-const float* line_of(const Run& run, const Half* from, int64_t count, std::vector<float>& memory) {
+// Lines of each kind as float32: a line of halves or bytes is widened into memory of its own, or made there and narrowed; a line
+// of floats is itself.
+const float* line_of(const Run&, const float* from, int64_t, std::vector<float>&, Code) { return from; }
+const float* line_of(const Run& run, const Half* from, int64_t count, std::vector<float>& memory, Code) {
   memory.resize(size_t(count));
   run.halves.widen(memory.data(), from, count);
   return memory.data();
 }
+const float* line_of(const Run& run, const Byte* from, int64_t count, std::vector<float>& memory, Code code) {
+  memory.resize(size_t(count));
+  run.bytes.widen(memory.data(), from, count, code.scale, code.zero);
+  return memory.data();
+}
 float* room(float* to, int64_t, std::vector<float>&) { return to; }
-float* room(Half*, int64_t count, std::vector<float>& memory) {
+template <typename E>
+float* room(E*, int64_t count, std::vector<float>& memory) {
   memory.resize(size_t(count));
   return memory.data();
 }
-void put_line(const Run&, float* to, const float* from, int64_t count) {
+void put_line(const Run&, float* to, const float* from, int64_t count, Code) {
   if (to != from) std::memcpy(to, from, size_t(count) * 4);
 }
-void put_line(const Run& run, Half* to, const float* from, int64_t count) { run.halves.narrow(to, from, count); }
+void put_line(const Run& run, Half* to, const float* from, int64_t count, Code) { run.halves.narrow(to, from, count); }
+void put_line(const Run& run, Byte* to, const float* from, int64_t count, Code code) {
+  run.bytes.narrow(to, from, count, code.scale, code.zero);
+}
 
-void get_line(const Run&, float* to, const float* from, int64_t count) { std::memcpy(to, from, size_t(count) * 4); }
-void get_line(const Run& run, float* to, const Half* from, int64_t count) { run.halves.widen(to, from, count); }
+void get_line(const Run&, float* to, const float* from, int64_t count, Code) { std::memcpy(to, from, size_t(count) * 4); }
+void get_line(const Run& run, float* to, const Half* from, int64_t count, Code) { run.halves.widen(to, from, count); }
+void get_line(const Run& run, float* to, const Byte* from, int64_t count, Code code) {
+  run.bytes.widen(to, from, count, code.scale, code.zero);
+}
 
-float value_of(float v) { return v; }
-float value_of(Half v) {
+float value_of(float v, Code) { return v; }
+float value_of(Byte v, Code code) { return (float(v) - float(code.zero)) * code.scale; }
+float value_of(Half v, Code) {
   const uint32_t bits = uint32_t(v) << 16;
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
 }
-void set_value(float& to, float v) { to = v; }
-void set_value(Half& to, float v) {  // to the nearest, ties to even; NaN stays one
+void set_value(float& to, float v, Code) { to = v; }
+void set_value(Byte& to, float v, Code code) {  // to the nearest, ties to even; NaN is zero
+  v = v * (1.0f / code.scale) + float(code.zero);
+  v = v == v ? std::min(std::max(v, 0.0f), 255.0f) : float(code.zero);
+  to = Byte(int(v + 12582912.0f - 12582912.0f));
+}
+void set_value(Half& to, float v, Code) {  // to the nearest, ties to even; NaN stays one
   uint32_t bits;
   std::memcpy(&bits, &v, 4);
   to = Half(v == v ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : (bits >> 16) | 0x40);
@@ -69,9 +97,16 @@ void set_value(Half& to, float v) {  // to the nearest, ties to even; NaN stays 
 
 template <typename E> struct MaskOf { typedef int32_t type; };
 template <> struct MaskOf<Half> { typedef int16_t type; };
+template <> struct MaskOf<Byte> { typedef int8_t type; };
+template <typename E> struct JobOf { typedef Job<E, typename MaskOf<E>::type> type; };
+template <> struct JobOf<Byte> { typedef ByteJob type; };
 
 void call_rows(const Run& run, int tile, int block, const RowJob& job) { run.path.rows(tile, block, job); }
 void call_rows(const Run& run, int tile, int block, const HalfJob& job) { run.halves.rows(tile, block, job); }
+void call_rows(const Run& run, int tile, int block, const ByteJob& job) { run.bytes.rows(tile, block, job); }
+auto call_pool(const Run& run, const Byte*) {
+  return [&run](auto... given) { run.bytes.pool(given..., int(run.op.in.zero)); };
+}
 auto call_pool(const Run& run, const float*) { return run.path.pool; }
 auto call_pool(const Run& run, const Half*) { return run.halves.pool; }
 
@@ -95,16 +130,34 @@ void shared(int threads, int64_t count, int64_t pieces, const Task& task) {
   });
 }
 
+// What a job of bytes has beside the others; `place` is its first position in the output.
+template <typename J>
+void add_codes(const Run&, J&, int64_t) {}
+void add_codes(const Run& run, ByteJob& job, int64_t place) {
+  const Op& op = run.op;
+  job.scale = op.scale;
+  job.begin = op.begin;
+  job.other_scale = op.other_scale;
+  job.other_shift = op.other_shift;
+  job.out_scale = op.out_scale;
+  job.zero = int(op.out.zero);
+  job.real = op.out.bytes == 4 ? run.y() + place : nullptr;
+}
+
 template <typename E>
 void conv(const Run& run) {
   typedef typename MaskOf<E>::type Mask;
   constexpr int64_t UNIT = 64 / sizeof(E);
   const Op& op = run.op;
-  const int64_t vectors = (span(op.out) + UNIT - 1) / UNIT, tiles = (vectors + op.tile - 1) / op.tile, images = groups(op.out);
+  // what is left of a map behind its last tile of bytes is half a line, if that is enough
+  const bool half = sizeof(E) == 1 && (span(op.out) + UNIT / 2 - 1) / (UNIT / 2) % 2;
+  const int64_t vectors = half ? span(op.out) / UNIT : (span(op.out) + UNIT - 1) / UNIT, images = groups(op.out);
+  const int64_t whole = (vectors + op.tile - 1) / op.tile, tiles = whole + half;
   const auto work = [&](int64_t tile, int64_t first, int64_t last) {
     const int64_t group = tile / tiles, i = tile % tiles;
-    const int64_t from = vectors * i / tiles, to = vectors * (i + 1) / tiles;
-    Job<E, Mask> job;
+    const int64_t from = i < whole ? vectors * i / whole : vectors, to = i < whole ? vectors * (i + 1) / whole : vectors;
+    typename JobOf<E>::type job;
+    add_codes(run, job, at(op.out, 0, group) + from * UNIT);
     job.words = op.words;
     job.start = op.start;
     job.rows = op.rows;
@@ -128,7 +181,7 @@ void conv(const Run& run) {
       return;
     }
     static thread_local std::vector<float> sums;
-    sums.resize(size_t((last - first) * op.block * (to - from) * UNIT));
+    sums.resize(size_t((last - first) * op.block * std::max<int64_t>(to - from, 1) * UNIT));
     for (int64_t part = 0; part < op.parts; ++part) {
       job.start = op.start + part * op.blocks;
       job.from = part ? sums.data() : nullptr;
@@ -170,7 +223,7 @@ void gather(const Run& run) {
       const int64_t height = (op.in.height - i + op.stride[0] - 1) / op.stride[0];
       const int64_t width = (op.in.width - j + op.stride[1] - 1) / op.stride[1];
       E* plane = run.y<E>() + c * op.out.channel;
-      std::memset(plane, 0, size_t(op.out.channel) * sizeof(E));
+      std::memset(plane, sizeof(E) == 1 ? int(op.out.zero) : 0, size_t(op.out.channel) * sizeof(E));
       for (int64_t group = 0; group < groups(op.in); ++group) {
         const E* from = run.x<E>() + at(op.in, c / each, group) + (i * op.in.row + j) * lanes;
         E* to = plane + op.out.lead + group * op.out.image;
@@ -199,7 +252,8 @@ struct Larger {
 
 int64_t place(const Plane& p, int64_t c, int64_t n) { return at(p, c, n / p.lanes) + n % p.lanes; }
 
-// Rows are joined first, then neighbours in the joined row; outside the image stands `empty`.
+// Rows are joined first, then neighbours in the joined row; outside the image stands `empty`. Bytes are joined as whole
+// numbers: the output's have the meaning of the input's.
 template <typename E, typename To, typename Join>
 void pool(const Run& run, float empty, float scale, const Join& join) {
   const Op& op = run.op;
@@ -207,6 +261,7 @@ void pool(const Run& run, float empty, float scale, const Join& join) {
   const bool inside = !op.padding[0] && !op.padding[1] && (op.out.height - 1) * op.stride[0] + op.kernel[0] <= op.in.height &&
                       (op.out.width - 1) * op.stride[1] + op.kernel[1] <= op.in.width;
   const bool single = op.out.height == 1 && op.out.width == 1;  // laid out otherwise: images side by side
+  const Code whole_numbers{1.0f, int(op.in.zero)};
   if (op.in.lanes == 16 && inside && !single) {
     const auto pool16 = call_pool(run, run.x<E>());
     shared(run.threads, op.in.channels, run.threads * 4, [&](int64_t first, int64_t last) {
@@ -236,7 +291,7 @@ void pool(const Run& run, float empty, float scale, const Join& join) {
           for (int64_t k = 0; k < op.kernel[0]; ++k) {
             const int64_t row = h * op.stride[0] + k - op.padding[0];
             if (row < 0 || row >= op.in.height) continue;
-            const float* from = line_of(run, x + row * op.in.row * lanes, width * lanes, wide);
+            const float* from = line_of(run, x + row * op.in.row * lanes, width * lanes, wide, whole_numbers);
             if (any && !SUM) run.path.raise(middle, from, width * lanes);
             else if (any) for (int64_t w = 0; w < width * lanes; ++w) middle[w] = join(middle[w], from[w]);
             else std::memcpy(middle, from, size_t(width * lanes) * 4);
@@ -269,8 +324,10 @@ void pool(const Run& run, float empty, float scale, const Join& join) {
               }
           }
           if (scale != 1.0f) for (int64_t w = 0; w < op.out.width * lanes; ++w) y[w] *= scale;
-          if (single) for (int64_t l = 0; l < lanes_of(op.in, group); ++l) set_value(to[place(op.out, c, group * lanes + l)], y[l]);
-          else put_line(run, to, y, op.out.width * lanes);
+          if (std::is_same<E, Byte>::value && !std::is_same<To, Byte>::value)
+            for (int64_t i = 0; i < op.out.width * lanes; ++i) y[i] *= op.in_scale;
+          if (single) for (int64_t l = 0; l < lanes_of(op.in, group); ++l) set_value(to[place(op.out, c, group * lanes + l)], y[l], whole_numbers);
+          else put_line(run, to, y, op.out.width * lanes, whole_numbers);
         }
       }
   });
@@ -281,12 +338,14 @@ void mean(const Run& run) {
   const Op& op = run.op;
   const float share = 1.0f / float(op.in.height * op.in.width);
   const int64_t lanes = op.in.lanes;
+  const Code whole{1.0f, int(op.in.zero)};  // sums of bytes are whole numbers, and gaps add nothing
+  const float factor = sizeof(E) == 1 ? share * op.in_scale : share;
   shared(run.threads, op.in.channels, run.threads * 2, [&](int64_t first, int64_t last) {
     std::vector<float> wide;
     for (int64_t c = first; c < last; ++c)
       for (int64_t group = 0; group < groups(op.in); ++group) {
         const int64_t count = span(op.in);
-        const float* x = line_of(run, run.x<E>() + at(op.in, c, group), count, wide);
+        const float* x = line_of(run, run.x<E>() + at(op.in, c, group), count, wide, whole);
         float sum[16] = {};
         if (lanes == 16) {
           for (int64_t i = 0; i < count; i += 16) for (int l = 0; l < 16; ++l) sum[l] += x[i + l];
@@ -296,14 +355,14 @@ void mean(const Run& run) {
           for (int l = 1; l < 16; ++l) sum[0] += sum[l];
         }
         for (int64_t l = 0; l < lanes_of(op.in, group); ++l)
-          set_value(run.y<To>()[place(op.out, c, group * lanes + l)], sum[l] * share);
+          set_value(run.y<To>()[place(op.out, c, group * lanes + l)], sum[l] * factor, run.out());
       }
   });
 }
 
 template <typename E, typename Join>
 void pool_to(const Run& run, float empty, float scale, const Join& join) {
-  run.op.out.bytes == 2 ? pool<E, Half>(run, empty, scale, join) : pool<E, float>(run, empty, scale, join);
+  run.op.out.bytes != 4 ? pool<E, E>(run, empty, scale, join) : pool<E, float>(run, empty, scale, join);
 }
 
 // y = activation(scale * x + shift + other), channel by channel.
@@ -337,12 +396,32 @@ void half_pointwise(const Run& run) {
   });
 }
 
+void byte_pointwise(const Run& run) {
+  const Op& op = run.op;
+  const int64_t count = (span(op.out) + 63) / 64 * 64;
+  shared(run.threads, op.out.channels, run.threads * 4, [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c) {
+      const float factor = op.scale ? op.scale[c] : 1.0f, scale = factor * op.in_scale;
+      const float shift = (op.bias ? op.bias[c] : 0.0f) - scale * float(op.in.zero);
+      for (int64_t group = 0; group < groups(op.out); ++group) {
+        const int64_t place = at(op.out, 0, group);
+        const Byte* other = run.other<Byte>();
+        run.bytes.finish(run.y<Byte>() + place + c * op.out.channel, run.x<Byte>() + place + c * op.in.channel,
+                         other ? other + place + c * op.other_channel : nullptr, static_cast<const int8_t*>(op.mask), count, scale,
+                         shift, op.other_scale, op.other_shift, op.out_scale, int(op.out.zero), op.activation, op.low, op.high,
+                         int(op.after));
+      }
+    }
+  });
+}
+
 // y = x * other, where `other` has one value per image and channel.
 template <typename E, typename By>
 void scale(const Run& run) {
   const Op& op = run.op;
   Plane single = op.out;  // layout of `other`
   single.height = single.width = 1;
+  const Code factor{op.other_scale, sizeof(By) == 1 && op.other_scale != 0.0f ? int(std::lround(-op.other_shift / op.other_scale)) : 0};
   shared(run.threads, op.out.channels, run.threads * 4, [&](int64_t first, int64_t last) {
     std::vector<float> wide, made;
     for (int64_t c = first; c < last; ++c)
@@ -351,11 +430,11 @@ void scale(const Run& run) {
         E* y = run.y<E>() + at(op.out, c, group);
         const By* by = run.other<By>() + c * op.other_channel + group * op.out.lanes;
         const int64_t count = span(op.out);
-        const float* from = line_of(run, x, count, wide);
+        const float* from = line_of(run, x, count, wide, run.in());
         float* to = room(y, count, made);
-        if (op.out.lanes == 1) for (int64_t i = 0; i < count; ++i) to[i] = from[i] * value_of(by[0]);
-        else for (int64_t i = 0; i < count; i += 16) for (int l = 0; l < 16; ++l) to[i + l] = from[i + l] * value_of(by[l]);
-        put_line(run, y, to, count);
+        if (op.out.lanes == 1) for (int64_t i = 0; i < count; ++i) to[i] = from[i] * value_of(by[0], factor);
+        else for (int64_t i = 0; i < count; i += 16) for (int l = 0; l < 16; ++l) to[i + l] = from[i + l] * value_of(by[l], factor);
+        put_line(run, y, to, count, run.out());
       }
   });
 }
@@ -375,7 +454,8 @@ void border(const Run& run) {
   const Plane& p = IN ? op.out : op.in;
   float* const outside = run.outside[IN ? op.x : op.y];
   E* const inside = IN ? run.y<E>() : const_cast<E*>(run.x<E>());
-  const auto move = [&](float& out, E& in) { if (IN) set_value(in, out); else out = value_of(in); };
+  const Code code = IN ? run.out() : run.in();
+  const auto move = [&](float& out, E& in) { if (IN) set_value(in, out, code); else out = value_of(in, code); };
   constexpr int64_t STRIP = 16;  // channels at a time: where they are neighbours outside, a line is read once
   const int64_t strip = op.inner == 1 ? STRIP : 1, strips = (p.channels + strip - 1) / strip;
   shared(run.threads, strips * groups(p), run.threads * 4, [&](int64_t first, int64_t last) {
@@ -389,8 +469,8 @@ void border(const Run& run) {
           for (int64_t c = begin; c < end; ++c) {
             float* out = from + c * op.inner + h * p.width;
             E* in = base + c * p.channel + h * p.row;
-            if (IN) put_line(run, in, out, p.width);
-            else get_line(run, out, in, p.width);
+            if (IN) put_line(run, in, out, p.width, code);
+            else get_line(run, out, in, p.width, code);
           }
           continue;
         }
@@ -441,7 +521,7 @@ bool run_map(const Run& run) {
     case GATHER: gather<E>(run); return true;
     case MAXPOOL: pool_to<E>(run, lowest, 1.0f, Larger()); return true;
     case AVGPOOL: pool_to<E>(run, 0.0f, 1.0f / float(run.op.kernel[0] * run.op.kernel[1]), Sum()); return true;
-    case MEAN: run.op.out.bytes == 2 ? mean<E, Half>(run) : mean<E, float>(run); return true;
+    case MEAN: run.op.out.bytes != 4 ? mean<E, E>(run) : mean<E, float>(run); return true;
     case IMPORT: border<true, E>(run); return true;
     case EXPORT: border<false, E>(run); return true;
     case SCALE: run.op.out.images == 1 ? scale<E, float>(run) : scale<E, E>(run); return true;
@@ -450,13 +530,13 @@ bool run_map(const Run& run) {
 }
 
 bool run_one(const Run& run) {
-  const bool halves = (run.op.kind == IMPORT ? run.op.out : run.op.in).bytes == 2;
+  const int64_t size = (run.op.kind == IMPORT ? run.op.out : run.op.in).bytes;
   switch (run.op.kind) {
     case ADD:
-    case AFFINE: halves ? half_pointwise(run) : pointwise(run); return true;
+    case AFFINE: size == 1 ? byte_pointwise(run) : size == 2 ? half_pointwise(run) : pointwise(run); return true;
     case COPY: copy(run); return true;
     case DOT: dot(run); return true;
-    default: return halves ? run_map<Half>(run) : run_map<float>(run);
+    default: return size == 1 ? run_map<Byte>(run) : size == 2 ? run_map<Half>(run) : run_map<float>(run);
   }
 }
 
@@ -471,8 +551,9 @@ extern "C" {
 int secateur_run(const Op* ops, int64_t count, float* arena, float* const* outside, int threads) {
   const Path& path = chosen_path();
   const Halves& halves = chosen_halves();
+  const Bytes& bytes = chosen_bytes();
   for (int64_t i = 0; i < count; ++i)
-    if (!run_one(Run{ops[i], arena, outside, threads, path, halves})) return int(i + 1);
+    if (!run_one(Run{ops[i], arena, outside, threads, path, halves, bytes})) return int(i + 1);
   return 0;
 }
 

@@ -27,7 +27,7 @@ from secateur.core.plan import Plan
 from secateur.criteria.scoring import NetSettings, ScorerSettings, ScoringNet, Slopes, Task, fit_, weighed
 from secateur.criteria.scoring.units import units_of
 from secateur.data import BatchSettings, digits, loaders
-from secateur.io import read_json, write_json
+from secateur.io import load_scorer, read_json, write_json
 from secateur.measure import machine
 from secateur.recipes import zoo
 from secateur.search import EvolutionSettings, drive, evolve, gaussian, legr
@@ -242,6 +242,7 @@ def transfer(seed: int) -> dict[str, Any]:
     source = Bench("resnet", seed)
     scorer, _ = source.trained(0.3)
     corrected, _ = source.trained(0.3, **CORRECTION)
+    shipped = load_scorer("pretrained")
     found = {}
     for name in ("deeper, narrower resnet", "plain"):
         target = Bench(name, seed + 100)
@@ -251,6 +252,8 @@ def transfer(seed: int) -> dict[str, Any]:
             "scoring net, transferred, weighed": target.weighed(scorer),
             "scoring net on L1, transferred": ranked(target.axes, target.scores(corrected), 0.3),
             "scoring net on L1, transferred, weighed": target.weighed(corrected),
+            "scoring net of the package": ranked(target.axes, target.scores(shipped), 0.3),
+            "scoring net of the package, weighed": target.weighed(shipped),
             "scoring net, trained here": ranked(target.axes, target.scores(own), 0.3),
             "scoring net, untrained": ranked(target.axes, target.scores(ScoringNet().eval()), 0.3),
             "l1": by_mean(target.axes, score(target.axes, criteria.l1(target.model)), 0.3),

@@ -198,7 +198,11 @@ def stages(known: Mapping[str, Any]) -> list[str]:
 
 def cifar(known: Mapping[str, Any]) -> list[str]:
     """Pretrained networks on CIFAR-10 without retraining."""
-    lines = ["## CIFAR-10, pretrained, without retraining", *known["words"]]
+    lines = [
+        "## CIFAR-10, pretrained, without retraining",
+        *known["words"],
+        "A weighed net is followed as far as these training images bear out (`scoring.weighed`).",
+    ]
     for network, found in known["networks"].items():
         dense = found["dense"]
         rows = [[name, f"{100 * value:.2f}", f"{100 * (value - dense):+.2f}"] for name, value in found["rows"].items()]

@@ -509,23 +509,24 @@ def build():
 """
 
 
+def told(*words: str) -> Any:
+    """What a command says as JSON."""
+    found = CliRunner().invoke(application(), [*words, "--json"])
+    assert found.exit_code == 0, found.output
+    return json.loads(found.output)
+
+
 def test_the_command_exports_measures_and_inspects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(MODEL)
-
-    def run(*words: str) -> Any:
-        found = CliRunner().invoke(application(), [*words, "--json"])
-        assert found.exit_code == 0, found.output
-        return json.loads(found.output)
-
-    made = run("export", "net.py:build", "--to", "sparse", "--input", "1,3,16,16", "-o", "m.engine")
+    made = told("export", "net.py:build", "--to", "sparse", "--input", "1,3,16,16", "-o", "m.engine")
     assert made["bytes"] == (tmp_path / "m.engine").stat().st_size
     assert made["precision"] == "float32"
-    half = run("export", "net.py:build", "--precision", "bf16", "--input", "1,3,16,16", "-o", "h.engine")
-    assert half["precision"] == run("measure", "h.engine", "--repeats", "3")["precision"] == "bf16"
-    assert run("inspect", "h.engine")["precision"] == "bf16"
-    measured = run("measure", "m.engine", "--repeats", "3")
+    half = told("export", "net.py:build", "--precision", "bf16", "--input", "1,3,16,16", "-o", "h.engine")
+    assert half["precision"] == told("measure", "h.engine", "--repeats", "3")["precision"] == "bf16"
+    assert told("inspect", "h.engine")["precision"] == "bf16"
+    measured = told("measure", "m.engine", "--repeats", "3")
     assert measured["latency_ms"] > 0
-    layers = run("inspect", "m.engine")["layers"]
+    layers = told("inspect", "m.engine")["layers"]
     assert [row["layer"] for row in layers] == ["0", "4"]
     assert layers[0]["sparsity"] > 0.8

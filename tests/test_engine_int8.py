@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from secateur.runtime.placing import shapes_of
 from secateur.runtime.plan import Plan
 from secateur.runtime.program import choose
 from secateur.runtime.tune import largest_tile
-from test_engine import NETWORKS, network, spoiled
+from test_engine import MODEL, NETWORKS, network, spoiled, told
 
 MISSING = library.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING or "the engine is there")
@@ -544,42 +543,23 @@ def test_a_published_network_keeps_its_accuracy_in_int8() -> None:
     assert abs(right["int8"] - right["float32"]) / count <= 0.01
 
 
-MODEL = """
-import torch
-from torch import nn
-
-def build():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-    model[0].weight.data *= torch.rand_like(model[0].weight) > 0.9
-    return model
-
+BATCHES = """
 def batches():
     return [(10 * torch.ones(2, 3, 16, 16), torch.zeros(2, dtype=torch.long))]
 """
 
 
 def test_the_command_exports_measures_and_inspects_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from typer.testing import CliRunner
-
-    from secateur.cli.main import application
-
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "net.py").write_text(MODEL)
-
-    def run(*words: str) -> Any:
-        found = CliRunner().invoke(application(), [*words, "--json"])
-        assert found.exit_code == 0, found.output
-        return json.loads(found.output)
-
+    (tmp_path / "net.py").write_text(MODEL + BATCHES)
     export = ("export", "net.py:build", "--precision", "int8", "--input", "1,3,16,16", "-o", "m.engine")
-    assert run(*export)["precision"] == "int8"
+    assert told(*export)["precision"] == "int8"
     assert max(high for _, high in runtime.load("m.engine").coding.ranges.values()) < 9
-    made = run(*export, "--data", "net.py:batches")
+    made = told(*export, "--data", "net.py:batches")
     assert made["calibrated_on"] == 1
     loaded = runtime.load("m.engine")
     assert loaded.coding.ranges[loaded.graph.inputs[0]] == (0.0, 10.0)
-    assert run("measure", "m.engine", "--repeats", "3")["precision"] == "int8"
-    shown = run("inspect", "m.engine")
+    assert told("measure", "m.engine", "--repeats", "3")["precision"] == "int8"
+    shown = told("inspect", "m.engine")
     assert shown["precision"] == "int8"
     assert shown["layers"][0]["values"] == "int8"

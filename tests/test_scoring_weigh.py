@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import handmade
 from secateur import allocate, criteria, score, trace
+from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
 from secateur.criteria import scoring_net
 from secateur.criteria.scoring import TRUSTS, NetSettings, ScoringNet, Task, weighed
@@ -92,6 +93,23 @@ def test_so_many_passes_and_no_more() -> None:
 def test_a_trust_that_is_no_share_is_refused(trusts: tuple[float, ...]) -> None:
     with pytest.raises(SecateurError, match="give numbers from 0 to 1"):
         weighed(noise(0), task(), SHARE, trusts=trusts)
+
+
+def test_an_order_whose_loss_is_no_number_is_not_followed() -> None:
+    of, answers = task(), iter((float("nan"), 2.0, 1.0))
+
+    def loss(*_: Any) -> Tensor:
+        return torch.tensor(next(answers))
+
+    found = weighed(noise(0), Task(of.model, of.axes, of.batches, loss, ranked), SHARE, trusts=(0.0, 0.5, 1.0), limit=1)
+    assert found.trust == 1.0
+
+
+def test_a_network_of_which_nothing_can_go_is_told_by_the_allocator() -> None:
+    of = task()
+    whole = Axes(tuple(axis.freeze("kept") for axis in of.axes), of.axes.fingerprint, of.axes.terms, of.axes.notes)
+    with pytest.raises(SecateurError, match="no axis that can be cut"):
+        weighed(noise(0), Task(of.model, whole, of.batches, F.cross_entropy, ranked), SHARE)
 
 
 def test_no_batch_is_refused_in_one_sentence() -> None:

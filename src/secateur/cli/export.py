@@ -34,7 +34,7 @@ def export(
     shapes: options.Input = None,
     precision: Annotated[
         Precision,
-        typer.Option(help="bf16: about 1e-2 off, faster on CPUs with instructions for it; int8: more of both, needs --data."),
+        typer.Option(help="bf16: about 1e-2 off, faster on CPUs with instructions for it; int8: more of both, give --data."),
     ] = Precision.float32,
     data: options.AnyData = None,
     folder: options.Folder = None,

@@ -5,6 +5,7 @@ Shape legend: N units of one axis, U of all axes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ def weighed(learned: Criterion, task: Task, share: float, *, trusts: Sequence[fl
     for trust in trusts:
         mixed = {name: (1 - trust) * norms[name] + trust * asked[name] for name in norms}
         found[trust] = _loss(task, task.allocate(task.axes, mixed, share).preview(task.model), limit), mixed
-    best = min(found, key=lambda trust: found[trust][0])
+    best = min(found, key=lambda trust: math.inf if math.isnan(found[trust][0]) else found[trust][0])
     scores = found[best][1]
 
     def criterion(axis: Axis) -> Tensor:
@@ -62,6 +63,8 @@ def weighed(learned: Criterion, task: Task, share: float, *, trusts: Sequence[fl
 
 def _places(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The place (N,) of every unit among all (U,), from 0 to 1; equal ones in the order of their index."""
+    if not scores:
+        return {}
     flat = torch.cat([values.double() for values in scores.values()])
     order = torch.empty_like(flat)
     order[flat.argsort(stable=True)] = torch.linspace(0, 1, len(flat), dtype=flat.dtype)

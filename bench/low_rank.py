@@ -25,6 +25,7 @@ from torch import nn
 
 from common import command, onnx_milliseconds, pretrained
 from secateur import TRP, lowrank, repair
+from secateur.core.factor import Format
 from secateur.core.plan import Plan
 from secateur.io.files import write_json
 from secateur.measure import compare, facts
@@ -94,21 +95,27 @@ def trp(work: Work, **changes: Any) -> tuple[Plan, nn.Module, int]:
 
 
 def trp_ranks(
-    work: Work, teacher: bool = False, descent: float = 0.0, aware: bool = False, **changes: Any
+    work: Work, teacher: bool = False, descent: float = 0.0, aware: tuple[Format, ...] = (), **changes: Any
 ) -> tuple[Plan, nn.Module, int]:
-    """Ranks first, one share of energy in all layers under the budget; a truncation after every step, momentum within them."""
+    """Ranks first, one share of energy in all layers under the budget; a truncation after every step, momentum within them.
+
+    With formats in `aware`, ranks, each layer's format and first weights are those that responses ask for.
+    """
     steps = trained_steps(work)
     parent = deepcopy(work.model) if teacher else None
-    if aware:  # ranks and first weights are those that responses ask for
-        target, small, _ = fitted(work, ("spatial",))
+    if aware:
+        target, small, _ = fitted(work, aware)
         lowrank.merge_(work.model, small, target)
     else:
         target, _, _ = decomposed(work, "spatial")
-    ranks = {product.module: product.ranks[0] for product in target.steps[0].products}  # type: ignore[union-attr]
     settings = {"energy": 1.0, "every": 1, "nuclear": 0.0, "project_momentum": True, "descent": round(descent * steps)}
-    whole = [name for name, module in work.model.named_modules() if isinstance(module, nn.Conv2d) and name not in ranks]
-    hook = TRP(work.model, format="spatial", ignore=whole, ranks=ranks, **settings | changes)
-    work.tune(work.model, steps, work.options.lr, hooks=(hook,), teacher=parent)
+    hooks = []
+    for kind in aware or ("spatial",):
+        ranks = {p.module: p.ranks[0] for p in target.steps[0].products if p.format == kind}  # type: ignore[union-attr]
+        others = [name for name, module in work.model.named_modules() if isinstance(module, nn.Conv2d) and name not in ranks]
+        if ranks:
+            hooks.append(TRP(work.model, format=kind, ignore=others, ranks=ranks, **settings | changes))
+    work.tune(work.model, steps, work.options.lr, hooks=tuple(hooks), teacher=parent)
     return target, target.apply(work.model), steps
 
 
@@ -145,7 +152,8 @@ METHODS: dict[str, Callable[[Work], tuple[Plan, nn.Module, int]]] = {
     "data_aware": data_aware,
     "trp": trp,
     "trp_ranks": trp_ranks,
-    "trp_aware": partial(trp_ranks, aware=True),
+    "trp_aware": partial(trp_ranks, aware=("spatial",)),
+    "trp_aware_taught": partial(trp_ranks, aware=("channel", "spatial"), teacher=True),
     # the parts of trp_ranks, one changed at a time
     "trp_ranks_no_projection": partial(trp_ranks, project_momentum=False),
     "trp_ranks_taught": partial(trp_ranks, teacher=True),

@@ -28,3 +28,19 @@ def call(capsys):
         return int(left.value.code or 0), printed.out, printed.err
 
     return run
+
+
+@pytest.fixture
+def one_int8_kernel(monkeypatch):
+    """One int8 kernel tried, none remembered, batches whole, and int8 taken whatever is faster."""
+    from secateur.runtime import plan, tune
+
+    monkeypatch.setattr(tune, "BYTE_TILES", dict.fromkeys(tune.BYTE_TILES, (1,)))
+    monkeypatch.setattr(tune, "BYTE_WIDE", dict.fromkeys(tune.BYTE_WIDE, (1,)))
+    monkeypatch.setattr(tune, "TILES", dict.fromkeys(tune.TILES, (2,)))
+    monkeypatch.setenv("SECATEUR_ENGINE_REMEMBER", "off")
+    monkeypatch.setattr(tune._Remembered, "known", {})
+    monkeypatch.setattr(plan, "forms_of", lambda size: (size,))
+    monkeypatch.setattr(plan, "_better_dense", lambda *_: {})
+    monkeypatch.setattr(plan, "dense_floor", lambda *_: 1e18)
+    monkeypatch.setattr(plan, "_ways", lambda graph, values, inputs, threads: [(1, len(inputs[0]), threads)])

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,7 @@ from secateur.search import (
     stacked,
 )
 from secateur.testing import awake
+from secateur.train import evaluate
 from test_search import SETTINGS, error_of, kept, redundant, setting
 
 
@@ -395,6 +397,26 @@ def test_units_are_scored_anew_before_every_step_or_after_a_recovery(monkeypatch
     assert asked["sweep l1"] == asked["auto taylor"] == 1
 
 
+def test_a_candidate_whose_numbers_overflow_is_refused_and_the_search_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from secateur.core.errors import NotFinite
+    from secateur.recipes import judging, parts, schema
+
+    def overflowing(*_: Any) -> Any:
+        return lambda plan: evaluate(torch.nn.Linear(2, 2), [(torch.full((1, 2), math.nan), torch.zeros(1, dtype=torch.long))])
+
+    monkeypatch.setattr(judging, "previewing", overflowing)
+    recipe = schema.from_dict(
+        {"model": {"build": "zoo:digits_resnet"}, "data": {"name": "digits", "holdout": 100}, "search": {"method": "adaptive"}}
+    )
+    known = parts.parts(recipe, parts.cpu())
+    model = known.model()
+    judge = judging.judge_of(model, recipe, known)
+    axes = trace(model, known.example)
+    assert judge(axes.plan({axes.free[0].name: [0, 1]})) == math.inf
+    with pytest.raises(NotFinite, match="not numbers"):
+        judge(axes.plan({}))
+
+
 EVERYTHING_GOES = {"step": 0.3, "sweeps": 2, "trial": 1.0, "running": 1.0}
 
 
@@ -443,6 +465,20 @@ def test_candidates_of_a_recipe_judged_at_once_decide_the_same(metric: str, call
     code, _, err = call(*words, "-o", "new", "--set", "search.at_once=3", "--set", "search.repair='compensation'")
     assert (code, "search.at_once" in err, err.count("\n")) == (2, True, 1)
     assert not (tmp_path / "new").exists()
+
+
+def test_trials_judged_at_once_are_counted(tmp_path: Path) -> None:
+    from secateur.recipes import parts, schema, searching
+
+    table = {
+        "model": {"build": "zoo:digits_resnet", "args": {"widths": [4, 6, 8]}},
+        "data": {"name": "digits", "holdout": 100},
+        "search": {"method": "adaptive", "recover": 0, "at_once": 3, "images": 30, "args": {"sweeps": 1}},
+    }
+    recipe = schema.from_dict(table)
+    known, told = parts.parts(recipe, parts.cpu()), []
+    searching.searched(known.model(), recipe, known, folder=tmp_path, progress=lambda *words: told.append(words[-1]))
+    assert told[-1] == f"{len(read_history(tmp_path / 'search.jsonl'))} trials"
 
 
 def test_axes_of_a_residual_sum_are_told_from_those_inside_a_branch() -> None:

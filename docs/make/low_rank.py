@@ -13,8 +13,9 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "results" / "low_rank.md"
-MAIN = ("trp_aware", "trp_ranks", "trp", "svd", "jaderberg", "zhang", "data_aware")
+MAIN = ("trp_aware_taught", "trp_aware", "trp_ranks", "trp", "svd", "jaderberg", "zhang", "data_aware")
 NAMES = {
+    "trp_aware_taught": "TRP to ranks, from the data-aware SVD, channel or spatial, half of the loss from the dense parent",
     "trp_aware": "TRP to ranks, from the data-aware SVD",
     "trp_ranks": "TRP to ranks",
     "trp": "TRP, the paper's rule",

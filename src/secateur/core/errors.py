@@ -16,6 +16,10 @@ class SecateurError(Exception):
         super().__init__(f"{asked}: found {found}; {do}" + ("" if do.endswith("?") else "."))
 
 
+class NotFinite(SecateurError):
+    """Numbers that overflowed or are none. A search takes a candidate with such as one with an infinite loss."""
+
+
 def nearest(word: str, known: "list[str] | tuple[str, ...]") -> str:
     """A hint that names the closest known spelling, or lists what is known."""
     import difflib

@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from secateur.core.errors import SecateurError
+from secateur.core.errors import NotFinite
 from secateur.core.protocols import Batches
 from secateur.measure.layers import matrix, outputs, row_count, rows
 from secateur.measure.observe import Look, observe
@@ -23,7 +23,7 @@ from secateur.measure.observe import Look, observe
 class Moments:
     """Means over all rows in float64, on the CPU: of x (D,), y (O,), x x' (D, D) and x y' (D, O).
 
-    Raises `SecateurError` where one of them is infinite or not a number.
+    Raises `NotFinite` where one of them is infinite or not a number.
     """
 
     x: Tensor
@@ -34,7 +34,7 @@ class Moments:
     def __post_init__(self) -> None:
         if not all(torch.isfinite(part).all() for part in (self.x, self.y, self.xx.diagonal())):
             do = "look for such values in the weights and in the data"
-            raise SecateurError("the inputs and outputs of a layer over the data", "infinite values or NaN", do)
+            raise NotFinite("the inputs and outputs of a layer over the data", "infinite values or NaN", do)
 
     def centred(self) -> Moments:
         """The same of x and y less their means: covariances; a diagonal that rounding made negative is zero."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.core.errors import SecateurError
+from secateur.core.errors import NotFinite, SecateurError
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches, Judge, JudgeMany
 from secateur.recipes.parts import Parts, limited
@@ -89,8 +89,20 @@ def _images(recipe: Recipe, parts: Parts) -> list[tuple[Any, Any]]:
 
 
 def _sound(judge: Judge) -> Judge:
-    """`judge`, which raises `SecateurError` where the whole model has no finite loss: before that is in any history."""
-    return lambda plan: judge(plan) if plan else require_loss(judge(plan))
+    """`judge`, with an infinite loss for a candidate whose numbers overflow.
+
+    Raises `SecateurError` where the whole model has no finite loss: before that is in any history.
+    """
+
+    def judged(plan: Plan) -> float:
+        if not plan:
+            return require_loss(judge(plan))
+        try:
+            return judge(plan)
+        except NotFinite:
+            return math.inf
+
+    return judged
 
 
 def held_out(batches: Batches, images: int) -> list[tuple[Any, Any]]:

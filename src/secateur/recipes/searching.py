@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ def searched(
     told, bisecting = _told(progress, section.metric), section.method == "bisect"
     tries = section.args.get("tries", 7)
     most = 1 + len(axes.free) * tries if bisecting else len(axes.free)
-    judge = _Counted(judge_of(model, recipe, parts), progress if bisecting else None, most)
+    judge = _Counted(judge_of(model, recipe, parts), _by_loss(progress, most) if bisecting else None)
     search: Searcher
     if bisecting:
         search = call_with("search", section.args, bisect, axes, scored(model), **section.args)
@@ -164,10 +164,10 @@ def _costs(model: nn.Module, axes: Axes, recipe: Recipe, parts: Parts, settings:
     return costs_of(model, axes, parts.example, replace(recipe.prune, keep=keep))
 
 
-def _driven(search: Generator[Any, Any, Result], judge: Judge, folder: Path | None, stack: JudgeMany | None = None) -> Result:
+def _driven(search: Generator[Any, Any, Result], judge: _Counted, folder: Path | None, stack: JudgeMany | None) -> Result:
     """What the search returns; its history on disk, and its trials shared out among processes where there are several."""
     with processes() as (rank, world):
-        many = across(judge) if world > 1 else stack
+        many = judge.counting(across(judge) if world > 1 else stack)
         if folder is None:
             return drive(search, judge, many=many)
         path = folder / "search.jsonl"
@@ -239,19 +239,32 @@ def _split(args: Mapping[str, Any]) -> tuple[AdaptiveSettings, PredictedSettings
 
 @dataclass(eq=False)
 class _Counted:
-    """A judge that counts its calls, and tells them where nothing else tells how far a search is."""
+    """A judge that counts the plans it was asked for, alone or together, and tells of those it judged alone."""
 
     judge: Judge
-    progress: Progress | None
-    most: int
+    told: Callable[[int, Plan, float], None] | None
     asked: int = 0
 
     def __call__(self, plan: Plan) -> float:
         self.asked += 1
         loss = self.judge(plan)
-        if self.progress is not None:
-            self.progress("search", min(self.asked, self.most), self.most, f"loss {loss:.4g}")
+        if self.told is not None:
+            self.told(self.asked, plan, loss)
         return loss if math.isfinite(loss) else math.inf
+
+    def counting(self, many: JudgeMany | None) -> JudgeMany | None:
+        """`many`, whose plans count here however they are judged."""
+
+        def judged(plans: Sequence[Plan]) -> Sequence[float]:
+            before, losses = self.asked, cast(JudgeMany, many)(plans)
+            self.asked = before + len(plans)
+            return losses
+
+        return judged if many is not None else None
+
+
+def _by_loss(progress: Progress, most: int) -> Callable[[int, Plan, float], None]:
+    return lambda asked, _, loss: progress("search", min(asked, most), most, f"loss {loss:.4g}")
 
 
 def _told(progress: Progress, metric: str) -> Callable[[Status], None]:
@@ -279,15 +292,13 @@ def sensitivities(
     batches = limited(parts.plain, recipe.prune.batches, parts.device)
     judged = criterion(model, recipe.prune, parts.example, axes=axes, batches=batches, loss=parts.loss, seed=recipe.seed)
     search = sensitivity(axes, score(axes, judged), rates)
-    judge, done, most = judge_of(model, recipe, parts), 0, 1 + len(rates) * len(axes.free)
+    most = 1 + len(rates) * len(axes.free)
 
-    def telling(plan: Plan) -> float:
-        nonlocal done
-        progress("trials", done, most, next((name for name, (a, b) in plan.widths().items() if b < a), "dense"))
-        done += 1
-        return judge(plan)
+    def told(asked: int, plan: Plan, loss: float) -> None:
+        progress("trials", asked, most, next((name for name, (a, b) in plan.widths().items() if b < a), "dense"))
 
-    curves = _driven(search, telling, folder, many_of(model, recipe, parts, telling))
+    judge = _Counted(judge_of(model, recipe, parts), told)
+    curves = _driven(search, judge, folder, many_of(model, recipe, parts, judge))
     if recipe.search.metric == "loss":
         return dict(curves)
     return {name: tuple((rate, 1 - loss) for rate, loss in curve) for name, curve in curves.items()}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.core.errors import SecateurError
+from secateur.core.errors import NotFinite, SecateurError
 from secateur.core.protocols import Batches, Loss
 from secateur.core.running import call, device_of, evaluating, fits, size_of, to_device
 
@@ -43,7 +43,7 @@ def evaluate(model: nn.Module, batches: Batches, *, loss: Loss | None = None, pr
         raise SecateurError("an evaluation", "no batches", "give at least one (input, target) pair")
     mean = float(total) / count
     if math.isnan(mean):
-        raise SecateurError("an evaluation", "outputs that are not numbers (nan)", "check the weights and the inputs")
+        raise NotFinite("an evaluation", "outputs that are not numbers (nan)", "check the weights and the inputs")
     return {"accuracy": float(correct) / count, "loss": mean} if labelled else {"loss": mean}
 
 

@@ -2,7 +2,9 @@
 
     python bench/scoring_cifar.py --data FOLDER [--images 4000] [--networks resnet20 resnet56 resnet20_fashion vgg16] [--again]
 
-2.1 times fewer MACs, batch norms re-estimated on training images, which also say how far a "weighed" net is followed.
+2.1 times fewer MACs, batch norms re-estimated on training images, which also say how far a "weighed" net is followed. As in
+bench/channel.py, channels of residual streams stay: those are for cuts that are trained again.
+Nets that go to other networks are trained at three shares, which travels better; compared on training images, see decisions.
 ResNets for CIFAR-10 come with published weights; VGG-16 and the network for Fashion-MNIST are trained first, for few epochs,
 and kept in --work. Networks that have rows are not done again; with --again they get the rows they lack.
 Writes bench/results/scoring_net_cifar.json.
@@ -32,6 +34,7 @@ from secateur.io import load, load_scorer, read_json, save, save_scorer, write_j
 from secateur.io.scorer import PRETRAINED
 from secateur.measure import machine
 from secateur.recipes import zoo
+from secateur.search import inner
 from secateur.train import FitSettings, evaluate, fit
 
 OUT = Path(__file__).parent / "results" / "scoring_net_cifar.json"
@@ -39,6 +42,8 @@ FIRST = OUT.with_name("scoring_net_cifar.safetensors")
 FIRST_ON_L1 = OUT.with_name("scoring_net_cifar_l1.safetensors")
 CORRECTION = NetSettings(prior="l1", bound=0.5)
 SHARE = 1 / 2.1
+SHARES = (0.7, SHARE, 0.35)
+"""That nets which go to other networks are trained at."""
 
 
 def ranked(axes: Axes, scores: Any, share: float) -> Plan:
@@ -108,7 +113,8 @@ def main() -> None:
                 "hardware": machine.hardware(torch.device("cpu"), 1),
                 "seed": 0,
                 "words": [
-                    f"{SHARE:.3f} of the MACs stay, no training of weights after the cut. Batch norms re-estimated on",
+                    f"{SHARE:.3f} of the MACs stay, no training of weights after the cut; channels of residual streams are not",
+                    "cut. Batch norms re-estimated on",
                     f"{64 * asked.batches:,} training images, which scores see too. Accuracy in %,",
                     f"{asked.images:,} test images.",
                 ],
@@ -126,7 +132,7 @@ def network(name: str, asked: argparse.Namespace, known: dict[str, Any] | None =
     made = loaders(source, BatchSettings(batch=64, test_batch=250, holdout=0, augment=False, seed=0))
     plain = [batch for batch, _ in zip(made.train.epoch(0), range(asked.batches), strict=False)]
     test = made.test.first(asked.images)
-    axes = trace(model, plain[0][0][:1])
+    axes = inner(trace(model, plain[0][0][:1]))
     rows = dict((known or {}).get("rows", {}))
     for key, plan_of in plans(name, model, axes, plain, asked).items():
         if key not in rows:
@@ -156,13 +162,13 @@ def plans(
 
         return plan
 
-    def training(settings: NetSettings, path: Path) -> Callable[[], Plan]:
+    def training(settings: NetSettings, keeps: tuple[float, ...] = (SHARE,), path: Path | None = None) -> Callable[[], Plan]:
         def plan() -> Plan:
             torch.manual_seed(0)
             net = ScoringNet(settings)
-            how = ScorerSettings(stages=(ScorerStage(epochs=asked.epochs),), keeps=(SHARE,))
+            how = ScorerSettings(stages=(ScorerStage(epochs=asked.epochs),), keeps=keeps)
             fit_(net, [Task(model, axes, plain, F.cross_entropy, ranked)], how)
-            if name == "resnet20":
+            if path:
                 save_scorer(path, net)
             return ranked(axes, score(axes, net.criterion(model, axes)), SHARE)
 
@@ -174,13 +180,16 @@ def plans(
         "fpgm": by_hand(lambda: criteria.fpgm(model)),
         "taylor": by_hand(lambda: criteria.taylor(model, plain, F.cross_entropy)),
     }
-    others = {"scoring net of ResNet-20": FIRST, "scoring net on L1, of ResNet-20": FIRST_ON_L1} if name != "resnet20" else {}
-    for key, path in {**others, "scoring net of the package": PRETRAINED}.items():
+    others = {"scoring net of ResNet-20": (NetSettings(), FIRST), "scoring net on L1, of ResNet-20": (CORRECTION, FIRST_ON_L1)}
+    if name == "resnet20":
+        found |= {f"{key}, at three shares": training(settings, SHARES, path) for key, (settings, path) in others.items()}
+    known = {} if name == "resnet20" else {key: path for key, (_, path) in others.items()}
+    for key, path in {**known, "scoring net of the package": PRETRAINED}.items():
         if path.exists():
             found[key] = asking(path)
             found[f"{key}, weighed"] = weighing(path)
-    found["scoring net, trained here"] = training(NetSettings(), FIRST)
-    found["scoring net on L1, trained here"] = training(CORRECTION, FIRST_ON_L1)
+    found["scoring net, trained here"] = training(NetSettings())
+    found["scoring net on L1, trained here"] = training(CORRECTION)
     return found
 
 

@@ -30,7 +30,7 @@ from secateur.data import BatchSettings, digits, loaders
 from secateur.io import load_scorer, read_json, write_json
 from secateur.measure import machine
 from secateur.recipes import zoo
-from secateur.search import EvolutionSettings, drive, evolve, gaussian, legr
+from secateur.search import EvolutionSettings, drive, evolve, gaussian, inner, legr
 from secateur.surgery import on_batch_statistics
 from secateur.train import FitSettings, evaluate, fit
 
@@ -43,6 +43,8 @@ TUNE = FitSettings(epochs=3, lr=0.05)
 TRIALS = 200
 LONG = 1000
 CORRECTION = {"prior": "l1", "bound": 0.5}
+TRAVELLING = (0.5, 0.3, 0.2)
+"""Shares that nets which go to other networks are trained at."""
 
 
 class Plain(nn.Module):
@@ -86,7 +88,8 @@ def even(axes: Axes, scores: Any, share: float) -> Plan:
 class Bench:
     """One trained network with its data."""
 
-    def __init__(self, name: str, seed: int) -> None:
+    def __init__(self, name: str, seed: int, *, streams: bool = True) -> None:
+        """Without `streams`, channels of residual streams are not to be cut."""
         self.data = loaders(digits(), BatchSettings(batch=64, holdout=0, seed=seed))
         self.plain = list(self.data.train.plain())
         torch.manual_seed(seed)
@@ -94,6 +97,8 @@ class Bench:
         fit(self.model, self.data.train, FitSettings(**{**DENSE.__dict__, "seed": seed}))
         self.model.eval()
         self.axes, self.seed = trace(self.model, X), seed
+        if not streams:
+            self.axes = inner(self.axes)
         self.accuracy = evaluate(self.model, self.data.test)["accuracy"]
 
     def judge(self, plan: Plan) -> float:
@@ -113,7 +118,7 @@ class Bench:
         return found
 
     def trained(
-        self, share: float, *, on_epoch: Callable[[ScoringNet, dict[str, Any]], None] | None = None, **net: Any
+        self, *shares: float, on_epoch: Callable[[ScoringNet, dict[str, Any]], None] | None = None, **net: Any
     ) -> tuple[ScoringNet, dict[str, float]]:
         """A Scoring Net trained here, and what that took, `on_epoch` included."""
         torch.manual_seed(self.seed)
@@ -121,7 +126,7 @@ class Bench:
         task = Task(self.model, self.axes, self.plain, F.cross_entropy, ranked)
         begun = time.process_time()
         told = None if on_epoch is None else lambda record: on_epoch(scorer, record)
-        last = fit_(scorer, [task], ScorerSettings(keeps=(share,), seed=self.seed), on_epoch=told)[-1]
+        last = fit_(scorer, [task], ScorerSettings(keeps=shares, seed=self.seed), on_epoch=told)[-1]
         return scorer, {
             "forwards": last["forwards"],
             "backwards": last["forwards"] - len(self.plain),
@@ -238,14 +243,14 @@ def race(search: Any, judge: Callable[[Plan], float], goal: float) -> dict[str, 
 
 
 def transfer(seed: int) -> dict[str, Any]:
-    """A net trained on one network at a share of 0.3 scores others, untouched; beside it L1, Taylor and a net trained there."""
-    source = Bench("resnet", seed)
-    scorer, _ = source.trained(0.3)
-    corrected, _ = source.trained(0.3, **CORRECTION)
+    """A net trained on one network scores others, untouched; beside it L1, Taylor and a net trained there."""
+    source = Bench("resnet", seed, streams=False)
+    scorer, _ = source.trained(*TRAVELLING)
+    corrected, _ = source.trained(*TRAVELLING, **CORRECTION)
     shipped = load_scorer("pretrained")
     found = {}
     for name in ("deeper, narrower resnet", "plain"):
-        target = Bench(name, seed + 100)
+        target = Bench(name, seed + 100, streams=False)
         own, _ = target.trained(0.3)
         plans = {
             "scoring net, transferred": ranked(target.axes, target.scores(scorer), 0.3),

@@ -149,9 +149,10 @@ def transfer(known: Mapping[str, Any]) -> list[str]:
     lines = [
         "## Transfer",
         "Trained on one residual network at 50, 30 and 20 % of the MACs, then asked once about others of another depth, width",
-        "or kind, with other weights; test accuracy (%) at 30 % of the MACs. Channels of residual streams stay. A weighed one is",
-        "followed as far as the other network's training batches bear out, at worst not at all, which is L1 (`scoring.weighed`).",
-        "The net of the package has seen many networks of these kinds, trained on the same digits without augmentation.",
+        "or kind, with other weights; test accuracy (%) at 30 % of the MACs. Channels of residual streams stay. A weighed one",
+        "is followed as far as the other network's training batches bear out, at worst not at all, which is L1",
+        "(`scoring.weighed`). The net of the package has seen many networks of these kinds, trained on the same digits without",
+        "augmentation.",
         *told,
     ]
     for network in [key for key in seeds[0] if key != "seconds"]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -68,6 +69,32 @@ def many_of(model: nn.Module, recipe: Recipe, parts: Parts, judge: Judge) -> Jud
         return [loss if math.isfinite(loss) else math.inf for loss in losses]
 
     return many
+
+
+@dataclass(eq=False)
+class Counted:
+    """A judge that counts the plans it was asked for, alone or together, and tells of those it judged alone."""
+
+    judge: Judge
+    told: Callable[[int, Plan, float], None] | None
+    asked: int = 0
+
+    def __call__(self, plan: Plan) -> float:
+        self.asked += 1
+        loss = self.judge(plan)
+        if self.told is not None:
+            self.told(self.asked, plan, loss)
+        return loss if math.isfinite(loss) else math.inf
+
+    def counting(self, many: JudgeMany | None) -> JudgeMany | None:
+        """`many`, whose plans count here however they are judged."""
+
+        def judged(plans: Sequence[Plan]) -> Sequence[float]:
+            before, losses = self.asked, cast(JudgeMany, many)(plans)
+            self.asked = before + len(plans)
+            return losses
+
+        return judged if many is not None else None
 
 
 def _misses(output: Any, target: Any) -> Tensor:

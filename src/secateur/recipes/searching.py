@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -15,13 +14,13 @@ from secateur.allocate.costs import CostOf
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Keep, Plan
-from secateur.core.protocols import Judge, JudgeMany, Searcher
+from secateur.core.protocols import JudgeMany, Searcher
 from secateur.criteria.score import score
 from secateur.graph import trace
 from secateur.io import artefact
 from secateur.recipes.arguments import call_with
 from secateur.recipes.choose import COMPARES_AXES, DATA_DRIVEN, costs_of, criterion
-from secateur.recipes.judging import judge_of, many_of
+from secateur.recipes.judging import Counted, judge_of, many_of
 from secateur.recipes.parts import Parts, limited
 from secateur.recipes.predictions import prediction
 from secateur.recipes.progress import Progress, silent
@@ -77,7 +76,7 @@ def searched(
     told, bisecting = _told(progress, section.metric), section.method == "bisect"
     tries = section.args.get("tries", 7)
     most = 1 + len(axes.free) * tries if bisecting else len(axes.free)
-    judge = _Counted(judge_of(model, recipe, parts), _by_loss(progress, most) if bisecting else None)
+    judge = Counted(judge_of(model, recipe, parts), _by_loss(progress, most) if bisecting else None)
     search: Searcher
     if bisecting:
         search = call_with("search", section.args, bisect, axes, scored(model), **section.args)
@@ -164,7 +163,7 @@ def _costs(model: nn.Module, axes: Axes, recipe: Recipe, parts: Parts, settings:
     return costs_of(model, axes, parts.example, replace(recipe.prune, keep=keep))
 
 
-def _driven(search: Generator[Any, Any, Result], judge: _Counted, folder: Path | None, stack: JudgeMany | None) -> Result:
+def _driven(search: Generator[Any, Any, Result], judge: Counted, folder: Path | None, stack: JudgeMany | None) -> Result:
     """What the search returns; its history on disk, and its trials shared out among processes where there are several."""
     with processes() as (rank, world):
         many = judge.counting(across(judge) if world > 1 else stack)
@@ -237,32 +236,6 @@ def _split(args: Mapping[str, Any]) -> tuple[AdaptiveSettings, PredictedSettings
     return call_with("search", rest, AdaptiveSettings, **rest), how
 
 
-@dataclass(eq=False)
-class _Counted:
-    """A judge that counts the plans it was asked for, alone or together, and tells of those it judged alone."""
-
-    judge: Judge
-    told: Callable[[int, Plan, float], None] | None
-    asked: int = 0
-
-    def __call__(self, plan: Plan) -> float:
-        self.asked += 1
-        loss = self.judge(plan)
-        if self.told is not None:
-            self.told(self.asked, plan, loss)
-        return loss if math.isfinite(loss) else math.inf
-
-    def counting(self, many: JudgeMany | None) -> JudgeMany | None:
-        """`many`, whose plans count here however they are judged."""
-
-        def judged(plans: Sequence[Plan]) -> Sequence[float]:
-            before, losses = self.asked, cast(JudgeMany, many)(plans)
-            self.asked = before + len(plans)
-            return losses
-
-        return judged if many is not None else None
-
-
 def _by_loss(progress: Progress, most: int) -> Callable[[int, Plan, float], None]:
     return lambda asked, _, loss: progress("search", min(asked, most), most, f"loss {loss:.4g}")
 
@@ -297,7 +270,7 @@ def sensitivities(
     def told(asked: int, plan: Plan, loss: float) -> None:
         progress("trials", asked, most, next((name for name, (a, b) in plan.widths().items() if b < a), "dense"))
 
-    judge = _Counted(judge_of(model, recipe, parts), told)
+    judge = Counted(judge_of(model, recipe, parts), told)
     curves = _driven(search, judge, folder, many_of(model, recipe, parts, judge))
     if recipe.search.metric == "loss":
         return dict(curves)

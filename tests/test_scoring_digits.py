@@ -60,13 +60,11 @@ def test_a_trained_net_is_the_best_criterion_before_fine_tuning_and_not_below_an
 
 
 def test_nets_score_networks_they_have_not_seen() -> None:
-    """Nets of one network, on a deeper one and on one without shortcuts, and the net of the package on both, each followed as
-    far as training data bear out: not below L1. Trained there, above."""
+    """Nets of one network, on a deeper one and on one without shortcuts, and the net of the package on both: a correction of L1
+    as it is, and each followed as far as training data bear out, are not below L1. Trained there, above."""
     found = [bench.transfer(seed) for seed in SEEDS]
-    elsewhere = tuple(
-        f"{name}, weighed"
-        for name in ("scoring net, transferred", "scoring net on L1, transferred", "scoring net of the package")
-    )
+    nets = ("scoring net, transferred", "scoring net on L1, transferred", "scoring net of the package")
+    elsewhere = ("scoring net on L1, transferred", *(f"{name}, weighed" for name in nets))
     for place in ("plain", "deeper, narrower resnet"):
         here = [known[place] for known in found]
         told(place, here, (*elsewhere, "scoring net, trained here", "l1", "random"), "cut")

@@ -32,7 +32,7 @@ from secateur.measure import compare, facts
 from secateur.measure.machine import hardware, versions
 from secateur.recipes import schema
 from secateur.recipes.parts import limited, load_data
-from secateur.train import FitSettings, distillation, evaluate, fit, taught
+from secateur.train import FitSettings, distillation, evaluate, fit, holding, taught
 
 RESULTS = Path(__file__).parent / "results" / "low_rank"
 STATISTICS = 20
@@ -108,14 +108,8 @@ def trp_ranks(
         lowrank.merge_(work.model, small, target)
     else:
         target, _, _ = decomposed(work, "spatial")
-    settings = {"energy": 1.0, "every": 1, "nuclear": 0.0, "project_momentum": True, "descent": round(descent * steps)}
-    hooks = []
-    for kind in aware or ("spatial",):
-        ranks = {p.module: p.ranks[0] for p in target.steps[0].products if p.format == kind}  # type: ignore[union-attr]
-        others = [name for name, module in work.model.named_modules() if isinstance(module, nn.Conv2d) and name not in ranks]
-        if ranks:
-            hooks.append(TRP(work.model, format=kind, ignore=others, ranks=ranks, **settings | changes))
-    work.tune(work.model, steps, work.options.lr, hooks=tuple(hooks), teacher=parent)
+    hooks = holding(work.model, target, descent=round(descent * steps), **changes)
+    work.tune(work.model, steps, work.options.lr, hooks=hooks, teacher=parent)
     return target, target.apply(work.model), steps
 
 

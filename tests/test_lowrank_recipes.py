@@ -34,6 +34,7 @@ METHODS = {
     "trp from scratch": {"method": "trp", "preset": "code", "scratch": True, "deploy": {"rank": 8}},
     "force": {"method": "force", "args": {"strength": 1e-3, "law": "l1"}},
     "choose": {"method": "choose", "args": {"multiple": 4}},
+    "choose, then train": {"method": "choose", "args": {"multiple": 2}},
     "choose by weights": {"method": "choose", "args": {"formats": ["spatial"], "multiple": 1}, "responses": False},
 }
 
@@ -44,7 +45,7 @@ def recipe(**sections) -> schema.Recipe:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_ends_in_a_folder_that_loads(name, tmp_path):
-    trained = METHODS[name]["method"] != "choose"
+    trained = METHODS[name]["method"] != "choose" or "train" in name
     sections = {"lowrank": METHODS[name], "lowtrain": {"epochs": 1 if trained else 0, "lr": 0.05}}
     found = run(recipe(**sections), tmp_path / "run", report=report)
     stages = [row["stage"] for row in found["stages"]]
@@ -63,8 +64,22 @@ def test_every_method_ends_in_a_folder_that_loads(name, tmp_path):
     assert f"{plan.steps[0].products[0].module}.0" in page
 
 
-def test_a_run_stopped_in_low_rank_training_goes_on(tmp_path, monkeypatch):
-    value = recipe(lowrank=METHODS["trp"], lowtrain={"epochs": 2, "lr": 0.05, "teacher": 0.5})
+def test_ranks_chosen_first_are_held_in_training_so_that_the_cut_costs_nothing(tmp_path):
+    given = {"method": "choose", "args": {"multiple": 1}}
+    value = recipe(
+        lowrank=given, lowtrain={"epochs": 1, "lr": 0.05, "teacher": 0.5}, prune={"keep": {"macs": 0.35}, "batches": 2}
+    )
+    dense, held, cut = run(value, tmp_path / "run")["stages"]
+    assert cut["loss"] == pytest.approx(held["loss"], rel=1e-3)
+    assert cut["macs"] <= 0.35 * dense["macs"]
+    assert held["macs"] == dense["macs"]
+    products = read_plan(tmp_path / "run" / "plan.json").steps[0].products
+    assert {p.format for p in products} <= {"channel", "spatial", "linear"}
+
+
+@pytest.mark.parametrize("name", ["trp", "choose, then train"])
+def test_a_run_stopped_in_low_rank_training_goes_on(name, tmp_path, monkeypatch):
+    value = recipe(lowrank=METHODS[name], lowtrain={"epochs": 2, "lr": 0.05, "teacher": 0.5})
     whole = run(value, tmp_path / "whole")
 
     def stop(phase, done, total, note=""):

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from secateur import lowrank
+from secateur import lowrank, repair
+from secateur.core import codec
 from secateur.core.plan import Plan
 from secateur.core.protocols import Hook
+from secateur.io import read_plan
+from secateur.io.files import write_text
 from secateur.recipes.arguments import call_with
 from secateur.recipes.parts import Parts, limited
 from secateur.recipes.schema import Recipe
-from secateur.train import TRP, Force
+from secateur.train import TRP, Force, held_layers, holding
 
 Train = Callable[[nn.Module, Sequence[Hook]], None]
 """(model, hooks): trains as [lowtrain] says, in place, going on from a checkpoint where there is one."""
 
 
-def lowered(model: nn.Module, recipe: Recipe, parts: Parts, train: Train) -> tuple[Plan, nn.Module]:
+def lowered(model: nn.Module, recipe: Recipe, parts: Parts, train: Train, chosen: Path) -> tuple[Plan, nn.Module]:
     """(plan, source): products for `source`, which is `model`, or with `lowrank.scratch` a fresh network, trained by `train`.
 
+    What method "choose" chose before it trains lies at `chosen` and is taken from there by the same call.
     Raises `SecateurError` for arguments the method does not take, and for a budget that cannot be met.
     """
     section = recipe.lowrank
     deploy: dict[str, Any] = dict(section.deploy) or {str(what): share for what, share in recipe.prune.keep.items()}
     if section.method == "choose":
-        batches = limited(parts.plain, recipe.prune.batches, parts.device) if section.responses else None
-        given = {"batches": batches, "ignore": recipe.prune.ignore} | dict(section.args)
-        return call_with("lowrank", section.args, lowrank.choose, model, parts.example, deploy, **given), model
+        return _held(model, recipe, parts, deploy, train, chosen), model
     if section.scratch:
         torch.manual_seed(recipe.seed)
         model = parts.model().to(parts.device)
@@ -42,3 +45,26 @@ def lowered(model: nn.Module, recipe: Recipe, parts: Parts, train: Train) -> tup
     if recipe.lowtrain.epochs:
         train(model, [hook])
     return hook.plan(deploy, example=parts.example), model
+
+
+def _held(model: nn.Module, recipe: Recipe, parts: Parts, deploy: dict[str, Any], train: Train, chosen: Path) -> Plan:
+    """The products chosen for `model`; where [lowtrain] asks for it, trained at their ranks from what is fitted to data."""
+    section = recipe.lowrank
+    batches = limited(parts.plain, recipe.prune.batches, parts.device) if section.responses else None
+    given = {"batches": batches, "ignore": recipe.prune.ignore} | dict(section.args)
+    if not recipe.lowtrain.epochs:
+        return call_with("lowrank", section.args, lowrank.choose, model, parts.example, deploy, **given)
+    if chosen.exists():
+        plan = read_plan(chosen)
+    else:
+        able = held_layers(model)
+        others = [name for name, layer in model.named_modules() if hasattr(layer, "weight") and name not in able]
+        given = {"formats": ("channel", "spatial")} | given | {"ignore": (*recipe.prune.ignore, *others)}
+        plan = call_with("lowrank", section.args, lowrank.choose, model, parts.example, deploy, **given)
+        write_text(chosen, codec.dumps(plan))
+    small = plan.apply(model)
+    if batches is not None:
+        repair.whitened(model, small, batches, plan=plan)
+    lowrank.merge_(model, small, plan)
+    train(model, holding(model, plan))
+    return plan

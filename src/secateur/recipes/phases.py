@@ -86,7 +86,7 @@ def _lowered(job: Job, model: nn.Module) -> Plan:
         teacher = dense_model(job) if job.recipe.lowtrain.teacher else None
         fit(job, model, job.recipe.lowtrain, "lowtrain", teacher=teacher, hooks=hooks)
 
-    plan, source = lowered(model, job.recipe, job.parts, train)
+    plan, source = lowered(model, job.recipe, job.parts, train, job.file("chosen.json"))
     if job.recipe.lowtrain.epochs:
         path = job.file("recovered.safetensors")
         artefact.save(path, source)

@@ -13,9 +13,10 @@ class LowRank:
     """[lowrank]: layers become products of low rank, in place of dropping units.
 
     `method` "trp" and "force" train the dense network, or with `scratch` a fresh one, as [lowtrain] says, under `secateur.TRP`
-    (`preset`, `args` its settings) or `train.Force` (`args` its arguments), and read off ranks. "choose" trains nothing:
+    (`preset`, `args` its settings) or `train.Force` (`args` its arguments), and read off ranks. "choose" needs no training:
     formats and ranks are those of `lowrank.choose` (`args` its arguments; `responses` weighs by what layers answer on
-    `prune.batches` batches, not by weights alone). Ranks keep `prune.keep`, unless `deploy` says
+    `prune.batches` batches, not by weights alone); with [lowtrain] the network then trains at these ranks, from products
+    fitted to the responses (`train.holding`). Ranks keep `prune.keep`, unless `deploy` says
     otherwise: as in `TRP.plan`, or { latency = 0.5 } for "choose". [repair] "whitened" fits values to what flows through.
     """
 

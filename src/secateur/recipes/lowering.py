@@ -64,7 +64,7 @@ def _held(model: nn.Module, recipe: Recipe, parts: Parts, deploy: dict[str, Any]
         write_text(chosen, codec.dumps(plan))
     small = plan.apply(model)
     if batches is not None:
-        repair.whitened(model, small, batches, plan=plan)
+        repair.whitened(model, small, batches, plan=plan, sample=section.args.get("sample"))
     lowrank.merge_(model, small, plan)
     train(model, holding(model, plan))
     return plan

@@ -73,7 +73,8 @@ class ScoringNet(nn.Module):
         less, more = (self.twin(context).clamp_min(0) if residual else F.softplus(self.twin(context))).unbind(1)
         raw = (self.head(h) + self.start(units.stats[:, : self.shown])).squeeze(1) - less * units.alike + more * units.apart
         if residual:
-            raw = units.prior + self.settings.bound * torch.tanh(raw / self.settings.bound)
+            bound = self.settings.bound * self._known(units)
+            raw = units.prior + bound * torch.tanh(raw / self.settings.bound)
         return raw[units.first]  # a matrix product may round equal rows differently
 
     def scores(self, units: Units) -> dict[str, Tensor]:
@@ -100,6 +101,10 @@ class ScoringNet(nn.Module):
             return found[axis.name]
 
         return score
+
+    def _known(self, units: Units) -> float:
+        """How far a correction is followed: less where norms differ less than on the networks it was learned on."""
+        return min(1.0, units.spread / self.settings.spread) if self.settings.spread else 1.0
 
     def _encoded(self, units: Units) -> Tensor:
         if self.settings.encoder == "stats":

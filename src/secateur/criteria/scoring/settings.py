@@ -32,7 +32,9 @@ class NetSettings:
     `prior` "l1" makes the net a correction of a criterion, for networks it has not seen: a score is the logarithm of a unit's
     L1 norm, biases included, over the mean of its axis, divided by the deviation of all units of the network, plus what is
     learned, which starts at 0 and stays within plus and minus `bound` deviations. Such a net reads nothing of an axis' depth,
-    width and cost.
+    width and cost. `spread` is that deviation, the least of the networks the net was trained on, written by training (0:
+    not known). Where norms differ less than that, as in a network that is hardly trained, what the net reads of them is
+    noise, and the bound shrinks in proportion.
     `width` of the hidden layers.
     """
 
@@ -43,11 +45,13 @@ class NetSettings:
     relative: bool = False
     prior: Literal["none", "l1"] = "none"
     bound: float = 0.5
+    spread: float = 0.0
     width: int = 64
 
     def __post_init__(self) -> None:
         _known(self, "encoder", "context", "prior")
         _number("bound", self.bound, 1e-6)
+        _number("spread", self.spread, 0)
         if self.prior == "l1" and not self.scale:
             found = "norms, which change when a layer's weights are multiplied"
             raise SecateurError("prior='l1' with scale=False", found, "leave one of them out")

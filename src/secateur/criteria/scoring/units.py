@@ -35,8 +35,8 @@ class Units:
     `stats` (U, F) standardised within each axis, but for a first column of relative sizes where the net reads them;
     `context` (A, C), the same for all units of an axis; `owner` (U,) the axis of each unit; `alike` (U,) the largest cosine to
     another unit; `apart` (U,) standardised distance from the others; `dead` (U,) units without weights; `first` (U,) the first
-    unit that is equal in every bit; `prior` (U,) the logarithm of the relative L1 norm, in deviations; `sets` one tensor
-    (N, members, entries) per axis for the raw encoder.
+    unit that is equal in every bit; `prior` (U,) the logarithm of the relative L1 norm, in deviations; `spread` that
+    deviation; `sets` one tensor (N, members, entries) per axis for the raw encoder.
     """
 
     names: tuple[str, ...]
@@ -49,6 +49,7 @@ class Units:
     dead: Tensor
     first: Tensor
     prior: Tensor
+    spread: float = 0.0
     sets: tuple[Tensor, ...] = ()
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
@@ -71,6 +72,7 @@ def units_of(model: nn.Module, axes: Axes, settings: NetSettings, slopes: Slopes
         for number, row in enumerate(rows)
     ]
     stats = [row.stats(relative=settings.relative) for row in rows]
+    prior, spread = _prior(rows)
     return Units(
         names=tuple(axis.name for axis in axes.free),
         sizes=tuple(axis.units for axis in axes.free),
@@ -83,7 +85,8 @@ def units_of(model: nn.Module, axes: Axes, settings: NetSettings, slopes: Slopes
         apart=torch.cat([standard(row.apart[:, None])[:, 0] for row in rows]).float() if rows else torch.zeros(0),
         dead=torch.cat([row.dead for row in rows]) if rows else torch.zeros(0, dtype=torch.bool),
         first=_first([row.key for row in rows]),
-        prior=_prior(rows).float(),
+        prior=prior.float(),
+        spread=spread,
         sets=tuple(sets_of(row.writers, slopes if settings.gradients else None) for row in rows)
         if settings.encoder == "raw"
         else (),
@@ -175,13 +178,13 @@ class _Rows:
         return torch.tensor([*numbers, *kind], dtype=torch.float32)
 
 
-def _prior(rows: Sequence[_Rows]) -> Tensor:
-    """(U,): `_Rows.prior` over the deviation of all units that are not dead, which leaves their order as it is."""
+def _prior(rows: Sequence[_Rows]) -> tuple[Tensor, float]:
+    """(U,): `_Rows.prior` over the deviation of all units that are not dead, which leaves their order as it is; and that."""
     if not rows:
-        return torch.zeros(0, dtype=torch.float64)
+        return torch.zeros(0, dtype=torch.float64), 0.0
     found, dead = torch.cat([row.prior() for row in rows]), torch.cat([row.dead for row in rows])
-    deviation = found[~dead].std(unbiased=False) if not dead.all() else found.new_zeros(())
-    return found / deviation if deviation > 1e-6 else torch.zeros_like(found)
+    deviation = float(found[~dead].std(unbiased=False)) if not dead.all() else 0.0
+    return (found / deviation, deviation) if deviation > 1e-6 else (torch.zeros_like(found), 0.0)
 
 
 def _first(keys: Sequence[Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from secateur.criteria.scoring.fit import gates_loss
 from secateur.criteria.scoring.gates import budget_of, gates_of
 from secateur.criteria.scoring.task import class_dim, divergence, objective, prepare
 from secateur.criteria.scoring.units import units_of
+from secateur.io import load_scorer, save_scorer
 from secateur.surgery import Gated
 
 KINDS = {
@@ -186,6 +188,28 @@ def test_an_untrained_net_with_a_prior_is_l1_and_a_trained_one_stays_near() -> N
         raw = dict(zip(units.names, net(units).detach().split(list(units.sizes)), strict=True))
         moved = torch.cat([raw[name] - logs[name] / deviation for name in raw])
         assert 0.1 < moved.abs().max() <= 0.25 + 1e-5
+
+
+def test_a_correction_shrinks_where_norms_differ_less_than_where_it_was_learned(tmp_path: Path) -> None:
+    settings = NetSettings(prior="l1", bound=0.25)
+    model, alike = handmade.small(), handmade.small()
+    with torch.no_grad():
+        for layer in (alike.one, alike.two, alike.three):  # norms of filters, a tenth as far from their mean
+            sizes = layer.weight.flatten(1).norm(dim=1)
+            layer.weight *= ((0.9 * sizes.mean() + 0.1 * sizes) / sizes)[:, None, None, None]
+    net = fresh(settings)
+    fit_(net, [task(model)], ScorerSettings(stages=(ScorerStage(epochs=1, lr=1e-9),)))
+    net.head.weight.data *= 100
+    here, there = (units_of(known, handmade.axes(known), net.settings) for known in (model, alike))
+    assert net.settings.spread == here.spread
+    assert there.spread < 0.9 * here.spread
+    moved, less = (float((net(units).detach() - units.prior[units.first]).abs().max()) for units in (here, there))
+    assert moved > 0.2
+    assert 0 < less <= 0.25 * there.spread / here.spread + 1e-6
+    save_scorer(tmp_path / "net.safetensors", net)
+    assert load_scorer(tmp_path / "net.safetensors").settings == net.settings
+    fit_(net, [task(alike)], ScorerSettings(stages=(ScorerStage(epochs=1, lr=1e-9),)))
+    assert net.settings.spread == there.spread, "learned on both"
 
 
 @pytest.mark.parametrize("kind", KINDS)

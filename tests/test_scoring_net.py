@@ -190,22 +190,30 @@ def test_an_untrained_net_with_a_prior_is_l1_and_a_trained_one_stays_near() -> N
         assert 0.1 < moved.abs().max() <= 0.25 + 1e-5
 
 
-def test_a_correction_shrinks_where_norms_differ_less_than_where_it_was_learned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [0.9, 0.1])
+def test_a_correction_shrinks_where_norms_differ_less_than_where_it_was_learned(left: float, tmp_path: Path) -> None:
     settings = NetSettings(prior="l1", bound=0.25)
     model, alike = handmade.small(), handmade.small()
+    axes = handmade.axes(alike)
     with torch.no_grad():
-        for layer in (alike.one, alike.two, alike.three):  # norms of filters, a tenth as far from their mean
-            sizes = layer.weight.flatten(1).norm(dim=1)
-            layer.weight *= ((0.9 * sizes.mean() + 0.1 * sizes) / sizes)[:, None, None, None]
+        for values in alike.parameters():  # sizes, so much as far from their mean
+            values.copy_(left * values + (1 - left) * values.sign() * values.abs().mean())
     net = fresh(settings)
     fit_(net, [task(model)], ScorerSettings(stages=(ScorerStage(epochs=1, lr=1e-9),)))
     net.head.weight.data *= 100
     here, there = (units_of(known, handmade.axes(known), net.settings) for known in (model, alike))
     assert net.settings.spread == here.spread
-    assert there.spread < 0.9 * here.spread
+    assert there.spread < here.spread
     moved, less = (float((net(units).detach() - units.prior[units.first]).abs().max()) for units in (here, there))
+    follows = max(0.0, 2 * there.spread / here.spread - 1)
     assert moved > 0.2
-    assert 0 < less <= 0.25 * there.spread / here.spread + 1e-6
+    assert less <= 0.25 * follows + 1e-6
+    assert (less > 0) == (follows > 0) == (left == 0.9)
+    if not follows:
+        by_norm = allocate.budget(
+            axes, score(axes, criteria.l1(alike, biases=True)), {"macs": 0.5}, normalise="mean", floor=0.0
+        )
+        assert budget(axes, score(axes, net.criterion(alike, axes)), 0.5) == by_norm
     save_scorer(tmp_path / "net.safetensors", net)
     assert load_scorer(tmp_path / "net.safetensors").settings == net.settings
     fit_(net, [task(alike)], ScorerSettings(stages=(ScorerStage(epochs=1, lr=1e-9),)))

@@ -103,8 +103,8 @@ class ScoringNet(nn.Module):
         return score
 
     def _known(self, units: Units) -> float:
-        """How far a correction is followed: less where norms differ less than on the networks it was learned on."""
-        return min(1.0, units.spread / self.settings.spread) if self.settings.spread else 1.0
+        """How far a correction is followed: less where norms differ less than where it was learned, not at all from half on."""
+        return min(1.0, max(0.0, 2 * units.spread / self.settings.spread - 1)) if self.settings.spread else 1.0
 
     def _encoded(self, units: Units) -> Tensor:
         if self.settings.encoder == "stats":

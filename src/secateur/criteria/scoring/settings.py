@@ -33,8 +33,8 @@ class NetSettings:
     L1 norm, biases included, over the mean of its axis, divided by the deviation of all units of the network, plus what is
     learned, which starts at 0 and stays within plus and minus `bound` deviations. Such a net reads nothing of an axis' depth,
     width and cost. `spread` is that deviation, the least of the networks the net was trained on, written by training (0:
-    not known). Where norms differ less than that, as in a network that is hardly trained, what the net reads of them is
-    noise, and the bound shrinks in proportion.
+    not known). Where norms differ less than that, what the net reads of them is noise, and the bound shrinks: at half of it
+    and below, as in a network that is hardly trained, the net is L1.
     `width` of the hidden layers.
     """
 

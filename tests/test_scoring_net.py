@@ -174,7 +174,7 @@ def test_a_twin_is_cheaper_than_a_unit_of_its_own_that_is_otherwise_equal() -> N
 def test_an_untrained_net_with_a_prior_is_l1_and_a_trained_one_stays_near() -> None:
     model = handmade.small()
     axes = handmade.axes(model)
-    norms = score(axes, criteria.l1(model, biases=True))
+    norms = score(axes, criteria.l1(model))
     net = ScoringNet(NetSettings(prior="l1", bound=0.25))
     for share in (0.2, 0.5, 0.8):
         by_norm = allocate.budget(axes, norms, {"macs": share}, normalise="mean", floor=0.0)
@@ -211,7 +211,7 @@ def test_a_correction_shrinks_where_norms_differ_less_than_where_it_was_learned(
     assert (less > 0) == (follows > 0) == (left == 0.9)
     if not follows:
         by_norm = allocate.budget(
-            axes, score(axes, criteria.l1(alike, biases=True)), {"macs": 0.5}, normalise="mean", floor=0.0
+            axes, score(axes, criteria.l1(alike)), {"macs": 0.5}, normalise="mean", floor=0.0
         )
         assert budget(axes, score(axes, net.criterion(alike, axes)), 0.5) == by_norm
     save_scorer(tmp_path / "net.safetensors", net)

@@ -30,7 +30,7 @@ class NetSettings:
     one number. `relative` adds the size of each unit over the mean of its axis, which training then starts from, in place of
     the standardised size: how unequal the units of an axis are stays visible, which helps on networks the net has not seen.
     `prior` "l1" makes the net a correction of a criterion, for networks it has not seen: a score is the logarithm of a unit's
-    L1 norm, biases included, over the mean of its axis, divided by the deviation of all units of the network, plus what is
+    L1 norm, as in `criteria.l1`, over the mean of its axis, divided by the deviation of all units of the network, plus what is
     learned, which starts at 0 and stays within plus and minus `bound` deviations. Such a net reads nothing of an axis' depth,
     width and cost. `spread` is that deviation, the least of the networks the net was trained on, written by training (0:
     not known). Where norms differ less than that, what the net reads of them is noise, and the bound shrinks: at half of it

@@ -210,9 +210,7 @@ def test_a_correction_shrinks_where_norms_differ_less_than_where_it_was_learned(
     assert less <= 0.25 * follows + 1e-6
     assert (less > 0) == (follows > 0) == (left == 0.9)
     if not follows:
-        by_norm = allocate.budget(
-            axes, score(axes, criteria.l1(alike)), {"macs": 0.5}, normalise="mean", floor=0.0
-        )
+        by_norm = allocate.budget(axes, score(axes, criteria.l1(alike)), {"macs": 0.5}, normalise="mean", floor=0.0)
         assert budget(axes, score(axes, net.criterion(alike, axes)), 0.5) == by_norm
     save_scorer(tmp_path / "net.safetensors", net)
     assert load_scorer(tmp_path / "net.safetensors").settings == net.settings

@@ -19,7 +19,7 @@ from secateur.core import sparse_code
 from secateur.core.errors import SecateurError
 from secateur.core.strict import parse
 from secateur.io.container import has_metadata, pack, tensors_of, verified
-from secateur.io.files import atomic, read_bytes, shown
+from secateur.io.files import atomic, read_bytes, require_own, shown
 from secateur.runtime.coding import Range
 from secateur.runtime.compiled import PRECISIONS, CompiledModel
 from secateur.runtime.graph import Graph, Node, Ref, refs
@@ -44,9 +44,11 @@ READS = {"conv": (1, 2), "linear": (1, 2), "affine": (1, 1), "add": (2, 2), "mul
 def save(path: str | os.PathLike[str], model: CompiledModel, example: tuple[Tensor, ...]) -> None:
     """Write `model` to one file, whole or not at all; `example` tells which inputs it was made for.
 
-    Raises `SecateurError` where the graph holds an operation such a file may not name, or the file cannot be written.
+    Raises `SecateurError` where the graph holds an operation such a file may not name, the file cannot be written, or `path`
+    holds something else than an exported model.
     """
     asked = f"exporting {shown(path)}"
+    require_own(path, "exported model")
     graph = model.graph
     tensors: dict[str, Tensor] = {}
     nodes = []

@@ -16,6 +16,8 @@ from secateur.runtime.library import Plane
 
 LINE = 16
 """Floats in a line of cache, and in the widest vector."""
+SMALL = 7
+"""Lines of a channel that a tile reads whole."""
 MASKS = {4: np.int32, 2: np.int16, 1: np.int8}
 """What masks are made of, by the bytes of an element."""
 
@@ -62,7 +64,7 @@ class Layout:
     @property
     def size(self) -> int:
         """Floats the whole tensor takes."""
-        return -(-self.channels * self.channel * self.bytes // 4)
+        return -(-(self.lead + self.channels * self.channel) * self.bytes // 4)
 
     @property
     def single(self) -> bool:
@@ -94,12 +96,14 @@ def spread(
     """A layout with `gap` = (rows, columns) of zeros; `ahead`: elements of zeros before the first pixel, if not the gap's;
     `line`: elements whose multiples sizes are, if not those of a line of cache.
 
-    An odd number of lines per channel spreads channels over all sets of a cache.
+    The zeros behind an image are those before the next one, of the next channel too: `lead` of them come before the first
+    alone, unless `ahead` wants others. An odd number of lines per channel spreads large ones over all sets of a cache.
     """
     row, line = width + gap[1], line or 64 // size
     lead = round_up((gap[0] * row + gap[1]) * lanes if ahead < 0 else ahead, line)
     image = round_up((height + gap[0]) * row * lanes, line)
-    channel = _odd(lead + -(-images // lanes) * image, line)
+    channel = -(-images // lanes) * image + (lead if ahead >= 0 else 0)
+    channel = channel if channel <= SMALL * line else _odd(channel, line)
     return Layout(channels, images, height, width, lanes, row, image, channel, lead, size, zero)
 
 

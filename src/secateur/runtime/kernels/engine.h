@@ -1,7 +1,8 @@
 // The engine's C interface: plain structs and pointers, read by Python through ctypes (runtime/library.py mirrors them).
 //
 // A tensor of C channels lies channel by channel. Of one channel every image is a plane of rows; the gap behind each row and
-// between planes holds zeros, so that the shifted reads of a convolution need no special case at a border. Sizes are in
+// between planes holds zeros, so that the shifted reads of a convolution need no special case at a border; what a tile reads
+// beyond its plane for positions in a gap is masked. Sizes are in
 // elements: float32, bf16 ("halves") or 8 bits without a sign ("bytes", which stand for scale * (byte - zero); their gaps hold `zero`). `lanes` images stand side by side in the innermost dimension: 1, or 16 for small planes and large batches.
 //
 //   address(c, n, h, w) = lead + c * channel + (n / lanes) * image + (h * row + w) * lanes + n % lanes

@@ -443,7 +443,7 @@ void copy(const Run& run) {
   const Op& op = run.op;
   shared(run.threads, op.in.channels, run.threads * 2, [&](int64_t first, int64_t last) {
     const int64_t bytes = op.in.bytes;
-    std::memcpy(run.y<char>() + first * op.out.channel * bytes, run.x<char>() + first * op.in.channel * bytes,
+    std::memcpy(run.y<char>() + at(op.out, first, 0) * bytes, run.x<char>() + at(op.in, first, 0) * bytes,
                 size_t((last - first) * op.in.channel * bytes));
   });
 }

@@ -31,6 +31,19 @@ def call(capsys):
 
 
 @pytest.fixture
+def few_kernels(monkeypatch):
+    """Fewer kernels tried, one run each, none remembered: these tests ask what comes out, not how fast."""
+    from secateur.runtime import tune
+
+    monkeypatch.setattr(tune, "TILES", dict.fromkeys(tune.TILES, (2, 3)))
+    monkeypatch.setattr(tune, "WIDE", dict.fromkeys(tune.WIDE, (1,)))
+    monkeypatch.setattr(tune, "HALF_TILES", dict.fromkeys(tune.HALF_TILES, (1, 2)))
+    monkeypatch.setattr(tune, "HALF_WIDE", dict.fromkeys(tune.HALF_WIDE, (1,)))
+    monkeypatch.setenv("SECATEUR_ENGINE_REMEMBER", "off")
+    monkeypatch.setattr(tune._Remembered, "known", {})
+
+
+@pytest.fixture
 def one_int8_kernel(monkeypatch):
     """One int8 kernel tried, none remembered, batches whole, and int8 taken whatever is faster."""
     from secateur.runtime import plan, tune

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engine_networks import MODEL, NETWORKS, network, spoiled, told
 from secateur import runtime
 from secateur.core.errors import SecateurError
 from secateur.runtime import library, plan
 from secateur.runtime.coding import code_of, weight_codes
-from test_engine import MODEL, NETWORKS, network, spoiled, told
 
 MISSING = library.missing()
 pytestmark = [

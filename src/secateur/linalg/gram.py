@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, bmm
 
 from secateur.linalg.energy import kept_mask
 
@@ -41,7 +41,7 @@ def spectrum(matrices: Tensor) -> Spectrum:
     """The spectrum of `matrices` (B, M, N), M <= N, in float32 or wider, whatever autocast says."""
     with _exactly(matrices):
         wide = _wide(matrices)
-        energies, vectors = torch.linalg.eigh(wide @ wide.mT)
+        energies, vectors = torch.linalg.eigh(bmm(wide, wide.mT))
     return Spectrum(energies.clamp(min=0), vectors)
 
 
@@ -76,7 +76,7 @@ def truncate(
         scales = ([] if whole or removed is not None else [share]) + ([inverse] if polar else [])
         made = [part.to(matrices.dtype) for part in _scaled(found, scales, wide)]
         if removed is not None:
-            made.insert(0, torch.baddbmm(wide, removed, removed.mT @ wide, alpha=-1).to(matrices.dtype))
+            made.insert(0, torch.baddbmm(wide, removed, bmm(removed.mT, wide), alpha=-1).to(matrices.dtype))
     basis = found.vectors * mask[:, None, :] if matrices.device.type == "cpu" else None
     return Truncated(matrices if whole else made[0], made[-1] if polar else None, basis)
 
@@ -94,11 +94,14 @@ def _scaled(found: Spectrum, scales: list[Tensor], matrices: Tensor) -> list[Ten
     """U diag(s) U^T W (B, M, N) for each s (B, R) of `scales`, by whichever order of products is shorter."""
     vectors, inner = found.vectors, found.inner
     sides, rank = vectors.shape[-2:]
-    left = [vectors * scale[:, None, :] for scale in scales]
+    if not scales:
+        return []
+    left = torch.cat([vectors * scale[:, None, :] for scale in scales], 1)  # one product reads what it multiplies once
     if inner is None and rank * (len(scales) + 1) > sides * len(scales):
-        return [(part @ vectors.mT) @ matrices for part in left]
-    inner = vectors.mT @ matrices if inner is None else inner  # B, R, N: S V^T
-    return [part @ inner for part in left]
+        made = bmm(bmm(left, vectors.mT), matrices)
+    else:
+        made = bmm(left, bmm(vectors.mT, matrices) if inner is None else inner)  # B, R, N: S V^T
+    return list(made.split(sides, 1))
 
 
 FEW = 2.5
@@ -123,12 +126,12 @@ def follow(matrices: Tensor, basis: Tensor, discarded: float) -> Spectrum | None
     rank = basis.shape[-1]
     if matrices.device.type != "cpu" or discarded <= 0 or matrices.shape[-2] < SMALL or 2 * rank > matrices.shape[-2]:
         return None  # small eigenproblems, and those of high rank, take no longer
-    span = _orthonormal(matrices @ (matrices.mT @ basis))
+    span = _orthonormal(bmm(matrices, bmm(matrices.mT, basis)))
     if span is None:
         return None
-    inner = span.mT @ matrices
-    energies, turn = torch.linalg.eigh(inner @ inner.mT)
-    vectors, inner = span @ turn, turn.mT @ inner
+    inner = bmm(span.mT, matrices)
+    energies, turn = torch.linalg.eigh(bmm(inner, inner.mT))
+    vectors, inner = bmm(span, turn), bmm(turn.mT, inner)
     total = matrices.square().sum((-2, -1))
     found = Spectrum(energies.clamp(min=0), vectors, (total - energies.sum(-1)).clamp(min=0), inner)
     return found if _is_exact(found, matrices, discarded, total) else None
@@ -147,7 +150,7 @@ def _is_exact(found: Spectrum, matrices: Tensor, discarded: float, total: Tensor
     lowest = torch.where(mask, energies, torch.inf).amin(-1)
     if bool((size <= EXACT * (lowest - rest)).all()):  # no eigenvalue outside is above their sum
         return True
-    squares = (matrices @ matrices.mT).square().sum((-2, -1)) - energies.square().sum(-1)  # nor above the root of this
+    squares = bmm(matrices, matrices.mT).square().sum((-2, -1)) - energies.square().sum(-1)  # nor above the root of this
     return bool((size <= EXACT * (lowest - squares.clamp(min=0).sqrt())).all())
 
 
@@ -158,7 +161,7 @@ def _orthonormal(turned: Tensor) -> Tensor | None:
     zero stay so.
     """
     columns = turned / torch.linalg.vector_norm(turned, dim=-2, keepdim=True).clamp(min=torch.finfo(turned.dtype).tiny)
-    gram = columns.mT @ columns
+    gram = bmm(columns.mT, columns)
     sizes = gram.diagonal(dim1=-2, dim2=-1)
     sizes += sizes == 0  # a column of zeros stays one
     factor, wrong = torch.linalg.cholesky_ex(gram)
@@ -171,7 +174,7 @@ def polar_of(found: Spectrum, matrices: Tensor) -> Tensor:
     """U V^T of `matrices` (B, M, N) over the directions that stand out of rounding."""
     with _exactly(matrices):
         scaled = found.vectors * _inverse_roots(found.energies, _above_rounding(found, matrices))[:, None, :]
-        return scaled @ (found.vectors.mT @ matrices.to(found.energies.dtype))
+        return bmm(scaled, bmm(found.vectors.mT, matrices.to(found.energies.dtype)))
 
 
 def _exactly(matrices: Tensor) -> AbstractContextManager[object]:

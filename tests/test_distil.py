@@ -155,7 +155,6 @@ REFUSED = {
     "rate": (None, {"lr": float("nan")}, "lr=nan"),
     "no pairs": (None, {"batches": [torch.zeros(2, 1, 8, 8)]}, "no pair"),
     "no batches": (None, {"batches": None}, "NoneType"),
-    "one pass": (None, {"batches": iter(images(1))}, "only 3 for 5 steps"),
 }
 
 

@@ -228,6 +228,23 @@ def test_plans_of_several_steps_and_chains() -> None:
     assert distance(model, small.eval()) < wrong
 
 
+@pytest.mark.parametrize("name", [*REPAIRS, "chain", "distil"])
+def test_data_that_come_but_once_are_as_good_as_a_list(name: str) -> None:
+    model = handmade.small()
+    axes = trace(model, data(1)[0][0])
+    plan = axes.plan({axes.free[0].name: [0, 1, 2]})
+    chained = repair.chain(partial(repair.compensation, plan=plan), repair.batchnorm)
+    small, other = plan.apply(model), plan.apply(model)
+    for after, batches in ((small, data()), (other, iter(data()))):
+        if name == "distil":
+            repair.distil(model, after, batches, steps=6)
+        elif name == "chain":
+            chained(model, after, batches)
+        else:
+            REPAIRS[name](model, after, batches, plan=plan)
+    assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), other.state_dict().values(), strict=True))
+
+
 @pytest.mark.parametrize("name", REPAIRS)
 @pytest.mark.parametrize("net", ZOO)
 def test_repairs_run_on_the_zoo(net: str, name: str) -> None:

@@ -61,6 +61,11 @@ def pairs(batches: Batches, limit: int | None = None) -> Iterator[tuple[Any, Any
         yield batch[0], batch[1]
 
 
+def repeatable(batches: Batches, limit: int | None = None) -> Batches:
+    """`batches`, or a list of them (at most `limit`) where they give each but once, as a generator does."""
+    return list(pairs(batches, limit)) if isinstance(batches, Iterator) else batches
+
+
 def size_of(target: Any) -> int:
     """How many samples a target has."""
     while isinstance(target, (tuple, list, dict)):

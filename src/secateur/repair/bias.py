@@ -6,6 +6,7 @@ from torch import nn
 
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches
+from secateur.core.running import repeatable
 from secateur.repair.blocks import unrolled
 from secateur.repair.linked import known_before, linked
 
@@ -21,6 +22,7 @@ def mean_bias(
 
     Source: the constant of Xie et al., 2021 (CaP), with the weights left alone.
     """
+    batches = repeatable(batches, limit)
     with unrolled(after) as whole:
         layers = [each for each in linked(before, whole, batches, plan) if each.has_intercept]
         for each, (known, _) in known_before(layers, before, batches, limit):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from secateur.core.protocols import Batches, Repair
+from secateur.core.running import repeatable
 
 
 def chain(*repairs: Repair) -> Repair:
     """One repair that does all of `repairs`, first to last: ``chain(partial(least_squares, plan=plan), batchnorm)``."""
 
     def repair(before: nn.Module, after: nn.Module, batches: Batches) -> None:
+        batches = repeatable(batches)
         for each in repairs:
             each(before, after, batches)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches
+from secateur.core.running import repeatable
 from secateur.repair.blocks import unrolled
 from secateur.repair.linked import known_before, linked
 from secateur.repair.solve import least_error
@@ -34,6 +35,7 @@ def compensation(
     Source: Xie et al., 2021 (CaP), and the authors' code, which adds a bias where there is none; here no tensor is added, so
     that a plan still fits.
     """
+    batches = repeatable(batches, limit)
     with unrolled(after) as whole:
         layers = linked(before, whole, batches, plan)
         for each, (known, variance) in known_before(layers, before, batches, limit, sample=sample):

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.core.errors import SecateurError, nearest
 from secateur.core.protocols import Batches
-from secateur.core.running import call, device_of, evaluating, fits, flat, pairs, to_device
+from secateur.core.running import call, device_of, evaluating, fits, flat, pairs, repeatable, to_device
 
 Precision = Literal["float32", "bf16"]
 
@@ -41,6 +41,7 @@ def distil(
     Source: the objective is FitNets' (Romero et al., 2015) with the whole network trained at once; blocks as the unit of
     reconstruction, relative to their own size, after Li et al., 2021 (BRECQ).
     """
+    batches = repeatable(batches, limit)
     weights = _trained(after, steps, lr, precision)
     old = {name: value.clone() for name, value in after.state_dict().items() if isinstance(value, Tensor)}
     zeros = [(p, p.detach() == 0) for p in weights if p.dim() > 1]

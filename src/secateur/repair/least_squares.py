@@ -11,6 +11,7 @@ from torch import nn
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches
+from secateur.core.running import repeatable
 from secateur.measure.shortcuts import Seen, target_moments, written
 from secateur.repair.blocks import unrolled
 from secateur.repair.linked import Linked, linked
@@ -44,6 +45,7 @@ def least_squares(
     Source: He et al., 2017 (Channel Pruning), eq. 2, step (ii) and section 3.3. Weights are fitted on all rows by their
     second moments in double precision, where the authors' code samples ten points per image.
     """
+    batches = repeatable(batches, limit)
     with unrolled(after) as whole:
         chosen = [each for each in linked(before, whole, batches, plan) if layers is None or each.name in layers]
         targets = _targets(chosen, before, batches, limit=limit, sample=sample, residual=residual)

@@ -16,6 +16,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.factor import Factor, Product
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches
+from secateur.core.running import repeatable
 from secateur.linalg import least_squares, patch_covariance, responses, through
 from secateur.measure.layers import is_matrix, matrix
 from secateur.measure.moments import Moments, moments_of_each
@@ -48,6 +49,7 @@ def whitened(
         raise SecateurError("products fitted to data", "a plan that is not one factor step", do)
     plan.check(before)
     products = [p for p in plan.steps[0].products if p.format != "decouple" and is_matrix(before.get_submodule(p.module))]
+    batches = repeatable(batches, limit)
     norms = _norms(after, products, batches)
     by_name = {product.module: product for product in products}
     for name, known in moments_of_each(before, list(by_name), batches, limit, sample=sample):

@@ -18,7 +18,7 @@ from secateur.io.files import write_text
 from secateur.recipes.arguments import call_with
 from secateur.recipes.parts import Parts, limited
 from secateur.recipes.schema import Recipe
-from secateur.train import TRP, Force, held_layers, holding
+from secateur.train import TRP, Force, holding
 
 Train = Callable[[nn.Module, Sequence[Hook]], None]
 """(model, hooks): trains as [lowtrain] says, in place, going on from a checkpoint where there is one."""
@@ -33,7 +33,9 @@ def lowered(model: nn.Module, recipe: Recipe, parts: Parts, train: Train, chosen
     section = recipe.lowrank
     deploy: dict[str, Any] = dict(section.deploy) or {str(what): share for what, share in recipe.prune.keep.items()}
     if section.method == "choose":
-        return _held(model, recipe, parts, deploy, train, chosen), model
+        trains = bool(recipe.lowtrain.epochs)
+        plan = _held(model, recipe, parts, deploy, train, chosen) if trains else _chosen(model, recipe, parts, deploy)
+        return plan, model
     if section.scratch:
         torch.manual_seed(recipe.seed)
         model = parts.model().to(parts.device)
@@ -47,23 +49,25 @@ def lowered(model: nn.Module, recipe: Recipe, parts: Parts, train: Train, chosen
     return hook.plan(deploy, example=parts.example), model
 
 
-def _held(model: nn.Module, recipe: Recipe, parts: Parts, deploy: dict[str, Any], train: Train, chosen: Path) -> Plan:
-    """The products chosen for `model`; where [lowtrain] asks for it, trained at their ranks from what is fitted to data."""
+def _chosen(model: nn.Module, recipe: Recipe, parts: Parts, deploy: dict[str, Any], **given: Any) -> Plan:
+    """Formats and ranks by `lowrank.choose`; `given` yields to the recipe's own arguments."""
     section = recipe.lowrank
     batches = limited(parts.plain, recipe.prune.batches, parts.device) if section.responses else None
-    given = {"batches": batches, "ignore": recipe.prune.ignore} | dict(section.args)
-    if not recipe.lowtrain.epochs:
-        return call_with("lowrank", section.args, lowrank.choose, model, parts.example, deploy, **given)
+    given = {"batches": batches, "ignore": recipe.prune.ignore} | given | dict(section.args)
+    return call_with("lowrank", section.args, lowrank.choose, model, parts.example, deploy, **given)
+
+
+def _held(model: nn.Module, recipe: Recipe, parts: Parts, deploy: dict[str, Any], train: Train, chosen: Path) -> Plan:
+    """The same in formats that `holding` can hold, then training at these ranks, from products fitted to the responses."""
+    section = recipe.lowrank
     if chosen.exists():
         plan = read_plan(chosen)
     else:
-        able = held_layers(model)
-        others = [name for name, layer in model.named_modules() if hasattr(layer, "weight") and name not in able]
-        given = {"formats": ("channel", "spatial")} | given | {"ignore": (*recipe.prune.ignore, *others)}
-        plan = call_with("lowrank", section.args, lowrank.choose, model, parts.example, deploy, **given)
+        plan = _chosen(model, recipe, parts, deploy, formats=("channel", "spatial"))
         write_text(chosen, codec.dumps(plan))
     small = plan.apply(model)
-    if batches is not None:
+    if section.responses:
+        batches = limited(parts.plain, recipe.prune.batches, parts.device)
         repair.whitened(model, small, batches, plan=plan, sample=section.args.get("sample"))
     lowrank.merge_(model, small, plan)
     train(model, holding(model, plan))

@@ -16,7 +16,7 @@ from secateur.train.sparse import Sparse
 from secateur.train.sparse import rpg as RPG
 from secateur.train.stages import Stage, fit_stages
 from secateur.train.tickets import ticket
-from secateur.train.trp import TRP, TRPSettings, held_layers, holding
+from secateur.train.trp import TRP, TRPSettings, holding
 
 __all__ = [
     "RPG",
@@ -38,7 +38,6 @@ __all__ = [
     "evaluate",
     "fit",
     "fit_stages",
-    "held_layers",
     "holding",
     "lightning_callback",
     "objective",

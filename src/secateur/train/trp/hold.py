@@ -20,11 +20,6 @@ HELD = ("channel", "spatial", "linear")
 """Formats of one matrix per layer, whose rank a truncation keeps."""
 
 
-def held_layers(model: nn.Module) -> list[str]:
-    """Names of the layers whose ranks can be held: convolutions without groups and linear layers, of weights not shared."""
-    return [layer.name for layer in layers_of(model, TRPSettings(stem=True, linear=True))]
-
-
 def holding(model: nn.Module, plan: Plan, *, optimizer: optim.Optimizer | None = None, **changes: Any) -> tuple[TRP, ...]:
     """Hooks that keep `model` at the ranks of `plan`, one for each format in it: to be given to `fit` together.
 
@@ -32,15 +27,15 @@ def holding(model: nn.Module, plan: Plan, *, optimizer: optim.Optimizer | None =
     the trained network apart without loss. Where products were fitted to data, `lowrank.merge_` makes them the start;
     `changes` are further settings, as `descent`. Making the hooks truncates the weights of `model` in place.
 
-    Raises `SecateurError` for a plan that is not one factor step, and for products that are more than one matrix per layer
-    or of other layers than `held_layers`.
+    Raises `SecateurError` for a plan that is not one factor step, and for products that are more than one matrix per layer,
+    of grouped convolutions, of shared weights or of subclasses.
     """
     asked = "ranks held while a network trains"
     if len(plan.steps) != 1 or not isinstance(plan.steps[0], Factor):
         raise SecateurError(asked, "a plan that is not one factor step", "give one of lowrank.choose, or of TRP")
     plan.check(model)
     ranks: dict[str, dict[str, int]] = {}
-    able = set(held_layers(model))
+    able = {layer.name for layer in layers_of(model, TRPSettings(stem=True, linear=True))}
     for product in plan.steps[0].products:
         if product.format not in HELD:
             found = f"the format {product.format!r} of {product.module!r}, which is more than one matrix"

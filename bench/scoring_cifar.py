@@ -29,6 +29,7 @@ from secateur import allocate, criteria, data, repair, score, trace
 from secateur.core.axes import Axes
 from secateur.core.plan import Plan
 from secateur.criteria.scoring import NetSettings, ScorerSettings, ScorerStage, ScoringNet, Task, fit_, weighed
+from secateur.criteria.scoring.units import units_of
 from secateur.data import BatchSettings, DataSet, loaders
 from secateur.io import load, load_scorer, read_json, save, save_scorer, write_json
 from secateur.io.scorer import PRETRAINED
@@ -113,10 +114,9 @@ def main() -> None:
                 "hardware": machine.hardware(torch.device("cpu"), 1),
                 "seed": 0,
                 "words": [
-                    f"{SHARE:.3f} of the MACs stay, no training of weights after the cut; channels of residual streams are not",
-                    "cut. Batch norms re-estimated on",
-                    f"{64 * asked.batches:,} training images, which scores see too. Accuracy in %,",
-                    f"{asked.images:,} test images.",
+                    f"{SHARE:.3f} of the MACs stay, no training of weights after the cut; channels of residual streams are",
+                    f"not cut. Batch norms re-estimated on {64 * asked.batches:,} training images, which scores see too.",
+                    f"Accuracy in %, {asked.images:,} test images. Spread: deviation of the logarithms of relative L1 norms.",
                 ],
             }
             write_json(OUT, json.loads(json.dumps(known)))
@@ -139,7 +139,9 @@ def network(name: str, asked: argparse.Namespace, known: dict[str, Any] | None =
             rows[key] = accuracy(model, plan_of(), plain, test)
     dense = known["dense"] if known else evaluate(model, test)["accuracy"]
     seconds = (known or {}).get("seconds", 0) + round(time.perf_counter() - begun, 1)
-    return {"said": TARGETS[name].said, "dense": dense, "epochs": TARGETS[name].epochs, "rows": rows, "seconds": seconds}
+    spread = round(units_of(model, axes, CORRECTION).spread, 4)
+    facts = {"said": TARGETS[name].said, "dense": dense, "epochs": TARGETS[name].epochs, "spread": spread}
+    return {**facts, "rows": rows, "seconds": seconds}
 
 
 def plans(

@@ -106,41 +106,11 @@ def test_other_files_are_no_scoring_nets(tmp_path):
         load_scorer(tmp_path / "net.safetensors")
 
 
-def test_the_command_scores_with_a_file(tmp_path):
-    path = tmp_path / "net.safetensors"
-    save_scorer(path, random_net())
-    done = CliRunner().invoke(
-        application(), ["score", *SMALL, "--with", str(path), "-o", str(tmp_path / "scores.json"), "--json"]
-    )
-    assert done.exit_code == 0, done.output
-    found = json.loads(done.output)
-    torch.manual_seed(0)
-    model = zoo.digits_resnet()
-    axes = trace(model, torch.zeros(1, 1, 8, 8))
-    expected = score(axes, load_scorer(path).criterion(model, axes))
-    assert found == {name: values.tolist() for name, values in expected.items()}
-    assert json.loads((tmp_path / "scores.json").read_text()) == found
-    table = CliRunner().invoke(application(), ["score", *SMALL, "--criterion", "l1"])
-    assert table.exit_code == 0
-    assert "layer1.0.conv1" in table.output
-    both = CliRunner().invoke(application(), ["score", *SMALL, "--with", str(path), "--criterion", "l2"])
-    assert "--criterion l2 beside it" in str(both.exception)
-    save_scorer(path, random_net(gradients=True))
-    blind = CliRunner().invoke(application(), ["score", *SMALL, "--with", str(path)])
-    assert isinstance(blind.exception, SecateurError)
-    assert "--data" in str(blind.exception)
-    assert "file" not in str(blind.exception)
-    missing = CliRunner().invoke(application(), ["score", *SMALL, "--with", str(tmp_path / "none.safetensors")])
-    assert isinstance(missing.exception, SecateurError)
-
-
 def test_where_nothing_can_be_cut_nothing_is_scored():
     model = zoo.digits_resnet()
     axes = trace(model, torch.zeros(1, 1, 8, 8)).ignore("*")
     for encoder in ("stats", "raw"):
         assert score(axes, random_net(encoder=encoder).criterion(model, axes)) == {}
-    done = CliRunner().invoke(application(), ["score", *SMALL, "--with", "pretrained", "--ignore", "*"])
-    assert done.exit_code == 0, done.output
 
 
 def batches():

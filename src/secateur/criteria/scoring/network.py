@@ -29,7 +29,8 @@ class ScoringNet(nn.Module):
     what reads the unit: an untrained net is a criterion of norms. From that is taken what the unit shares with another: a
     non-negative multiple of its largest cosine with one, less a non-negative multiple of its distance from the others, so of
     two units that are otherwise equal the one that has a twin is never dearer. A unit without weights has a score of 0 and
-    all others a positive one. With a `prior` all that is learned is a bounded correction of the L1 norm, and starts at zero.
+    all others a positive one. With a `prior` all that is learned is a bounded correction of the L1 norm; it starts at zero, and
+    its mean over the network is taken off before it is bounded: what all units share ranks none, and would end at the bound.
 
     The scores follow a permutation of the units; equal units have equal scores, and allocators then go by index.
     Source: "ScoringNet" (Wang, 2023, Scientific Programming) names the idea, one network from weights and gradients to
@@ -52,11 +53,12 @@ class ScoringNet(nn.Module):
         )
         self.look = nn.Linear(wide, wide) if settings.context == "deepsets" else None
         self.attend = nn.Linear(wide, 3 * wide) if settings.context == "attention" else None
-        self.head = nn.Linear(wide, 1)
+        self.head = nn.Linear(wide, 1, bias=settings.prior == "none")
         self.start = nn.Linear(self.shown, 1, bias=False)
         self.twin = nn.Linear(told, 2)
         nn.init.zeros_(self.head.weight)  # training starts from a norm: the size of a unit's weights within its axis
-        nn.init.zeros_(self.head.bias)
+        if self.head.bias is not None:
+            nn.init.zeros_(self.head.bias)
         nn.init.zeros_(self.start.weight)
         nn.init.zeros_(self.twin.weight)
         nn.init.constant_(self.twin.bias, -2.0 if settings.prior == "none" else 0.0)
@@ -73,8 +75,8 @@ class ScoringNet(nn.Module):
         less, more = (self.twin(context).clamp_min(0) if residual else F.softplus(self.twin(context))).unbind(1)
         raw = (self.head(h) + self.start(units.stats[:, : self.shown])).squeeze(1) - less * units.alike + more * units.apart
         if residual:
-            bound = self.settings.bound * self._known(units)
-            raw = units.prior + bound * torch.tanh(raw / self.settings.bound)
+            bound = self.settings.bound * self._followed(units)
+            raw = units.prior + bound * torch.tanh((raw - raw.mean()) / self.settings.bound)
         return raw[units.first]  # a matrix product may round equal rows differently
 
     def scores(self, units: Units) -> dict[str, Tensor]:
@@ -102,7 +104,7 @@ class ScoringNet(nn.Module):
 
         return score
 
-    def _known(self, units: Units) -> float:
+    def _followed(self, units: Units) -> float:
         """How far a correction is followed: less where norms differ less than where it was learned, not at all from half on."""
         return min(1.0, max(0.0, 2 * units.spread / self.settings.spread - 1)) if self.settings.spread else 1.0
 

@@ -122,7 +122,7 @@ class _Rows:
         self.alike = cosine.fill_diagonal_(-1).amax(1) if axis.units > 1 else torch.full((1,), -1.0, dtype=torch.float64)
         self.apart = sum_of_distances([self.written]) / axis.units
         self.places = places(axis, weights)
-        self.weighed = places(axis, weights, biases=False)
+        self.without_biases = places(axis, weights, biases=False)
         biases = [_rows(p) for p in self.places if p.parameter.dim() == 1 and _is_bias_of_writer(p, axis, weights)]
         silent = ~torch.cat([self.written, *biases], 1).bool().any(1)
         self.key = torch.cat([self.written, *biases, *reading, self.gamma[:, None], self.beta[:, None], self.sigma[:, None]], 1)
@@ -143,7 +143,7 @@ class _Rows:
 
     def prior(self) -> Tensor:
         """(N,): the logarithm of the L1 norm of the weights that go with a unit, over the mean of the axis: `criteria.l1`."""
-        norms = torch.stack([_rows(place).abs().sum(1) for place in self.weighed]).sum(0)
+        norms = torch.stack([_rows(place).abs().sum(1) for place in self.without_biases]).sum(0)
         return (norms / norms.mean().clamp_min(TINY)).clamp_min(1e-3).log()
 
     def _slopes(self) -> Tensor:

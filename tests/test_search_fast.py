@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,11 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import handmade
-import secateur
 from secateur import allocate, criteria, repair, score, trace
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
-from secateur.io import read_plan
 from secateur.recipes import zoo
 from secateur.recipes.predictions import prediction, reconstruction
 from secateur.search import (
@@ -33,12 +25,10 @@ from secateur.search import (
     inner,
     predicted,
     previewing,
-    read_history,
     sensitivity,
     stacked,
 )
 from secateur.testing import awake
-from secateur.train import evaluate
 from test_search import SETTINGS, error_of, kept, redundant, setting
 
 
@@ -220,265 +210,6 @@ def test_additive_sums_what_goes() -> None:
     assert predict(axes["two"], [0]) == 0
     with pytest.raises(SecateurError, match="a predicted search"):
         PredictedSettings(room=0)
-
-
-@pytest.fixture
-def call(call, monkeypatch, tmp_path):  # type: ignore[no-untyped-def]
-    monkeypatch.chdir(tmp_path)
-    return call
-
-
-SMALL = ("zoo:digits_resnet", "--data", "digits", "--holdout", "100", "--threads", "1", "--set", "model.args={widths=[4,6,8]}")
-QUICK = (
-    "--set",
-    "search.args.step=0.5",
-    "--set",
-    "search.args.sweeps=2",
-    "--set",
-    "search.args.trial=0.2",
-    "--set",
-    "search.batches=1",
-)
-
-
-@pytest.mark.parametrize("method", ["adaptive", "predicted", "bisect"])
-def test_the_command_searches_and_goes_on(method, call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    how = QUICK if method != "bisect" else ("--set", "search.args.tries=1", "--set", "search.batches=1")
-    words = ("search", *SMALL, "--method", method, *how, "-o", "out", "--json")
-    code, out, err = call(*words)
-    assert code == 0, err
-    plan = read_plan(tmp_path / "out" / "plan.json")
-    lines = (tmp_path / "out" / "search.jsonl").read_text().splitlines()
-    assert json.loads(out)["widths"] == {name: list(pair) for name, pair in plan.widths().items()}
-    (tmp_path / "out" / "search.jsonl").write_text("".join(f"{line}\n" for line in lines[:2]) + lines[2][:9])
-    assert call(*words)[0] == 0
-    assert (tmp_path / "out" / "search.jsonl").read_text().splitlines() == lines
-    assert read_plan(tmp_path / "out" / "plan.json") == plan
-
-
-def test_the_command_says_what_is_wrong_and_has_written_nothing(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    for words, told in (
-        (("--set", "search.args.stride=1"), "set args to what the search takes"),
-        (("--set", "search.args.step='a'"), "found step='a'; give a number"),
-        (("--set", "search.args.schedule='spiral'"), "schedule='spiral'"),
-        (("--set", "search.args.unit='bananas'"), "unit='bananas'"),
-        (("--set", "search.args.sweeps=1.5"), "give a whole number"),
-        (("--set", "search.args.trial=nan"), "trial=nan"),
-        (("--set", "search.args.keep=0.5"), "give shares by name"),
-        (("--keep", "params=1.5"), "above 0 and at most 1"),
-        (("--keep", "latency=0.5"), "no table of latencies"),
-        (("--method", "bisect", "--set", "search.args.tries=1.5"), "a binary search"),
-        (("--method", "bisect", "--set", "search.args.order=['nope']"), "no axis of that name"),
-        (("--method", "bisect", "--keep", "params=0.5"), "of which a binary search knows nothing"),
-        (("--method", "predicted", "--set", "search.args.cost='gold'"), "no such count"),
-        (("--set", "search.args.step=0"), "an adaptive search"),
-        (("--method", "random"), "search.method"),
-        (("--set", "data.holdout=0"), "no held-out images"),
-    ):
-        code, _, err = call("search", *SMALL, *words)
-        assert (code, told in err, err.count("\n")) == (2, True, 1), err
-        assert not list(tmp_path.iterdir()), words
-    assert call("sensitivity", *SMALL, "--rates", "1.5")[0] == 2
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_command_draws_sensitivity(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    code, out, err = call("sensitivity", *SMALL, "--rates", "0.5", "-o", "here", "--set", "search.batches=1")
-    assert code == 0, err
-    table = json.loads((tmp_path / "here" / "sensitivity.json").read_text())["axes"]
-    assert all([rate for rate, _ in curve] == [0, 0.5] for curve in table.values())
-    assert len({curve[0][1] for curve in table.values()}) == 1
-    picture = (tmp_path / "here" / "sensitivity.svg").read_text()
-    assert all(name in picture for name in table)
-    assert all(name in out for name in table)
-    again = call("sensitivity", *SMALL, "--rates", "0.5", "-o", "here", "--set", "search.batches=1")[1]
-    assert again == out
-    assert (tmp_path / "here" / "sensitivity.svg").read_text() == picture
-    assert call("sensitivity", *SMALL, "--rates", "half")[0] == 2
-
-
-def test_a_recipe_searches_recovers_and_resumes(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    from secateur.recipes import schema
-    from secateur.recipes import searching as module
-    from secateur.recipes.run import run
-
-    table = {
-        "model": {"build": "zoo:digits_resnet", "args": {"widths": [4, 6, 8]}},
-        "data": {"name": "digits", "holdout": 100, "batch": 300},
-        "threads": 1,
-        "search": {
-            "method": "adaptive",
-            "recover": 1,
-            "batches": 1,
-            "args": {"step": 0.4, "sweeps": 2, "trial": 0.5, "running": 0.5},
-        },
-        "prune": {"criterion": "l1"},
-        "repair": {"batches": 2},
-        "measure": {"latency": False},
-    }
-    recipe = schema.from_dict(table)
-    assert schema.from_dict({**table, "search": {}}).search.method == "none"
-    whole = run(recipe, tmp_path / "whole")
-    plan = read_plan(tmp_path / "whole" / "plan.json")
-    assert plan
-    assert (tmp_path / "whole" / "search.jsonl").exists()
-
-    fits: list[int] = []
-    fit = module.fit
-
-    def stopping(*args, **kwargs):  # type: ignore[no-untyped-def]
-        fits.append(1)
-        if len(fits) == 2:
-            raise KeyboardInterrupt
-        return fit(*args, **kwargs)
-
-    monkeypatch.setattr(module, "fit", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, tmp_path / "stopped")
-    again = run(recipe, tmp_path / "stopped")
-    assert len(fits) == 3, "the first recovery is read from disk"
-    assert read_plan(tmp_path / "stopped" / "plan.json") == plan
-    drop = [{k: v for k, v in stage.items() if k != "latency_ms"} for stage in whole["stages"]]
-    assert drop == [{k: v for k, v in stage.items() if k != "latency_ms"} for stage in again["stages"]]
-    assert sys.modules
-
-
-@pytest.mark.slow
-def test_processes_of_torchrun_decide_and_recover_as_one_does(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """Same trials, same plan, same trained weights; the one that trains hands them to the other."""
-    words = ["search", *SMALL, *QUICK, "--set", "search.images=50", "--json", "-o"]
-    assert call(*words, "one")[0] == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "secateur", *words, "two"]
-    path = os.pathsep.join([str(Path(secateur.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    found = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}
-    )
-    assert found.returncode == 0, found.stderr[-3000:]
-    for name in ("search.jsonl", "plan.json", "recovered.safetensors"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
-
-
-def test_units_are_scored_anew_before_every_step_or_after_a_recovery(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    from secateur.recipes import parts, schema
-    from secateur.recipes import searching as module
-
-    told: list[nn.Module] = []
-    judged = module.criterion
-
-    def counting(network, *rest, **named):  # type: ignore[no-untyped-def]
-        told.append(network)
-        return judged(network, *rest, **named)
-
-    monkeypatch.setattr(module, "criterion", counting)
-    asked: dict[str, int] = {}
-    for rescore, criterion in (("auto", "l1"), ("step", "taylor"), ("sweep", "l1"), ("auto", "taylor")):
-        torch.manual_seed(0)
-        table = {
-            "model": {"build": "zoo:digits_resnet", "args": {"widths": [4, 6, 8]}},
-            "data": {"name": "digits", "holdout": 100, "batch": 300},
-            "search": {"method": "adaptive", "recover": 0, "batches": 1, "rescore": rescore, "args": dict(EVERYTHING_GOES)},
-            "prune": {"criterion": criterion, "batches": 1},
-        }
-        recipe = schema.from_dict(table)
-        known = parts.parts(recipe, parts.cpu())
-        told.clear()
-        model = known.model()
-        axes, _, source = module.searched(model, recipe, known)
-        asked[f"{rescore} {criterion}"] = len(told)
-        assert source is model
-        assert all(axis.name in {"layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1"} for axis in axes.free)
-        if rescore == "step":
-            named = dict(told[-1].named_parameters())
-            silent = {n for n, p in named.items() if p.dim() == 4 and bool((p == 0).all(0).flatten(1).all(1).any())}
-            assert silent, "what reads a unit that went is zero where the rest is scored"
-    assert asked["auto l1"] > 2
-    assert asked["step taylor"] > 2
-    assert asked["sweep l1"] == asked["auto taylor"] == 1
-
-
-def test_a_candidate_whose_numbers_overflow_is_refused_and_the_search_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from secateur.core.errors import NotFinite
-    from secateur.recipes import judging, parts, schema
-
-    def overflowing(*_: Any) -> Any:
-        return lambda plan: evaluate(torch.nn.Linear(2, 2), [(torch.full((1, 2), math.nan), torch.zeros(1, dtype=torch.long))])
-
-    monkeypatch.setattr(judging, "previewing", overflowing)
-    recipe = schema.from_dict(
-        {"model": {"build": "zoo:digits_resnet"}, "data": {"name": "digits", "holdout": 100}, "search": {"method": "adaptive"}}
-    )
-    known = parts.parts(recipe, parts.cpu())
-    model = known.model()
-    judge = judging.judge_of(model, recipe, known)
-    axes = trace(model, known.example)
-    assert judge(axes.plan({axes.free[0].name: [0, 1]})) == math.inf
-    with pytest.raises(NotFinite, match="not numbers"):
-        judge(axes.plan({}))
-
-
-EVERYTHING_GOES = {"step": 0.3, "sweeps": 2, "trial": 1.0, "running": 1.0}
-
-
-@pytest.mark.parametrize("where", ["holdout", "train", "test"])
-def test_trials_are_judged_where_the_recipe_says(where: str) -> None:
-    from secateur.recipes import parts, schema
-    from secateur.recipes.judging import judge_of
-
-    table = {
-        "model": {"build": "zoo:digits_resnet", "args": {"widths": [4, 6, 8]}},
-        "data": {"name": "digits", "holdout": 100, "batch": 300},
-        "search": {"method": "adaptive", "select_on": where, "metric": "loss", "images": 90, "repair": "none"},
-    }
-    recipe = schema.from_dict(table)
-    known = parts.parts(recipe, parts.cpu())
-    model = known.model()
-    images = {"holdout": known.holdout, "train": known.plain, "test": known.test}[where]
-    x, y = next(iter(images))
-    with torch.no_grad():
-        expected = float(F.cross_entropy(model.eval()(x[:90]), y[:90]))
-    assert judge_of(model, recipe, known)(trace(model, x[:1]).plan({})) == pytest.approx(expected, rel=1e-4)
-    assert known.accuracy_on.endswith("by which the search chose the widths") == (where == "test")
-    assert schema.from_dict({**table, "search": {}}).search.select_on == "holdout"
-
-
-@pytest.mark.parametrize("metric", ["accuracy", "loss"])
-def test_candidates_of_a_recipe_judged_at_once_decide_the_same(metric: str, call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    words = [
-        "search",
-        *SMALL,
-        *QUICK,
-        "--set",
-        f"search.metric={metric}",
-        "--set",
-        "search.recover=0",
-        "--set",
-        "data.test_batch=30",
-    ]
-    assert call(*words, "-o", "one")[0] == 0
-    assert call(*words, "-o", "many", "--set", "search.at_once=3")[0] == 0
-    assert read_plan(tmp_path / "one" / "plan.json") == read_plan(tmp_path / "many" / "plan.json")
-    one, many = (read_history(tmp_path / name / "search.jsonl") for name in ("one", "many"))
-    assert [trial.plan for trial in one] == [trial.plan for trial in many]
-    assert [trial.loss for trial in one] == pytest.approx([trial.loss for trial in many], rel=1e-4)
-    assert metric == "loss" or [trial.loss for trial in one] == [trial.loss for trial in many], "ties stay ties"
-    code, _, err = call(*words, "-o", "new", "--set", "search.at_once=3", "--set", "search.repair='compensation'")
-    assert (code, "search.at_once" in err, err.count("\n")) == (2, True, 1)
-    assert not (tmp_path / "new").exists()
-
-
-def test_trials_judged_at_once_are_counted(tmp_path: Path) -> None:
-    from secateur.recipes import parts, schema, searching
-
-    table = {
-        "model": {"build": "zoo:digits_resnet", "args": {"widths": [4, 6, 8]}},
-        "data": {"name": "digits", "holdout": 100},
-        "search": {"method": "adaptive", "recover": 0, "at_once": 3, "images": 30, "args": {"sweeps": 1}},
-    }
-    recipe = schema.from_dict(table)
-    known, told = parts.parts(recipe, parts.cpu()), []
-    searching.searched(known.model(), recipe, known, folder=tmp_path, progress=lambda *words: told.append(words[-1]))
-    assert told[-1] == f"{len(read_history(tmp_path / 'search.jsonl'))} trials"
 
 
 def test_axes_of_a_residual_sum_are_told_from_those_inside_a_branch() -> None:

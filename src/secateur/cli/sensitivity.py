@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +29,10 @@ def sensitivity(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Cut each axis alone at each rate and judge it on held-out images; write sensitivity.svg and sensitivity.json."""
+    """Cut each axis alone at each rate and judge it on held-out images; write sensitivity.svg and sensitivity.json.
+
+    Stopped, the same command goes on.
+    """
     from secateur.cli.inputs import holding_out, prepared, source, weighted
     from secateur.core.errors import SecateurError
     from secateur.io.files import write_json, write_text
@@ -47,14 +51,15 @@ def sensitivity(
     with screen.bars(quiet or as_json) as progress, on_threads(threads):
         told: dict[str, Any] = {"progress": progress} if progress else {}
         curves = sensitivities(network, recipe, parts, shares, folder=output, **told)
-    table = {"metric": recipe.search.metric, "axes": {name: [list(point) for point in curve] for name, curve in curves.items()}}
+    points = {name: [[rate, value if isfinite(value) else None] for rate, value in curve] for name, curve in curves.items()}
+    table = {"metric": recipe.search.metric, "axes": points}
     write_json(output / "sensitivity.json", table)
     write_text(output / "sensitivity.svg", picture(curves, recipe.search.metric))
     if as_json:
         screen.show_json(table)
         return
     head = [f"{rate:.0%}" for rate, _ in next(iter(curves.values()), ())]
-    shown = [[name, *(f"{value:.1%}" if recipe.search.metric == "accuracy" else f"{value:.3g}" for _, value in curve)]
-             for name, curve in curves.items()]  # fmt: skip
+    form = "{:.1%}" if recipe.search.metric == "accuracy" else "{:.3g}"
+    shown = [[name, *(form.format(value) for _, value in curve)] for name, curve in curves.items()]
     screen.show_table(["cut of one axis", *head], shown)
     screen.say(f"\npicture: {output / 'sensitivity.svg'}")

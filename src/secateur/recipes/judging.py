@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -88,13 +88,15 @@ class Counted:
 
     def counting(self, many: JudgeMany | None) -> JudgeMany | None:
         """`many`, whose plans count here however they are judged."""
+        if many is None:
+            return None
 
         def judged(plans: Sequence[Plan]) -> Sequence[float]:
-            before, losses = self.asked, cast(JudgeMany, many)(plans)
+            before, losses = self.asked, many(plans)
             self.asked = before + len(plans)
             return losses
 
-        return judged if many is not None else None
+        return judged
 
 
 def _misses(output: Any, target: Any) -> Tensor:

@@ -259,7 +259,8 @@ def sensitivities(
 ) -> dict[str, tuple[tuple[float, float], ...]]:
     """Axis name to (rate cut, accuracy or loss) at 0 and at each of `rates`, that axis alone being cut and repaired.
 
-    Trials, resuming and processes are as in `searched`.
+    A network whose numbers overflow has an accuracy of 0 and an infinite loss. Trials, resuming and processes are as in
+    `searched`.
     """
     axes = trace(model, parts.example).ignore(*recipe.prune.ignore)
     batches = limited(parts.plain, recipe.prune.batches, parts.device)
@@ -274,4 +275,4 @@ def sensitivities(
     curves = _driven(search, judge, folder, many_of(model, recipe, parts, judge))
     if recipe.search.metric == "loss":
         return dict(curves)
-    return {name: tuple((rate, 1 - loss) for rate, loss in curve) for name, curve in curves.items()}
+    return {name: tuple((rate, max(0.0, 1 - loss)) for rate, loss in curve) for name, curve in curves.items()}

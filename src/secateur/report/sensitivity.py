@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import StringIO
+from math import isfinite
 from typing import Any
 
 import matplotlib
@@ -18,13 +19,13 @@ SIDE = 1.55
 def picture(curves: Mapping[str, Sequence[tuple[float, float]]], metric: str = "accuracy") -> str:
     """An SVG of `curves`: axis name to (rate cut, accuracy or loss); the same curves give the same text.
 
-    The dashed line is the dense network, which stands at rate 0 of every curve.
+    The dashed line is the dense network, which stands at rate 0 of every curve. An infinite loss is not drawn.
     """
     count = max(len(curves), 1)
     columns = min(count, 6)
     rows = -(-count // columns)
     scale = 100 if metric == "accuracy" else 1
-    values = [scale * value for curve in curves.values() for _, value in curve] or [0.0]
+    values = [scale * value for curve in curves.values() for _, value in curve if isfinite(value)] or [0.0]
     low, high = min(values), max(values)
     air = 0.06 * ((high - low) or 1.0)
     settings: Any = {"svg.hashsalt": "sensitivity", "svg.fonttype": "none", "font.size": 8, "font.family": "DejaVu Sans"}

@@ -1,18 +1,24 @@
-"""A run killed with -9 at any moment and started again finishes, with the plan and the weights of one left alone."""
+"""A run killed with -9 at any moment and started again finishes, with the plan and the weights of one left alone.
+
+Ctrl-C is told in one sentence.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import small_run
+from secateur.cli import main
 
 if not hasattr(os, "fork"):
     pytest.skip("needs fork and SIGKILL", allow_module_level=True)
@@ -133,3 +139,56 @@ def test_killed_at_random_moments(recipe: Path, runs: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["stages"][0]["stage"] == "dense"
     agree(folder, runs / "whole")
+
+
+INTERRUPTED = """
+import os, signal, time
+
+def build():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+GOES_ON, ENDS = "stopped; the same command goes on from here.\n", "stopped.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("tickets", "net.py:build", "--seeds", "1"), GOES_ON),
+        (("plan", "net.py:build", "--keep", "macs=0.5", "--input", "1,3,4,4"), ENDS),
+    ],
+)
+def test_an_interrupt_of_the_command_itself(words: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(INTERRUPTED)
+    command = [sys.executable, "-m", "secateur.cli.main", *words]
+    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", says)
+
+
+def test_an_interrupted_run_goes_on(recipe: Path, runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "secateur.cli.main", "run", str(recipe), "-o", str(folder), "-q", "--json"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    before = time.monotonic()
+    while not (folder / "run.json").exists() and time.monotonic() - before < 60 and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ("", GOES_ON)
+    assert process.returncode == 130
+    assert subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=False).returncode == 0
+    agree(folder, runs / "whole")
+
+
+@pytest.mark.parametrize("name", [command.__name__ for command in main.COMMANDS])
+def test_an_interrupt_is_one_true_sentence(name: str, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands whose help says that they go on say so, and no others."""
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    command = next(command for command in main.COMMANDS if command.__name__ == name)
+    stop.__name__ = name
+    monkeypatch.setattr(main, "COMMANDS", (stop,))
+    says = GOES_ON if "same command" in (command.__doc__ or "") else ENDS
+    assert call(name) == (130, "", says)

@@ -150,7 +150,10 @@ def test_norms_of_a_ticket_begin_anew(norm):
     assert (made[2].bias == 7).all(), "biases of layers are as they were"
 
 
-@pytest.mark.parametrize("words", [["zoo:nothing"], ["--data", "nothing"], ["zoo:cifar_resnet20"]])
+@pytest.mark.parametrize(
+    "words",
+    [["zoo:nothing"], ["--data", "nothing"], ["zoo:cifar_resnet20"], ["--lr", "1e9", "--epochs", "1"], ["torch.nn:ReLU"]],
+)
 def test_what_cannot_be_had_leaves_no_folder(words, tmp_path):
     run = CliRunner().invoke(application(), ["tickets", *words, "-o", str(tmp_path / "out")])
     assert isinstance(run.exception, SecateurError)
@@ -209,7 +212,7 @@ def test_the_grid_trains_every_ticket_and_draws_it(tmp_path):
     bare = ["tickets", f"{place}:build", "--data", f"{place}:data", *short, "--no-weights"]
     again = CliRunner().invoke(application(), bare)
     assert again.exit_code == 0, again.output
-    assert {path.name for path in (tmp_path / "bare").iterdir()} == {"tickets.json", "tickets.svg"}
+    assert {path.name for path in (tmp_path / "bare").iterdir()} == {".lock", "tickets.json", "tickets.svg"}
     drawn = (tmp_path / "out" / "tickets.svg").read_text()
     assert drawn == picture(table["found"])
     for text in ("structured", "initial weights", "weights of a later epoch"):
@@ -228,6 +231,19 @@ def test_the_grid_repeats_and_refuses_what_it_cannot_run():
     for words in wrong:
         with pytest.raises(SecateurError):
             GridSettings(**words)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "says"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), "structured", "no axis that can be cut"),
+        (nn.ReLU(), "unstructured", "no parameter of two dims"),
+        (nn.BatchNorm1d(4), "unstructured", "no parameter of two dims"),
+    ],
+)
+def test_where_nothing_can_go_that_is_said_before_anything_is_trained(model, kind, says):
+    with pytest.raises(SecateurError, match=says):
+        grid(lambda: model, lambda seed: 1 / 0, torch.zeros(1, 4), GridSettings(kinds=(kind,)))
 
 
 def test_unstructured_plans_keep_the_largest_weights_of_every_tensor():

@@ -19,9 +19,11 @@ def apply(
 ) -> None:
     """Cut a model as a plan says; write one safetensors file with the plan in it."""
     from secateur.cli.inputs import dense_of, plan_of
+    from secateur.cli.outputs import require_free
     from secateur.io import save
     from secateur.measure import facts
 
+    require_free(output, "model file of secateur", plan, model, weights)
     chosen = plan_of(plan)
     dense = dense_of(model, weights)
     small = chosen.apply(dense)

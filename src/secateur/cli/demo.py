@@ -23,7 +23,7 @@ def demo(
 
     The last rows of the table are the same network trained to low rank (TRP) and taken apart, without fine-tuning, and
     trained sparse at high rank (RPG): a twentieth of the weights is left. Then come the systems of channel pruning, and a
-    picture of lottery tickets.
+    picture of lottery tickets. Stopped, the same command goes on.
     """
     from secateur.recipes.demo import low_rank, recipe, sparse
     from secateur.report import table

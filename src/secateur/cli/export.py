@@ -47,7 +47,9 @@ def export(
     """
     from secateur import runtime
     from secateur.cli.inputs import example, network_of
+    from secateur.cli.outputs import require_free
 
+    require_free(output, "exported model", model, weights, plan, data)
     given = example(shapes)
     inputs = given if isinstance(given, tuple) else (given,)
     network = network_of(model, weights, plan)

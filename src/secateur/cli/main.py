@@ -37,6 +37,10 @@ COMMANDS = (
     sensitivity.sensitivity, measure.measure, bench.bench, export.export, report.report, show.show, tickets.tickets,
     grid.grid,
 )  # fmt: skip
+GO_ON = ("demo", "run", "search", "sensitivity", "tickets", "grid")
+"""Commands that keep what is done, so that the same command goes on from it."""
+STOPPED = 130
+"""The exit code after Ctrl-C; no command leaves with it of itself."""
 
 
 def application() -> typer.Typer:
@@ -68,13 +72,16 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and leave with its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        code = application()(args=arguments, prog_name="secateur", standalone_mode=False)
+        code = application()(args=given, prog_name="secateur", standalone_mode=False)
+        if code == STOPPED:  # what newer typers make of an interrupt; older ones raise
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except SecateurError as error:
         _leave(str(error), 2)
     except (typer.Abort, KeyboardInterrupt):
-        _leave("stopped; the same command goes on from here.", 130)
+        _leave("stopped; the same command goes on from here." if given and given[0] in GO_ON else "stopped.", STOPPED)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -28,9 +28,11 @@ def measure(
 ) -> None:
     """Count and time a model; with a plan or a cut model's weights, dense and small in the same rounds."""
     from secateur.cli.inputs import dense_of, engine_of, example, has_plan, plan_of
+    from secateur.cli.outputs import require_free
     from secateur.io import load
 
     if table is not None:
+        require_free(table, "latency table", model)
         write_table(table, dense_of(model, None), example(shapes), threads=threads, as_json=as_json)
         return
     if engine := engine_of(model):

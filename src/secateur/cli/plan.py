@@ -27,6 +27,7 @@ def plan(
 ) -> None:
     """Trace, score and allocate; write the plan as JSON, and beside it a Scoring Net trained for it."""
     from secateur.cli.inputs import scoring_inputs, source
+    from secateur.cli.outputs import require_free
     from secateur.io import write_plan
     from secateur.recipes import parts, schema
     from secateur.recipes.choose import choose
@@ -37,6 +38,7 @@ def plan(
     prune = screen.assign(prune, settings or ())
     given = source(data, folder)
     recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "prune": prune, "data": given})
+    require_free(output, "plan", model, weights, data, recipe.prune.table, recipe.prune.args.get("file"))
     network, inputs, batches = scoring_inputs(recipe, weights, shapes, with_data=bool(data))
     kept = scorer_kept(output.parent, recipe, f"{output.stem}.")
     loss = parts.load_loss(recipe.loss)

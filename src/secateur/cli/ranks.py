@@ -31,10 +31,13 @@ def ranks(
     """List the layers that can become products of low rank; with --keep, choose formats and ranks and write the plan."""
     from secateur import lowrank
     from secateur.cli.inputs import scoring_inputs, source
+    from secateur.cli.outputs import require_free
     from secateur.io import write_plan
     from secateur.measure import facts
     from secateur.recipes import schema
 
+    if keep is not None:
+        require_free(output, "plan", model, weights, data)
     recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "data": source(data, folder)})
     network, inputs, batches = scoring_inputs(recipe, weights, shapes, with_data=bool(data))
     which: dict[str, Any] = {"stem": stem, "linear": linear, "ignore": tuple(ignore or ())}

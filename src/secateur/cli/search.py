@@ -36,10 +36,13 @@ def search(
     each sweep, and writes the weights to cut to recovered.safetensors; --set search.recover=0 trains nothing.
     """
     from secateur.cli.inputs import holding_out, prepared, source, weighted
+    from secateur.cli.outputs import require_unread
     from secateur.io import write_plan
     from secateur.recipes.run import threads as on_threads
     from secateur.recipes.searching import searched
 
+    for name in ("plan.json", "recovered.safetensors"):
+        require_unread(output / name, model, weights, data)
     held = {} if holdout is None else {"holdout": holdout}
     table = {"model": weighted(model, weights), "data": source(data, folder, **held), "seed": seed}
     table |= {"prune": {"criterion": criterion, "ignore": list(ignore or ())}}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,14 +31,14 @@ def tickets(
 ) -> None:
     """Train tickets by every reinitialisation, structured and unstructured; write tickets.svg and tickets.json.
 
-    Masks and initial weights of every seed stay beside them.
+    Masks and initial weights of every seed stay beside them. Stopped, the same command goes on after the last whole seed.
     """
     from secateur.cli.inputs import source
-    from secateur.io.files import write_json, write_text
-    from secateur.measure import machine
+    from secateur.io.files import write_text
     from secateur.recipes import parts
     from secateur.recipes.run import threads as on_threads
-    from secateur.recipes.tickets import GridSettings, grid
+    from secateur.recipes.ticket_folder import carried_out
+    from secateur.recipes.tickets import GridSettings
     from secateur.report.tickets import picture
     from secateur.train import FitSettings
 
@@ -49,16 +47,12 @@ def tickets(
     how = GridSettings(seeds=tuple(range(seeds)), keep=keep, late=late, fit=FitSettings(epochs=epochs, lr=lr), **chosen)
     batches = _data(model, source(data, folder, augment=True, batch=batch))
     example = parts.first_input(batches(0)[1], 1)
-    parts.build_model(model, {})  # what cannot be had is told before there is a folder
-    output.mkdir(parents=True, exist_ok=True)
-    begun = time.perf_counter()
+    about = {"model": model, "data": data, "batch": batch}
     with screen.bars(quiet or as_json) as progress, on_threads(threads):
-        told: dict[str, Any] = {"progress": progress} if progress else {}
-        told |= {"folder": output} if keep_weights else {}
-        found = grid(lambda: parts.build_model(model, {}), batches, example, how, **told)
-    seconds = round(time.perf_counter() - begun, 1)
-    table = {**machine.record(), "seconds": seconds, "model": model, "data": data, "settings": asdict(how), "found": found}
-    write_json(output / "tickets.json", table)
+        told: dict[str, Any] = {"folder": output, "about": about, "weights": keep_weights}
+        told |= {"progress": progress} if progress else {}
+        table = carried_out(lambda: parts.build_model(model, {}), batches, example, how, **told)
+    found = table["found"]
     write_text(output / "tickets.svg", picture(found))
     if as_json:
         screen.show_json(table)

@@ -55,7 +55,7 @@ def save(
     cannot be written, or `path` holds something else than a model secateur saved.
     """
     asked = f"saving {shown(path)}"
-    require_own(path, b'"secateur":', "model file of secateur")
+    require_own(path, "model file of secateur")
     require_model(model, asked)
     metadata = dict(metadata or {})
     for key, value in metadata.items():
@@ -126,7 +126,7 @@ def write_plan(path: str | os.PathLike[str], plan: Plan) -> None:
 
     Raises `SecateurError` where the file cannot be written, or `path` holds something else than a plan.
     """
-    require_own(path, b'"format":', "plan")
+    require_own(path, "plan")
     write_text(path, dumps(plan))
 
 

@@ -18,6 +18,14 @@ MOST_TEXT = 100_000_000
 """Bytes of a text file that is read whole."""
 MOST_START = 1 << 20
 """Bytes of a file that are looked at to know what it is."""
+MARKS = {
+    "plan": (b'"format":', b'"model":'),
+    "model file of secateur": (b'"secateur":',),
+    "exported model": (b'"secateur":', b'"engine":'),
+    "latency table": (b'"format":', b'"rest_ms":'),
+    "file of scores": (b'"scores":',),
+}
+"""What a file of each kind has in its first bytes; a writer replaces files of its own kind and no other."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REASONS = {
     errno.ENOENT: ("no such folder", "make the folder first"),
@@ -41,15 +49,15 @@ def atomic(path: str | os.PathLike[str], mode: str = "wb") -> AbstractContextMan
     return replacing(path, mode, explain=lambda error: _explain(error, f"writing {shown(path)}"))
 
 
-def require_own(path: str | os.PathLike[str], mark: bytes, what: str) -> None:
-    """Raise `SecateurError` where writing `path` would replace a file that is none of ours: its start lacks `mark`."""
+def require_own(path: str | os.PathLike[str], kind: str) -> None:
+    """Raise `SecateurError` where writing `path` would replace a file that is no `kind`: its start lacks one of its `MARKS`."""
     with suppress(OSError, ValueError, TypeError):
         if os.path.isfile(path) and os.path.getsize(path):
             with open(path, "rb") as file:
-                if mark in file.read(MOST_START):
-                    return
-            do = "give another name, or remove that file first"
-            raise SecateurError(f"writing {shown(path)}", f"a file there that is no {what}", do)
+                start = file.read(MOST_START)
+            if not all(mark in start for mark in MARKS[kind]):
+                do = "give another name, or remove that file first"
+                raise SecateurError(f"writing {shown(path)}", f"a file there that is no {kind}", do)
 
 
 def read_bytes(path: str | os.PathLike[str], what: str = "file", limit: int | None = None) -> bytes:

@@ -17,10 +17,11 @@ from secateur.core.plan import Plan
 from secateur.core.protocols import Batches, Criterion, Loss
 from secateur.core.strict import parse
 from secateur.criteria.score import score
-from secateur.criteria.scoring import Allocate
+from secateur.criteria.scoring import Allocate, Slopes, Task, Weighed, weighed
 from secateur.criteria.scoring_net import OnTrained
 from secateur.graph import trace
 from secateur.io.files import read_text
+from secateur.io.scorer import load_scorer
 from secateur.measure import compare
 from secateur.measure.table import LatencyTable, from_json, measure_table
 from secateur.recipes.arguments import call_with
@@ -124,6 +125,14 @@ def criterion(
     named |= {"default": criteria.l2(model)} if prune.criterion in (*BY_FEATURE, *AT_START, "group_fisher") else {}
     named |= prune.args
     return call_with("prune", prune.args, make, *given, **named)
+
+
+def weighing(model: nn.Module, prune: Prune, *, axes: Axes, batches: Batches, loss: Loss) -> Weighed:
+    """How far `batches` bear out the Scoring Net in the file of `prune.args`, at the first budget of `prune.keep`, a count."""
+    net = load_scorer(prune.args["file"])
+    (count, share), by_share = _judging(prune, {}, None)
+    slopes = Slopes(model, batches, loss) if net.settings.gradients else None
+    return weighed(net.criterion(model, axes, slopes), Task(model, axes, batches, loss, by_share, count), share)
 
 
 def _judging(prune: Prune, costs: Mapping[str, CostOf], floor: Floor | None) -> tuple[tuple[str, float], Allocate]:

@@ -25,16 +25,16 @@ from secateur.recipes.schema import Recipe
 FORMAT = 1
 
 
-def prepare(folder: Path) -> None:
-    """Make `folder` where there is none. Raises `SecateurError` where it cannot be, or holds something else than a run."""
+def prepare(folder: Path, mark: str = "recipe.toml") -> None:
+    """Make `folder` where there is none. Raises `SecateurError` where it cannot be, or holds other files and no `mark`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         foreign = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError as error:
         found, do = error.strerror or str(error), "give a folder that can be written"
         raise SecateurError(f"run folder {str(folder)!r}", found, do) from None
-    if foreign and not (folder / "recipe.toml").exists():
-        found = f"other files ({', '.join(sorted(foreign)[:3])}) and no recipe.toml"
+    if foreign and not (folder / mark).exists():
+        found = f"other files ({', '.join(sorted(foreign)[:3])}) and no {mark}"
         raise SecateurError(f"run folder {str(folder)!r}", found, "give a new or an empty folder")
 
 
@@ -96,6 +96,19 @@ def alone(folder: Path) -> Iterator[None]:
             do = "wait for it, or give another folder"
             raise SecateurError(f"run folder {str(folder)!r}", "another process at work in it", do) from None
         yield
+
+
+@contextmanager
+def held(folder: Path, mark: str) -> Iterator[None]:
+    """`prepare`, then `alone`; a folder that is made here goes again where nothing came of it."""
+    new = not folder.exists()
+    prepare(folder, mark)
+    try:
+        with alone(folder):
+            yield
+    finally:
+        if new and all(path.name == ".lock" for path in folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_history(folder: Path, phase: str, records: list[dict[str, Any]]) -> None:

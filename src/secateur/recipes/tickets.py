@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,8 @@ def grid(
     settings: GridSettings | None = None,
     *,
     folder: Path | None = None,
+    found: dict[str, Any] | None = None,
+    on_found: Callable[[dict[str, Any]], None] = lambda found: None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """{"dense": accuracies, kind: {variant: accuracies}}, one accuracy per seed, on the second part of ``data(seed)``.
@@ -76,16 +78,24 @@ def grid(
     `folder` keeps what the tickets of each seed are made from, in "seed-0" and so on: the weights "initial", "fresh" (the
     second draw), "late" and "dense" as safetensors, and a plan per kind, as structured.json. `secateur.train.ticket` makes
     the tickets again.
+
+    `found` is what an earlier call was stopped at: seeds in it are done. ``on_found(found)`` is told what there is before the
+    first file of a seed is written, and after every seed.
+
+    Raises `SecateurError` before anything is trained where no ticket can be smaller than the network.
     """
     settings = settings or GridSettings()
-    found: dict[str, Any] = {"dense": []} | {kind: {variant: [] for variant in settings.variants} for kind in settings.kinds}
-    done, total = 0, len(settings.seeds) * (1 + len(settings.kinds) * len(settings.variants))
-    for seed in settings.seeds:
+    _require_cut(_built(build, settings.seeds[0]), example, settings.kinds)
+    found = found or {"dense": []} | {kind: {variant: [] for variant in settings.variants} for kind in settings.kinds}
+    each = 1 + len(settings.kinds) * len(settings.variants)
+    done, total = each * len(found["dense"]), each * len(settings.seeds)
+    for seed in settings.seeds[len(found["dense"]) :]:
         train, test = data(seed)
         how = replace(settings.fit, seed=seed)
         initial, fresh = _built(build, seed), _built(build, seed + FRESH)
         dense, late = _dense(initial, train, how, settings.late)
-        found["dense"].append(evaluate(dense, test)["accuracy"])
+        accuracy, rows = evaluate(dense, test)["accuracy"], dict[tuple[str, str], float]()
+        on_found(found)
         place = folder / f"seed-{seed}" if folder else None
         if place:
             _keep(place, {"initial": initial, "fresh": fresh, "late": late, "dense": dense})
@@ -99,10 +109,23 @@ def grid(
                 source, draw = (late, "rewind") if variant == LATE else (initial, variant)
                 small = ticket(source, fresh, plan, draw, seed=seed)
                 fit(small, train, how, hooks=[ZerosStay(small, plan)] if kind == "unstructured" else [])
-                found[kind][variant].append(evaluate(small, test)["accuracy"])
+                rows[kind, variant] = evaluate(small, test)["accuracy"]
                 done += 1
+        found["dense"].append(accuracy)
+        for (kind, variant), value in rows.items():
+            found[kind][variant].append(value)
+        on_found(found)
     progress("tickets", total, total, "")
     return found
+
+
+def _require_cut(model: nn.Module, example: Any, kinds: Sequence[str]) -> None:
+    """Raise `SecateurError` for a kind of tickets that this network has none of."""
+    if "structured" in kinds and not trace(model, example).free:
+        do = "give a network of which something can go, or take unstructured tickets alone"
+        raise SecateurError("structured tickets", "no axis that can be cut", do)
+    if "unstructured" in kinds and not any(p.dim() > 1 for p in model.parameters()):
+        raise SecateurError("unstructured tickets", "no parameter of two dims or more", "give a network that has weights")
 
 
 def _keep(place: Path, models: dict[str, nn.Module]) -> None:

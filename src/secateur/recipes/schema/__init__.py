@@ -5,7 +5,7 @@ from secateur.recipes.schema.lowrank import LowRank
 from secateur.recipes.schema.recipe import Data, Measure, Metric, Model, Prune, Recipe, Repair
 from secateur.recipes.schema.search import Search
 from secateur.recipes.schema.sparse import Sparsity
-from secateur.recipes.schema.table import beside, from_dict, plain, read, same, text
+from secateur.recipes.schema.table import beside, differing, from_dict, plain, read, same, text
 from secateur.recipes.schema.training import Fit, Stage, trained
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Sparsity",
     "Stage",
     "beside",
+    "differing",
     "from_dict",
     "plain",
     "read",

@@ -64,8 +64,13 @@ def text(recipe: Recipe) -> str:
 
 def same(a: Recipe, b: Recipe) -> list[str]:
     """Keys in which two recipes differ, the data folder aside: data may move between two halves of a run."""
-    one, two = _flat(asdict(a)), _flat(asdict(b))
-    return sorted(key for key in one.keys() | two.keys() if key != "data.folder" and one.get(key) != two.get(key))
+    return [key for key in differing(asdict(a), asdict(b)) if key != "data.folder"]
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Keys in which two tables differ, as "section.key"."""
+    one, two = _flat(a), _flat(b)
+    return sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -208,7 +208,7 @@ def cifar(known: Mapping[str, Any]) -> list[str]:
         dense = found["dense"]
         rows = [[name, f"{100 * value:.2f}", f"{100 * (value - dense):+.2f}"] for name, value in found["rows"].items()]
         trained = f", trained here for {words.plural(found['epochs'], 'epoch')}" if found.get("epochs") else ""
-        head = f"### {found.get('said', network)}{trained}, dense {100 * dense:.2f} %"
+        head = f"### {found.get('said', network)}{trained}, dense {100 * dense:.2f} %, spread {found['spread']:.2f}"
         lines += ["", head, *table(["criterion", "accuracy", "difference"], rows)]
     return [*lines, "", under(CIFAR, known, 1)]
 

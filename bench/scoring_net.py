@@ -185,7 +185,7 @@ def by_legr(bench: Bench, share: float, trials: int = TRIALS) -> Any:
     return legr(bench.axes, norms, lambda axes, scores: ranked(axes, scores, share), settings)
 
 
-def by_evolution(bench: Bench, share: float) -> Any:
+def by_evolution(bench: Bench, share: float, trials: int = TRIALS) -> Any:
     """The weights of a Scoring Net, mutated in place of trained."""
     torch.manual_seed(bench.seed)
     net = ScoringNet().eval()
@@ -197,14 +197,14 @@ def by_evolution(bench: Bench, share: float) -> Any:
             return ranked(bench.axes, net.scores(units), share)
 
     start = nn.utils.parameters_to_vector(net.parameters()).detach().double().numpy()
-    return evolve(start, gaussian(0.05), plan_of, EvolutionSettings(trials=TRIALS, seed=bench.seed))
+    return evolve(start, gaussian(0.05), plan_of, EvolutionSettings(trials=trials, seed=bench.seed))
 
 
-RIVALS: dict[str, Callable[[Bench, float], Any]] = {"legr": by_legr, "evolution of the net": by_evolution}
+RIVALS: dict[str, Callable[..., Any]] = {"legr": by_legr, "evolution of the net": by_evolution}
 
 
 def effort(seed: int) -> dict[str, Any]:
-    """What the net takes to reach the lowest loss LeGR finds, and LeGR, with five times as many trials, to reach the net's.
+    """What the net takes to reach the lowest loss of each rival; and each rival, with five times as many trials, the net's.
 
     Passes are forwards and backwards together. Both are judged by the loss on four training batches; the net's own
     judging, once per epoch, counts as passes and as time.
@@ -221,11 +221,13 @@ def effort(seed: int) -> dict[str, Any]:
 
     bench.trained(0.3, on_epoch=look)
     goal = curve[-1]["loss"]
-    begun = time.process_time()
-    rival = race(by_legr(bench, 0.3, LONG), bench.judge, goal)
-    rival |= {"passes": 4 * rival["trials"], "cpu_s": time.process_time() - begun}
-    lowest = next((point for point in curve if point["loss"] <= rival["loss"]), curve[-1])
-    return {"net": curve[-1], "net_to_rival": lowest, "legr": rival, "limit": LONG}
+    rivals = {}
+    for name, search in RIVALS.items():
+        begun = time.process_time()
+        rival = race(search(bench, 0.3, LONG), bench.judge, goal)
+        rival |= {"passes": 4 * rival["trials"], "cpu_s": time.process_time() - begun}
+        rivals[name] = rival | {"net": next((point for point in curve if point["loss"] <= rival["loss"]), curve[-1])}
+    return {"net": curve[-1], "rivals": rivals, "limit": LONG}
 
 
 def race(search: Any, judge: Callable[[Plan], float], goal: float) -> dict[str, Any]:

@@ -96,22 +96,24 @@ def costs(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def effort(known: Mapping[str, Any]) -> list[str]:
-    """Passes and time until each reaches the loss of the other."""
+    """Passes and time until the net and each rival reach the loss of the other."""
     seeds, told = of_seeds(known["effort"])
-    rows = []
-    for said, key, goal in (
-        ("scoring net", "net", "its own end"),
-        ("scoring net", "net_to_rival", "the lowest loss LeGR found"),
-        ("legr", "legr", "the net's end"),
-    ):
-        found = [s[key] for s in seeds]
-        there = "every run" if key != "legr" else f"{sum(f['reached'] for f in found)} of {words.plural(len(found), 'run')}"
-        passes, seconds, loss = (mean_and_error([f[name] for f in found])[0] for name in ("passes", "cpu_s", "loss"))
-        rows.append([said, goal, f"{passes:.0f}", f"{seconds:.1f}", f"{loss:.3f}", there])
+    rows = [_reached("scoring net", "its own end", [s["net"] for s in seeds], len(seeds))]
+    for name in seeds[0]["rivals"]:
+        found = [s["rivals"][name] for s in seeds]
+        rows.append(_reached(name, "the net's end", found, sum(f["reached"] for f in found)))
+        rows.append(
+            _reached(
+                "scoring net",
+                f"the lowest loss of {name}",
+                [f["net"] for f in found],
+                sum(f["net"]["loss"] <= f["loss"] for f in found),
+            )
+        )
     head = ["", "until", "passes, forward and backward", "CPU seconds", "loss then", "reached in"]
     return [
         "### To equal loss",
-        "LeGR stops where it reaches the loss the net ends with, at the latest after",
+        "A rival stops where it reaches the loss the net ends with, at the latest after",
         f"{seeds[0]['limit']:,} trials of four passes.",
         "The net is judged once an epoch; that is counted. Means over seeds.",
         *told,
@@ -120,6 +122,13 @@ def effort(known: Mapping[str, Any]) -> list[str]:
         "",
         under(DIGITS, known, len(seeds), "effort"),
     ]
+
+
+def _reached(who: str, goal: str, found: list[Any], runs: int) -> list[str]:
+    """A row of `effort`: means of what `found` took, and in how many runs the goal was met."""
+    passes, seconds, loss = (mean_and_error([f[name] for f in found])[0] for name in ("passes", "cpu_s", "loss"))
+    there = "every run" if runs == len(found) else f"{runs} of {words.plural(len(found), 'run')}"
+    return [who, goal, f"{passes:.0f}", f"{seconds:.1f}", f"{loss:.3f}", there]
 
 
 def at_init(known: Mapping[str, Any]) -> list[str]:

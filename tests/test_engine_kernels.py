@@ -71,7 +71,10 @@ def plan_of(
 
 
 def close(found: Tensor, wanted: Tensor, *summed: Tensor | None) -> None:
-    """To the rounding of float32, relative to the largest number: the result's, or one of the sums it was clipped from."""
+    """To the rounding of float32, relative to the largest number: the result's, or one of the sums it was clipped from.
+
+    Those are given a tenth of the sums of absolute products beside them: a few numbers may cancel to next to nothing.
+    """
     assert found.shape == wanted.shape
     scale = max(float(part.abs().max()) for part in (wanted, *summed, torch.tensor(1e-3)) if part is not None)
     worst = float((found.double() - wanted).abs().max()) / scale
@@ -155,8 +158,9 @@ def check_convolution(c: dict[str, Any], *, halves: bool = False) -> None:
     plan = plan_of(node, inputs, halves=halves, **kernel)
     read, compare = (half, near) if halves else (Tensor.double, close)
     wanted = F.conv2d(read(x), read(weight), None if bias is None else bias.double(), **places)
+    sizes = 0.1 * F.conv2d(read(x).abs(), read(weight).abs(), **places)
     found = plan.run(list(inputs.values()))
-    compare(found, ended(wanted, c["end"], None if other is None else read(other), c["after"]), wanted, other)
+    compare(found, ended(wanted, c["end"], None if other is None else read(other), c["after"]), wanted, other, sizes)
     assert torch.equal(plan.run(list(inputs.values())), found), "a second run differs"
 
 
@@ -173,8 +177,9 @@ def check_linear(c: dict[str, Any], *, halves: bool = False) -> None:
     plan = plan_of(node, inputs, lanes=1, halves=halves, **kernel)
     read, compare = (half, near) if halves and c["rows"] > 1 else (Tensor.double, close)  # one vector stays in float32
     wanted = F.linear(read(x), read(weight), None if bias is None else bias.double())
+    sizes = 0.1 * F.linear(read(x).abs(), read(weight).abs())
     found = plan.run(list(inputs.values()))
-    compare(found, ended(wanted, c["end"], None if other is None else read(other), 0), wanted, other)
+    compare(found, ended(wanted, c["end"], None if other is None else read(other), 0), wanted, other, sizes)
     assert torch.equal(plan.run(list(inputs.values())), found), "a second run differs"
 
 

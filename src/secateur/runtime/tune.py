@@ -44,7 +44,7 @@ SHORT = 3
 L1 = 24 << 10
 """Bytes of inputs meant to stay in the first cache, beside weights and sums."""
 LONG = 3_000_000
-"""Nanoseconds of a layer that is timed once."""
+"""Nanoseconds of a layer that is timed once, or by several threads twice: something else may have held one of them up."""
 FORGET = 20_000
 """Entries of the file of choices; beyond, it starts anew."""
 
@@ -108,10 +108,10 @@ def tune(program: Program, arena: int, threads: int) -> dict[str, Choice]:
             def timed(block: int, tile: int, split: int, parts: int = 1, name: str = name, place: int = layer.place) -> int:
                 choose(program, name, block, tile, split, parts)
                 once = int(lib.secateur_time(address(program, place), arena, None, threads, 1))
-                repeats = 3 if once < LONG else 0
-                return min(
-                    once, int(lib.secateur_time(address(program, place), arena, None, threads, repeats)) if repeats else once
-                )
+                if once > LONG and threads == 1:
+                    return once
+                repeats = 1 if once > LONG else 3
+                return min(once, int(lib.secateur_time(address(program, place), arena, None, threads, repeats)))
 
             choice = _fastest(layer, isa, threads, timed, _columns_bytes(program, layer))
             choice = replace(choice, nanoseconds=choice.nanoseconds // images)
@@ -261,14 +261,15 @@ def dense_nanoseconds(node: Node, shapes: dict[str, tuple[int, ...]], threads: i
 
     inputs = [torch.randn(shapes[name]) for name in node.inputs]
     before, best = torch.get_num_threads(), 1 << 62
+    clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
             for turn in range(repeats + 1):
-                begin = time.perf_counter_ns()
+                begin = clock()
                 run_node(node, inputs)
                 if turn:
-                    best = min(best, time.perf_counter_ns() - begin)
+                    best = min(best, clock() - begin)
     finally:
         torch.set_num_threads(before)
     return best

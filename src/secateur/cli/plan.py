@@ -30,7 +30,7 @@ def plan(
     from secateur.cli.outputs import require_free
     from secateur.io import write_plan
     from secateur.recipes import parts, schema
-    from secateur.recipes.choose import choose
+    from secateur.recipes.choose import choose, require_normalise
     from secateur.recipes.scoring import scorer_kept
 
     prune: dict[str, Any] = {"keep": screen.shares(keep), "criterion": criterion, "ignore": list(ignore or ())}
@@ -38,6 +38,7 @@ def plan(
     prune = screen.assign(prune, settings or ())
     given = source(data, folder)
     recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "prune": prune, "data": given})
+    require_normalise(recipe.prune)
     require_free(output, "plan", model, weights, data, recipe.prune.table, recipe.prune.args.get("file"))
     network, inputs, batches = scoring_inputs(recipe, weights, shapes, with_data=bool(data))
     kept = scorer_kept(output.parent, recipe, f"{output.stem}.")

@@ -20,9 +20,9 @@ class NotFinite(SecateurError):
     """Numbers that overflowed or are none. A search takes a candidate with such as one with an infinite loss."""
 
 
-def nearest(word: str, known: "list[str] | tuple[str, ...]") -> str:
+def nearest(word: object, known: "list[str] | tuple[str, ...]") -> str:
     """A hint that names the closest known spelling, or lists what is known."""
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"

@@ -74,19 +74,19 @@ def size_of(target: Any) -> int:
 
 
 @contextmanager
-def fits(batch: Any, target: Any = None) -> Iterator[None]:
-    """Around a forward, and a loss, on data of the user.
+def fits(batch: Any, target: Any = None, what: str = "a batch with inputs") -> Iterator[None]:
+    """Around a forward, and a loss, on data of the user; `what` says what `batch` is.
 
     Raises `SecateurError` with the shapes of the batch and the model's or the loss's own words where they do not go together.
     """
     try:
         yield
-    except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
         if "backward" in str(error) or "inference tensor" in str(error).lower():
             raise  # a fault of the program and not of the data
         words = str(error).strip().splitlines() or ["no message"]
         against = "" if target is None else f" with targets of {_shapes(target)}"
-        asked = f"a batch with inputs of {_shapes(batch)}{against}"
+        asked = f"{what} of {_shapes(batch)}{against}"
         do = "give (input, target) pairs that the model and the loss take"
         raise SecateurError(asked, f"{type(error).__name__}: {words[0].rstrip('. ')}", do) from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+import math
 from typing import Any
 
 import torch
@@ -11,10 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Criterion, Loss
-from secateur.core.running import call, device_of, to_device
+from secateur.core.running import call, device_of, fits, pairs, to_device
 from secateur.criteria.at_start import by_readers, on_batches
 from secateur.criteria.places import parameters, plain, totals
-from secateur.criteria.taylor import differentiable
+from secateur.criteria.taylor import differentiable, scalar
 
 
 def grasp(
@@ -35,16 +35,17 @@ def grasp(
     Source: Wang et al., 2020, eq. 8: S = -w * H g, the largest S are pruned. For single weights there; a gate on a unit is the
     sum of those on its weights. The paper takes g and H g from the same data; so does this.
     """
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise SecateurError(f"GraSP scores at temperature={temperature!r}", "no temperature", "give a number above 0")
     weights = list(dict.fromkeys(parameters(model).values()))
-    device = device_of(model)
+    device, values = device_of(model), list[Tensor]()
     with on_batches(model), differentiable(weights), sdpa_kernel(SDPBackend.MATH):  # the fused ones differentiate once
-        values = [
-            loss(_cooled(call(model, to_device(x, device)), temperature), to_device(y, device))
-            for x, y in islice(batches, limit)
-        ]
-        if not values or not all(isinstance(value, Tensor) and value.requires_grad for value in values):
-            found = "no batch" if not values else "a loss that does not depend on the weights"
-            raise SecateurError("GraSP scores", found, "give batches, and a loss(output, target) that returns one number")
+        for number, (x, y) in enumerate(pairs(batches, limit)):
+            with fits(x, y):
+                value = loss(_cooled(call(model, to_device(x, device)), temperature), to_device(y, device))
+            values.append(scalar(value, number))
+        if not values:
+            raise SecateurError("GraSP scores", "no batch", "give data that can be iterated anew for every pass")
         slopes = torch.autograd.grad(
             torch.stack(values).mean(), weights, create_graph=True, allow_unused=True, materialize_grads=True
         )

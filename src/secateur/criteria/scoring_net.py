@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from secateur.core.axes import Axes
+from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Criterion, Loss
+from secateur.core.running import repeatable
 from secateur.criteria.scoring.fit import Record, fit_
 from secateur.criteria.scoring.gates import Allocate
 from secateur.criteria.scoring.network import ScoringNet
@@ -17,6 +19,8 @@ from secateur.criteria.scoring.slopes import Slopes
 from secateur.criteria.scoring.task import Task
 from secateur.criteria.scoring.weigh import weighed
 
+MOST = 20
+"""Batches that `weighed` and `Slopes` look at, at most."""
 OnTrained = Callable[[ScoringNet, list[Record]], None]
 
 
@@ -45,6 +49,10 @@ def scoring_net(
     records of `fit_`. The model does not change.
     """
     settings = settings or ScorerSettings()
+    if not isinstance(net, (ScoringNet, NetSettings, type(None))) or not isinstance(settings, ScorerSettings):
+        found = f"net of type {type(net).__name__}, settings of type {type(settings).__name__}"
+        raise SecateurError("a Scoring Net", found, "give NetSettings or a trained net, as of load_scorer, and ScorerSettings")
+    batches = repeatable(batches, max(settings.limit, MOST))
     task, given = Task(model, axes, batches, loss, allocate, budget), isinstance(net, ScoringNet)
     if not isinstance(net, ScoringNet):
         with torch.random.fork_rng(devices=[]):

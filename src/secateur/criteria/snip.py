@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import torch
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Criterion, Loss
-from secateur.core.running import call, device_of, to_device
 from secateur.criteria.at_start import by_readers, on_batches
 from secateur.criteria.places import parameters, plain, totals
-from secateur.criteria.taylor import differentiable, gradients
+from secateur.criteria.taylor import differentiable, each_gradient
 
 
 def snip(
@@ -36,11 +33,10 @@ def mean_gradients(
     model: nn.Module, weights: list[nn.Parameter], batches: Batches, loss: Loss, limit: int | None
 ) -> list[Tensor]:
     """The gradient of the mean of the batches' losses by each of `weights`. Raises `SecateurError` where there is no batch."""
-    device, count, found = device_of(model), 0, [torch.zeros_like(plain(weight)) for weight in weights]
+    count, found = 0, [torch.zeros_like(plain(weight)) for weight in weights]
     with on_batches(model), differentiable(weights):
-        for number, (inputs, target) in enumerate(islice(batches, limit)):
-            value = loss(call(model, to_device(inputs, device)), to_device(target, device))
-            for total, gradient in zip(found, gradients(value, weights, number), strict=True):
+        for slopes in each_gradient(model, weights, batches, loss, limit):
+            for total, gradient in zip(found, slopes, strict=True):
                 total += plain(gradient)
             count += 1
     if not count:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from secateur.core.axis import Axis
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Criterion, Loss
-from secateur.core.running import call, device_of, evaluating, fits, to_device
+from secateur.core.running import call, device_of, evaluating, fits, pairs, to_device
 from secateur.criteria.places import parameters, places, plain, totals
 
 Reduce = Literal["batch", "data"]
@@ -57,12 +56,9 @@ def taylor(
     found: dict[nn.Parameter, list[list[Tensor]]] = {weight: [] for weight in unique}  # per batch, per dim: (L,)
     running: dict[nn.Parameter, Tensor] = {}  # products of weights and gradients, summed over batches
     batches_seen = 0
-    device = device_of(model)
     with evaluating(model), differentiable(unique):
-        for number, (inputs, target) in enumerate(islice(batches, limit)):
-            with fits(inputs, target):
-                value = loss(call(model, to_device(inputs, device)), to_device(target, device))
-            for weight, gradient in zip(unique, gradients(value, unique, number), strict=True):
+        for number, slopes in enumerate(each_gradient(model, unique, batches, loss, limit)):
+            for weight, gradient in zip(unique, slopes, strict=True):
                 product = plain(gradient) * plain(weight)
                 if (each, reduce) == ("weight", "data"):
                     running[weight] = running[weight].add_(product) if number else product
@@ -98,18 +94,37 @@ def differentiable(weights: Sequence[nn.Parameter]) -> Iterator[None]:
             weight.requires_grad_(False)
 
 
+def each_gradient(
+    model: nn.Module, weights: Sequence[nn.Parameter], batches: Batches, loss: Loss, limit: int | None
+) -> Iterator[tuple[Tensor, ...]]:
+    """The gradients of the loss of each of `batches` (at most `limit`) by `weights`, in the mode the model is in.
+
+    Raises `SecateurError` for batches that the model or the loss does not take, and where a loss is no finite scalar.
+    """
+    device = device_of(model)
+    for number, (inputs, target) in enumerate(pairs(batches, limit)):
+        with fits(inputs, target):
+            value = loss(call(model, to_device(inputs, device)), to_device(target, device))
+        yield gradients(value, weights, number)
+
+
 def gradients(value: Any, weights: Sequence[nn.Parameter], number: int) -> tuple[Tensor, ...]:
     """Gradients of the loss by `weights`, zero where it does not depend on one; `.grad` stays as it was."""
-    found = None
+    return torch.autograd.grad(scalar(value, number), weights, allow_unused=True, materialize_grads=True)
+
+
+def scalar(value: Any, number: int) -> Tensor:
+    """The loss of batch `number` as a tensor (). Raises `SecateurError` where it is no finite number that has gradients."""
+    found, do = None, "give a loss(output, target) that returns one finite number"
     if not isinstance(value, Tensor):
         found = f"a loss of type {type(value).__name__}"
     elif value.numel() != 1:
         found = f"a loss of shape {list(value.shape)}"
     elif not torch.isfinite(value):
         found = f"a loss of {value.item()}"
+        do = "look for weights, inputs and targets that are infinite or not a number"
     elif not value.requires_grad:
         found = "a loss that does not depend on the weights"
     if found:
-        do = "give a loss(output, target) that returns one finite number"
         raise SecateurError("scores by gradients", f"{found} in batch {number}", do)
-    return torch.autograd.grad(value.reshape(()), weights, allow_unused=True, materialize_grads=True)
+    return value.reshape(())

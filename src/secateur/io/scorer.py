@@ -21,6 +21,9 @@ PRETRAINED = Path(__file__).with_name("scoring_net.safetensors")
 
 def save_scorer(path: str | os.PathLike[str], net: ScoringNet, *, metadata: Mapping[str, str] | None = None) -> None:
     """Write `net` to `path`, whole or not at all; `metadata` is text of your own for the header."""
+    if not isinstance(net, ScoringNet):
+        do = "give a ScoringNet; secateur.save writes other models"
+        raise SecateurError(f"saving the Scoring Net {shown(path)}", f"a {type(net).__name__}", do)
     artefact.save(path, net, metadata={**(metadata or {}), KEY: json.dumps(net_to_json(net.settings), sort_keys=True)})
 
 
@@ -36,7 +39,7 @@ def load_scorer(path: str | os.PathLike[str]) -> ScoringNet:
     if KEY not in metadata:
         raise SecateurError(asked, "a saved model that is no Scoring Net", "give a file that save_scorer wrote")
     settings = net_from_json(parse(metadata[KEY], asked), asked)
-    net = artefact.load(path, into=ScoringNet(settings)).eval()
+    net = artefact.load(path, into=ScoringNet(settings)).float().eval()
     for name, value in net.state_dict().items():
         if not bool(value.isfinite().all()):
             raise SecateurError(asked, f"{name!r} with numbers that are not finite", "train and save it again")

@@ -135,6 +135,13 @@ def weighing(model: nn.Module, prune: Prune, *, axes: Axes, batches: Batches, lo
     return weighed(net.criterion(model, axes, slopes), Task(model, axes, batches, loss, by_share, count), share)
 
 
+def require_normalise(prune: Prune) -> None:
+    """Raise `SecateurError` where `prune.normalise` asks for what would be of no effect on the criterion."""
+    if prune.criterion in COMPARES_AXES and prune.normalise not in ("auto", "none"):
+        found = f"criterion {prune.criterion!r}, whose scores compare across axes as they are"
+        raise SecateurError(f"prune.normalise = {prune.normalise!r}", found, "leave normalise out, or take another criterion")
+
+
 def _judging(prune: Prune, costs: Mapping[str, CostOf], floor: Floor | None) -> tuple[tuple[str, float], Allocate]:
     """((count, share), allocator) a Scoring Net is trained by: the plans of `prune` on the first part of its budget.
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from secateur.core import codec
 from secateur.core.axes import Axes
+from secateur.core.errors import SecateurError, nearest
 from secateur.core.plan import Plan
 from secateur.core.protocols import Hook
 from secateur.graph import trace
@@ -24,7 +25,7 @@ from secateur.recipes.parts import Parts, first_input, limited, with_weights
 from secateur.recipes.progress import Progress
 from secateur.recipes.reconstruct import repair_of
 from secateur.recipes.schema import Fit, Recipe
-from secateur.recipes.scoring import scorer_kept
+from secateur.recipes.scoring import net_or_settings, scorer_kept
 from secateur.recipes.searching import searched
 from secateur.recipes.sparsing import sparse_hook
 from secateur.recipes.staged import tune_in_stages
@@ -56,12 +57,25 @@ def dense(job: Job) -> None:
     model = job.parts.model()
     if job.recipe.model.weights:
         model = with_weights(model, job.recipe.model.weights, job.data)
+    _require_layers(job.recipe, model)
     model.to(job.parts.device)
     if job.recipe.train.epochs:
         fit(job, model, job.recipe.train, "train")
     path = job.folder / "dense.safetensors"
     artefact.save(path, model)
     record(job, DENSE, model, path)
+
+
+def _require_layers(recipe: Recipe, model: nn.Module) -> None:
+    """Raise `SecateurError` now for a layer whose features a later phase is to match, and which the network does not have."""
+    named = [layer for stage in recipe.stage for layer in stage.layers]
+    if recipe.prune.criterion == "scoring_net":
+        settings = net_or_settings(recipe.prune.args, 1.0, recipe.seed)[1]
+        named += [layer for stage in settings.stages for layer in stage.objective.layers]
+    known = [name for name, _ in model.named_modules()]
+    for layer in named:
+        if layer not in known:
+            raise SecateurError(f"features of layer {layer!r}", "no such layer", nearest(layer, known[1:]))
 
 
 def prune(job: Job) -> None:

@@ -16,6 +16,7 @@ from secateur.core.errors import SecateurError
 from secateur.io.files import read_json, write_json
 from secateur.recipes import folder as files
 from secateur.recipes import schema
+from secateur.recipes.choose import require_normalise
 from secateur.recipes.parts import parts
 from secateur.recipes.phases import PHASES, Job
 from secateur.recipes.progress import Progress, silent
@@ -67,6 +68,7 @@ def check(recipe: Recipe) -> None:
     if recipe.stage and recipe.finetune.epochs:
         raise SecateurError("a recipe", "[finetune] with epochs beside [[stage]]", "write the fine-tuning as one more stage")
     told_apart([trained(stage, recipe.seed) for stage in recipe.stage])
+    require_normalise(recipe.prune)
     if recipe.prune.criterion == "scoring_net":
         net_or_settings(recipe.prune.args, 1.0, recipe.seed)
     for section in (recipe.train, recipe.lowtrain, recipe.finetune):

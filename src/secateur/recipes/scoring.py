@@ -63,13 +63,14 @@ def net_or_settings(args: Mapping[str, Any], share: float, seed: int) -> tuple[S
     Raises `SecateurError` for a file that is none, and for words that are none.
     """
     words = dict(args)
-    if not (file := words.pop("file", None)):
+    if "file" not in words:
         return settings_of(words, share, seed)
+    file = words.pop("file")
     if not isinstance(weigh := words.pop("weigh", True), bool):
         raise SecateurError(f"prune.args: weigh = {weigh!r}", "neither true nor false", "give true or false")
     if words:
         raise SecateurError(f"prune.args = {dict(args)!r}", "settings of training beside a file", "give one or the other")
-    if not isinstance(file, str):
+    if not isinstance(file, str) or not file:
         raise SecateurError(f"prune.args: file = {file!r}"[:80], "no path", 'give one as text, or "pretrained"')
     return load_scorer(file), ScorerSettings(seed=seed)
 
@@ -94,13 +95,15 @@ def scorer_kept(folder: Path, recipe: Recipe, prefix: str = "") -> OnTrained:
 def settings_of(words: Mapping[str, Any], share: float, seed: int) -> tuple[NetSettings, ScorerSettings]:
     """Settings from one flat table. Raises `SecateurError` for a word that none of them has."""
     words = dict(words)
+    _refuse_unknown("prune.args", words, tuple(PARTS.values()), "file", "stages")
     stages = words.pop("stages", None)
     net = NetSettings(**_of(NetSettings, words))
     common = _stage(words)
     rest = _of(ScorerSettings, words)
-    _refuse_unknown("prune.args", words, tuple(PARTS.values()), "file", "stages")
-    if stages is not None and (not isinstance(stages, list) or not all(isinstance(stage, Mapping) for stage in stages)):
-        raise SecateurError("prune.args: 'stages'", f"{stages!r}"[:80], "give a list of tables")
+    if stages is not None and (
+        not isinstance(stages, list) or not stages or not all(isinstance(stage, Mapping) for stage in stages)
+    ):
+        raise SecateurError("prune.args: 'stages'", f"{stages!r}"[:80], "give a list of tables, one at least")
     for stage in stages or ():
         _refuse_unknown("prune.args.stages", stage, (ScorerStage, Objective))
     made = tuple(_stage({**words, **stage}) for stage in stages) if stages is not None else (common,)

@@ -18,7 +18,7 @@ from torch import Tensor, nn, optim
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Hook, Loss
-from secateur.core.running import call, device_of, fits, size_of, to_device
+from secateur.core.running import call, device_of, fits, pairs, size_of, to_device
 from secateur.train import checkpoint as checkpoints
 from secateur.train import losses
 from secateur.train.evaluate import as_float, hits_of
@@ -129,7 +129,7 @@ def _epoch(
     start, settings, lr = time.perf_counter(), run.settings, settings_lr(run.settings, epoch, 0, steps)
     sums = _Sums(run.device, epoch + 1)
     run.model.train()
-    for step, (x, target) in enumerate(batches):
+    for step, (x, target) in enumerate(pairs(batches)):
         x, target = to_device(run.share.part(x), run.device), to_device(run.share.part(target), run.device)
         if settings.channels_last and isinstance(x, Tensor) and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -138,9 +138,13 @@ def _epoch(
             group["lr"] = lr
         with fits(x, target):
             value, hits = forward(x, target)
+        _require_scalar(value)
         total = value
         for hook in run.hooks:
             total = total + hook.loss()
+        if not total.requires_grad:
+            do = "give a loss(output, target) that has its gradient"
+            raise SecateurError("training", "a loss that does not depend on the weights", do)
         run.share.backward(total)
         for hook in run.hooks:
             hook.after_backward()
@@ -200,6 +204,12 @@ class _Sums:
         hits = self.hits.to(count.dtype) if self.hits is not None else count * 0
         total, right, n = (float(v) for v in group.sum(torch.stack([self.total, hits, count])))
         return {"loss": total / n, **({"train_accuracy": right / n} if known else {})}
+
+
+def _require_scalar(value: Any) -> None:
+    if not isinstance(value, Tensor) or value.dim():
+        found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+        raise SecateurError("training", f"a loss of {found}", "give a loss(output, target) that returns one number")
 
 
 def settings_lr(settings: FitSettings, epoch: int, step: int, steps: int | None) -> float:

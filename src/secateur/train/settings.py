@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -46,28 +47,36 @@ class FitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.milestones, (list, tuple)) or not all(_number(share) for share in self.milestones):
+            raise SecateurError(
+                f"milestones={self.milestones!r}", "no list of numbers", "give shares of training, as (0.5, 0.75)"
+            )
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        if not isinstance(self.epochs, int) or self.epochs < 0:
-            raise SecateurError(f"epochs={self.epochs}", "a value out of range", "give a whole number of at least 0")
-        _at_least("warmup", self.warmup, 0)
-        _at_least("weight_decay", self.weight_decay, 0)
+        _require("epochs", self.epochs, type(self.epochs) is int and self.epochs >= 0, "a whole number of at least 0")
+        _require("seed", self.seed, type(self.seed) is int, "a whole number")
+        for name in ("warmup", "weight_decay"):
+            value = getattr(self, name)
+            _require(name, value, _number(value) and value >= 0, "a number of at least 0")
         for name in ("lr", "gamma", *(["grad_clip"] if self.grad_clip is not None else [])):
             value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise SecateurError(f"{name}={value}", "a value out of range", "give a number above 0")
+            _require(name, value, _number(value) and value > 0, "a number above 0")
         for name in ("momentum", "label_smoothing"):
             value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise SecateurError(f"{name}={value}", "a value out of range", "give a number from 0 up to, not including, 1")
+            _require(name, value, _number(value) and 0 <= value < 1, "a number from 0 up to, not including, 1")
         for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("optimizer", tuple(_optimizers()))):
             value = getattr(self, name)
-            if value not in known and not (name == "optimizer" and value.lower() in known):
+            if value not in known and not (name == "optimizer" and str(value).lower() in known):
                 raise SecateurError(f"{name}={value!r}", "no such choice", nearest(str(value).lower(), known))
 
 
-def _at_least(name: str, value: float, low: float) -> None:
-    if not low <= value < math.inf:
-        raise SecateurError(f"{name}={value}", "a value out of range", f"give a number of at least {low}")
+def _number(value: Any) -> bool:
+    """Is it a number that a float can hold?"""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _require(name: str, value: Any, fits: bool, do: str) -> None:
+    if not fits:
+        raise SecateurError(f"{name}={value}"[:80], "a value out of range", f"give {do}")
 
 
 def _optimizers() -> dict[str, type[optim.Optimizer]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from secateur.core.errors import SecateurError, nearest
 from secateur.core.protocols import Batches, Hook, Loss
 from secateur.train.loop import Evaluate, Record, fit
 from secateur.train.losses import taught
-from secateur.train.objectives import LOSSES, TAUGHT, FeatureMatching, objective
+from secateur.train.objectives import LOSSES, TAUGHT, FeatureMatching, objective, require_teacher
 from secateur.train.settings import FitSettings
 
 
@@ -32,13 +33,21 @@ class Stage:
     layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers))
+        if not isinstance(self.name, str) or not self.name.isprintable() or not self.name:
+            raise SecateurError(f"a stage named {self.name!r}", "no name", "give it a name that can be printed")
         if self.loss not in LOSSES:
             raise SecateurError(f"loss {self.loss!r} of stage {self.name!r}", "no such loss", nearest(self.loss, LOSSES))
-        if not self.name.isprintable() or not self.name:
-            raise SecateurError(f"a stage named {self.name!r}", "no name", "give it a name that can be printed")
-        if self.loss == "features" and not self.layers:
-            raise SecateurError(f"stage {self.name!r}", "feature matching without layers", "name the layers")
+        if not isinstance(self.fit, FitSettings):
+            raise SecateurError(f"stage {self.name!r}", f"a fit of type {type(self.fit).__name__}", "give FitSettings")
+        if not isinstance(self.layers, (list, tuple)) or not all(isinstance(layer, str) for layer in self.layers):
+            found = f"layers={self.layers!r}, no list of names"
+            raise SecateurError(f"stage {self.name!r}", found, 'give names of layers, as ["layer1", "layer2"]')
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if (self.loss == "features") != bool(self.layers):
+            found = f"layers beside loss {self.loss!r}" if self.layers else "feature matching without layers"
+            raise SecateurError(f"stage {self.name!r}", found, "name the layers of the loss 'features', and of no other")
+        if not isinstance(self.alpha, (int, float)) or not 0 <= self.alpha < math.inf:
+            raise SecateurError(f"alpha={self.alpha!r} of stage {self.name!r}", "no weight", "give a number of at least 0")
         objective(self.loss, alpha=self.alpha, temperature=self.temperature)
 
     @property
@@ -65,13 +74,16 @@ def fit_stages(
     Each stage starts a fresh optimizer on the weights the one before left, and counts its epochs from 1. `teacher` answers in
     the stages that need one. `loss` stands in for "cross_entropy", where the task has one of its own. With `checkpoint` every
     stage has a file of that name and its number; called again with the same arguments, `fit_stages` goes on where it stopped.
-    Raises `SecateurError` where a stage needs a teacher and there is none, where two stages have one name, and as `fit` does.
+    Raises `SecateurError` before anything is trained where a stage needs a teacher and there is none, or layers that are not
+    there, and where two stages have one name; and as `fit` does. The teacher stays as it is.
     """
     told_apart(stages)
     for stage in stages:
         if stage.needs_teacher and teacher is None:
             lacking = f"loss {stage.loss!r} and no teacher"
             raise SecateurError(f"stage {stage.name!r}", lacking, "give the dense network as the teacher, or another loss")
+        if stage.needs_teacher and teacher is not None:
+            require_teacher(model, teacher, stage.layers)
     records: list[Record] = []
     for number, stage in enumerate(stages):
         match = _matching(stage, model, teacher)
@@ -98,7 +110,9 @@ def fit_stages(
 
 
 def told_apart(stages: Sequence[Stage]) -> None:
-    """Raise `SecateurError` where two stages have one name."""
+    """Raise `SecateurError` for what is no list of stages, and where two have one name."""
+    if not isinstance(stages, (list, tuple)) or not all(isinstance(stage, Stage) for stage in stages):
+        raise SecateurError("a training in stages", f"stages of type {type(stages).__name__}", "give a list of Stage")
     names = [stage.name for stage in stages]
     for name in names:
         if names.count(name) > 1:

@@ -58,6 +58,8 @@ def distribution(layer: Layer, generator: torch.Generator) -> Tensor:
 def normal(layer: Layer, generator: torch.Generator) -> Tensor:
     """Preserved mean and deviation: normal values with those of the surviving initial ones."""
     own = layer.own
+    if not len(own):
+        return own
     return own.mean() + own.std(unbiased=False) * torch.randn(own.shape, generator=generator, dtype=own.dtype)
 
 
@@ -114,12 +116,11 @@ def ticket(initial: nn.Module, fresh: nn.Module, plan: Plan, variant: str = "rew
     them: the same architecture built again. The plan may drop units or set weights to zero; survivors of a dropped unit's
     layer are the entries that the small network keeps. Weights are tensors of two dims and more; running statistics are those
     of a fresh network. The arguments do not change.
-    Raises `SecateurError` for an unknown variant and for networks the plan was not made for.
+    Raises `SecateurError` for an unknown variant, and for networks without values or that the plan was not made for.
     """
-    if variant not in VARIANTS:
+    if not isinstance(variant, str) or variant not in VARIANTS:
         raise SecateurError(f"tickets by {variant!r}", "no such variant", nearest(variant, list(VARIANTS)))
-    plan.check(initial)
-    plan.check(fresh)
+    _require(initial, fresh, plan, seed)
     generator = torch.Generator().manual_seed(seed)
     kept = kept_entries(plan, initial)
     source, other = dict(tensors(initial)), dict(tensors(fresh))
@@ -166,8 +167,16 @@ class ZerosStay:
     """A hook that keeps the zeros of a masked ticket: after each step what the plan set to zero is zero again."""
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
-        named = dict(tensors(model))
-        self._gone = [(named[name], ~torch.from_numpy(mask)) for name, mask in masks_after(plan).items()]
+        if not isinstance(plan, Plan):
+            raise SecateurError("zeros that stay", f"a plan of type {type(plan).__name__}", "give the plan of the ticket")
+        named, masks = dict(tensors(model)), masks_after(plan)
+        for name, mask in masks.items():
+            if name not in named or named[name].shape != mask.shape:
+                found = f"{name!r} of {list(named[name].shape) if name in named else 'no shape'}"
+                raise SecateurError(
+                    "zeros that stay", f"{found} where the plan has {list(mask.shape)}", "give the ticket it made"
+                )
+        self._gone = [(named[name], ~torch.from_numpy(mask)) for name, mask in masks.items()]
         self._plan = plan
 
     def loss(self) -> float:
@@ -193,6 +202,20 @@ class ZerosStay:
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Nothing to do."""
+
+
+def _require(initial: nn.Module, fresh: nn.Module, plan: Plan, seed: int) -> None:
+    """Raise `SecateurError` for what is no model of values, no plan of it, or no seed."""
+    if not isinstance(plan, Plan):
+        raise SecateurError("a ticket", f"a plan of type {type(plan).__name__}", "give a secateur Plan")
+    if type(seed) is not int or not -(1 << 63) <= seed < 1 << 63:
+        raise SecateurError(f"a ticket of seed {seed!r}"[:80], "no seed", "give a whole number of 64 bits")
+    for model in (initial, fresh):
+        if not isinstance(model, nn.Module):
+            raise SecateurError("a ticket", f"a {type(model).__name__} in place of a model", "give a torch.nn.Module, built")
+        plan.check(model)
+        if any(tensor.is_meta for _, tensor in tensors(model)):
+            raise SecateurError("a ticket", "weights without values (device meta)", "build the model on a real device")
 
 
 def _order(values: Tensor, generator: torch.Generator) -> Tensor:

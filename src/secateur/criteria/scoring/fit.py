@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +24,10 @@ from secateur.criteria.scoring.unroll import trained
 from secateur.linalg.muon import Muon
 
 Record = dict[str, Any]
+HUGE = 1e6
+"""Weights of a net beyond this are no longer trained: what they multiply is of the size of 1."""
+LEAST = -600.0
+"""Raw scores below this are all the same to `ScoringNet.positive`."""
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adam": optim.Adam,
     "adamw": optim.AdamW,
@@ -54,14 +60,14 @@ def fit_(
     of them. A record holds "stage", "epoch",
     "loss", "seconds" since the start, and "forwards": passes of the pruned networks over a batch so far, those of the full
     networks and of unrolled steps among them. The networks do not change.
-    Raises `SecateurError` where there is no task, no batch, nothing to cut, or a loss that is not finite.
+    Raises `SecateurError` where there is no task, no batch, nothing to cut, a loss that is not finite, or a net that runs away.
+    Whatever stops a training, `net` is then as it was.
     """
     settings = settings or ScorerSettings()
-    if not tasks:
-        raise SecateurError("training a Scoring Net", "no task", "give at least one network with its data")
+    _require(net, tasks, settings)
     begun = time.perf_counter()
     records: list[Record] = []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad(), _whole_or_not(net):
         torch.manual_seed(settings.seed)
         generator = torch.Generator().manual_seed(settings.seed)
         layers = tuple(dict.fromkeys(layer for stage in settings.stages for layer in stage.objective.layers))
@@ -76,11 +82,58 @@ def fit_(
             for value in run.epochs(stage):
                 record: Record = {"stage": stage.name, "epoch": len(records) + 1, "loss": value}
                 record |= {"seconds": round(time.perf_counter() - begun, 4), "forwards": sum(p.forwards for p in ready)}
+                _require_small(net, stage)
+                _require_scores(net, ready, stage)
                 records.append(record)
                 if on_epoch:
                     on_epoch(record)
     net.eval()
     return records
+
+
+def _require(net: ScoringNet, tasks: Sequence[Task], settings: ScorerSettings) -> None:
+    """Raise `SecateurError` for what is no net, no tasks and no settings, and for a net that cannot learn."""
+    asked = "training a Scoring Net"
+    if not isinstance(net, ScoringNet) or not isinstance(settings, ScorerSettings):
+        found = f"a {type(net).__name__} and settings of type {type(settings).__name__}"
+        raise SecateurError(asked, found, "give a ScoringNet and ScorerSettings")
+    if not isinstance(tasks, (list, tuple)) or not all(isinstance(task, Task) and callable(task.allocate) for task in tasks):
+        raise SecateurError(asked, f"tasks of type {type(tasks).__name__}", "give a list of Task, each with an allocator")
+    if not tasks:
+        raise SecateurError(asked, "no task", "give at least one network with its data")
+    if any(parameter.is_inference() or not parameter.requires_grad for parameter in net.parameters()):
+        raise SecateurError(asked, "a net that is frozen", "call net.requires_grad_(True), outside of inference mode")
+
+
+@contextmanager
+def _whole_or_not(net: ScoringNet) -> Iterator[None]:
+    """Where what is done inside does not come to its end, `net` is as it was."""
+    settings, state, mode = net.settings, copy.deepcopy(net.state_dict()), net.training
+    try:
+        yield
+    except BaseException:
+        net.settings = settings
+        net.load_state_dict(state)
+        net.zero_grad()
+        net.train(mode)
+        raise
+
+
+def _require_small(net: ScoringNet, stage: ScorerStage) -> None:
+    """Raise `SecateurError` where weights of the net are huge, or no numbers."""
+    most = float(torch.stack([parameter.detach().abs().amax() for parameter in net.parameters()]).amax())
+    if not most <= HUGE:
+        do = f"lower the learning rate of stage {stage.name!r}, {stage.lr:g}, or the weights of its losses"
+        raise SecateurError("training a Scoring Net", f"a net that ran away, to weights of {most:.2g}", do)
+
+
+def _require_scores(net: ScoringNet, ready: Sequence[Prepared], stage: ScorerStage) -> None:
+    """Raise `SecateurError` where all units that have weights score 0."""
+    with torch.no_grad():
+        raw = torch.cat([net(prepared.units)[~prepared.units.dead] for prepared in ready])
+    if len(raw) and not bool((raw > LEAST).any()):
+        do = f"lower the learning rate of stage {stage.name!r}, {stage.lr:g}, or take another loss"
+        raise SecateurError("training a Scoring Net", "a net whose scores are all 0", do)
 
 
 class _Training:
@@ -145,12 +198,10 @@ class _Training:
 
     def _slope(self, stage: ScorerStage, step: _Step, weight: float = 1.0) -> float:
         """`weight` times the loss; its gradient is added to the net's."""
+        _require_small(self.net, stage)
         value = self._loss(stage, step) * weight
-        if value.dim():
-            found = f"a loss of shape {list(value.shape)}"
-            raise SecateurError("training a Scoring Net", found, "give a loss(output, target) that returns one number")
         if not torch.isfinite(value):
-            do = "lower the learning rate, or look for weights that are infinite or not a number"
+            do = "lower the learning rate, or look for weights and inputs that are infinite or not a number"
             raise SecateurError("training a Scoring Net", f"a loss of {float(value.detach())}", do)
         value.backward()
         return float(value.detach())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from secateur.core.axes import Axes
+from secateur.core.errors import SecateurError, nearest
 from secateur.core.plan import Keep, Plan
 from secateur.core.protocols import Scores
 from secateur.criteria.scoring.counts import Count, count_of
@@ -67,12 +68,19 @@ def gates_of(
 
 
 def kept_of(plan: Plan, axes: Axes) -> dict[str, tuple[int, ...]]:
-    """Axis name to the units a plan of at most one step keeps."""
+    """Axis name to the units a plan of at most one step keeps. Raises `SecateurError` for what is no such plan of `axes`."""
+    asked, do = "the plan of a Scoring Net's allocator", "return the plan of secateur.allocate, made from the axes it is given"
+    if not isinstance(plan, Plan):
+        raise SecateurError(asked, f"an object of type {type(plan).__name__}", do)
+    if plan.fingerprint != axes.fingerprint or len(plan.steps) > 1 or not all(isinstance(step, Keep) for step in plan.steps):
+        raise SecateurError(asked, "more than dropped units of the network at hand", do)
     return {cut.axis: cut.kept for step in plan.steps if isinstance(step, Keep) for cut in step.cuts}
 
 
 def budget_of(axes: Axes, what: str) -> Count | None:
-    """The count a budget is on, where the trace has it."""
+    """The count a budget is on; None where nothing was counted. Raises `SecateurError` for a name that no count has."""
+    if axes.terms and what not in axes.terms:
+        raise SecateurError(f"budget={what!r}", "no such count", nearest(what, list(axes.terms)))
     return count_of(axes, what) if what in axes.terms else None
 
 

@@ -40,6 +40,8 @@ class ScoringNet(nn.Module):
     def __init__(self, settings: NetSettings | None = None) -> None:
         super().__init__()
         self.settings = settings = settings or NetSettings()
+        if not isinstance(settings, NetSettings):
+            raise SecateurError("a Scoring Net", f"settings of type {type(settings).__name__}", "give NetSettings")
         self.shown = STATS + settings.relative
         known = self.shown + (SLOPES if settings.gradients else 0)
         if settings.encoder == "raw":
@@ -66,7 +68,11 @@ class ScoringNet(nn.Module):
             self.start.weight.data[0, 0 if settings.relative else STATS - 1] = 1.0
 
     def forward(self, units: Units) -> Tensor:
-        """Raw scores (U,), any real numbers."""
+        """Raw scores (U,), any real numbers. Raises `SecateurError` for a net that was moved or cast."""
+        weight = self.start.weight
+        if weight.dtype != torch.float32 or weight.device.type != "cpu":
+            do = "call net.float().cpu(): it is small, and what it scores may be anywhere"
+            raise SecateurError("scores by a Scoring Net", f"a net of {weight.dtype} on {weight.device}", do)
         residual = self.settings.prior != "none"
         context = units.context.new_ones(len(units.owner), 1) if residual else units.context[units.owner]  # (U, C)
         x = self._encoded(units)
@@ -90,7 +96,7 @@ class ScoringNet(nn.Module):
 
     def criterion(self, model: nn.Module, axes: Axes, slopes: Slopes | None = None) -> Criterion:
         """Scores of `model` in one pass, without training. Raises `SecateurError` where the net wants `slopes` and has none."""
-        if self.settings.gradients and slopes is None:
+        if self.settings.gradients and not isinstance(slopes, Slopes):
             do = "give Slopes(model, batches, loss), or a net without gradients"
             raise SecateurError("scores by a Scoring Net that reads gradients", "no gradients", do)
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
@@ -91,7 +92,7 @@ class Objective:
             raise SecateurError("an objective", found, "give both features, a weight, and layers, their names")
         for name in ("task", "logits", "budget", "smoothing", "features", *(["kl"] if self.kl is not None else [])):
             _number(name, getattr(self, name), 0)
-        _number("temperature", self.temperature, 1e-3)
+        _number("temperature", self.temperature, 1e-3, 1e3)
         if self.smoothing >= 1:
             raise SecateurError(f"smoothing={self.smoothing}", "a value out of range", "give a share below 1")
         if not self.task + (1.0 if self.kl is None else self.kl) + self.logits + self.features > 0:
@@ -160,16 +161,20 @@ class ScorerSettings:
     def __post_init__(self) -> None:
         for name, kind in (("stages", ScorerStage), ("keeps", float), ("soft", float), ("drop", float)):
             object.__setattr__(self, name, _listed(name, getattr(self, name), kind))
+        if not self.stages:
+            raise SecateurError("stages=()", "no stage", "give one at least; with epochs=0 nothing is trained")
         _known(self, "mode", "variant", "spend")
         for name, low in (("unrolled", 1), ("masks", 1), ("limit", 1), ("seed", 0)):
             _count(name, getattr(self, name), low)
+        if self.seed >= 1 << 63:
+            raise SecateurError(f"seed={self.seed}", "more than 63 bits", "give a smaller one")
         _number("inner_lr", self.inner_lr, 1e-12)
         _number("clip", self.clip, 1e-12)
         _number("ramp", self.ramp, 0)
         if not self.keeps or not all(0 < share <= 1 for share in self.keeps):
             raise SecateurError(f"keeps={self.keeps}", "no share", "say what remains, as shares above 0 and at most 1")
-        if len(self.soft) != 2 or min(self.soft) <= 0:
-            raise SecateurError(f"soft={self.soft}", "no pair of temperatures", "give two numbers above 0, as (1.0, 0.1)")
+        if len(self.soft) != 2 or not all(1e-3 <= value <= 1e3 for value in self.soft):
+            raise SecateurError(f"soft={self.soft}", "no pair of temperatures", "give two from 0.001 to 1000, as (1.0, 0.1)")
         if len(self.drop) != 2 or not 0 < self.drop[0] <= self.drop[1] < 1:
             raise SecateurError(f"drop={self.drop}", "no range of shares", "give two shares between 0 and 1, as (0.1, 0.3)")
         object.__setattr__(self, "stages", tuple(replace(s, objective=s.objective.of(self.mode)) for s in self.stages))
@@ -210,9 +215,10 @@ def _known(settings: Any, *names: str) -> None:
             raise SecateurError(f"{name}={value!r}", "no such choice", nearest(str(value), CHOICES[name]))
 
 
-def _number(name: str, value: Any, low: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < float("inf"):
-        raise SecateurError(f"{name}={value!r}", "a value out of range", f"give a number of at least {low:g}")
+def _number(name: str, value: Any, low: float, high: float = sys.float_info.max) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        most = f" and at most {high:g}" if high < sys.float_info.max else ""
+        raise SecateurError(f"{name}={value!r}"[:80], "a value out of range", f"give a number of at least {low:g}{most}")
 
 
 def _listed(name: str, values: Any, kind: type) -> tuple[Any, ...]:

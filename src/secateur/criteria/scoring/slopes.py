@@ -6,16 +6,15 @@ Shape legend: B batches, N units.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Loss
-from secateur.core.running import call, device_of, evaluating, to_device
+from secateur.core.running import evaluating
 from secateur.criteria.places import Place, parameters, plain
-from secateur.criteria.taylor import differentiable, gradients
+from secateur.criteria.taylor import differentiable, each_gradient
 
 
 class Slopes:
@@ -28,11 +27,10 @@ class Slopes:
         weights = list(dict.fromkeys(parameters(model).values()))
         self._mean = {weight: torch.zeros_like(plain(weight)) for weight in weights}
         self._square = {weight: torch.zeros_like(plain(weight)) for weight in weights}
-        device, count = device_of(model), 0
+        count = 0
         with evaluating(model), differentiable(weights):
-            for number, (inputs, target) in enumerate(islice(batches, limit)):
-                value = loss(call(model, to_device(inputs, device)), to_device(target, device))
-                for weight, gradient in zip(weights, gradients(value, weights, number), strict=True):
+            for slopes in each_gradient(model, weights, batches, loss, limit):
+                for weight, gradient in zip(weights, slopes, strict=True):
                     self._mean[weight] += plain(gradient)
                     self._square[weight] += plain(gradient).square()
                 count += 1
@@ -44,7 +42,11 @@ class Slopes:
             self._square[weight] /= count
 
     def mean(self, place: Place) -> Tensor:
-        """The mean gradient of the whole parameter of `place`."""
+        """The mean gradient of the whole parameter of `place`. Raises `SecateurError` for a parameter of another model."""
+        if place.parameter not in self._mean:
+            raise SecateurError(
+                "gradients for a Scoring Net", "those of another model", "make the Slopes of the model it scores"
+            )
         return self._mean[place.parameter]
 
     def of(self, writers: Sequence[Place], readers: Sequence[Place]) -> Tensor:

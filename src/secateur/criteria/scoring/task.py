@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Loss
-from secateur.core.running import call, device_of, evaluating, pairs, to_device
+from secateur.core.running import call, device_of, evaluating, fits, flat, pairs, repeatable, to_device
+from secateur.criteria.places import parameters
 from secateur.criteria.scoring.gates import Allocate, budget_of
 from secateur.criteria.scoring.matching import Matching, watching
 from secateur.criteria.scoring.settings import NetSettings, Objective
@@ -52,10 +53,18 @@ class Prepared:
     held: Mapping[str, Tensor] = field(default_factory=dict)
 
     def output(self, gates: Any, inputs: Any, weights: Any = None) -> Any:
-        """The gated network's output, counted; `held` is then what the layers of `matching` put out."""
+        """The gated network's output, counted; `held` is then what the layers of `matching` put out.
+
+        Raises `SecateurError` where gradients are asked for and no tensor of it has any.
+        """
         self.forwards += 1
-        with watching(self.gated.model, self.matching.layers if self.matching else ()) as self.held:
-            return self.gated(gates, inputs, weights)
+        with watching(self.gated.model, self.matching.layers if self.matching else ()) as self.held, fits(inputs):
+            found = self.gated(gates, inputs, weights)
+        moving = any(value.requires_grad for value in [*gates.values(), *(weights or {}).values()])
+        if torch.is_grad_enabled() and moving and not _has_slope(found):
+            do = "give a network that neither detaches what it returns nor returns whole numbers alone"
+            raise SecateurError("training a Scoring Net", "outputs without gradients", do)
+        return found
 
     def features(self, how: Objective, gates: Mapping[str, Tensor], batch: int) -> Tensor | float:
         """The distance of features at the last output, which was on batch number `batch`; 0 where `how` has no weight on it."""
@@ -65,11 +74,19 @@ class Prepared:
 def prepare(task: Task, net: NetSettings, limit: int, mode: str = "post", layers: Sequence[str] = ()) -> Prepared:
     """`task` made ready; in mode "init" the full network answers with the statistics of the batch. `layers` are to be matched.
 
-    Raises `SecateurError` where there is no batch or nothing to cut.
+    Batches that come but once are held. Raises `SecateurError` where there is no batch, or one that the network does not take,
+    where nothing can be cut, and where weights that can are no numbers.
     """
     if not task.axes.free:
         raise SecateurError("training a Scoring Net", "no axis that can be cut", "give a network of which something can go")
-    device, held = device_of(task.model), []
+    weights = parameters(task.model)
+    for name in dict.fromkeys(slot.tensor for axis in task.axes.free for slot in axis.slots if slot.tensor in weights):
+        if not bool(weights[name].isfinite().all()):
+            raise SecateurError(
+                "training a Scoring Net", f"{name!r} with numbers that are not finite", "mend the network first"
+            )
+    batches = repeatable(task.batches, max(limit, 10))
+    task, device, held = replace(task, batches=batches, loss=_checked(task.loss)), device_of(task.model), []
     gated = Gated(task.axes.free, task.model)
     on_batch_statistics(gated.model)
     full = gated.model if mode == "init" else task.model
@@ -79,7 +96,7 @@ def prepare(task: Task, net: NetSettings, limit: int, mode: str = "post", layers
             inputs, target = to_device(inputs, device), to_device(target, device)
             if layers and matching is None:
                 matching = Matching(task.model, task.axes, layers, inputs)
-            with watching(full, layers) as features:
+            with watching(full, layers) as features, fits(inputs):
                 held.append((inputs, target, gated({}, inputs) if mode == "init" else call(task.model, inputs)))
             if matching:
                 matching.full.append(dict(features))
@@ -89,6 +106,31 @@ def prepare(task: Task, net: NetSettings, limit: int, mode: str = "post", layers
     units = units_of(task.model, task.axes, net, slopes)
     passes = len(held) + (slopes.batches if slopes else 0) + (matching.passes if matching else 0)
     return Prepared(task, units, gated, held, budget_of(task.axes, task.budget), passes, matching)
+
+
+def _checked(loss: Loss) -> Loss:
+    """`loss`, where a target that does not go with an output becomes one sentence, as does what is not one number."""
+    asked, do = "training a Scoring Net", "give a loss(output, target) that returns one number"
+
+    def checked(output: Any, target: Any) -> Tensor:
+        with fits(output, target, "a loss on outputs"):
+            value = loss(output, target)
+        if not isinstance(value, (Tensor, float, int)):
+            raise SecateurError(asked, f"a loss of type {type(value).__name__}", do)
+        value = torch.as_tensor(value)
+        if value.dim():
+            raise SecateurError(asked, f"a loss of shape {list(value.shape)}", do)
+        if torch.is_grad_enabled() and _has_slope(output) and not value.requires_grad:
+            raise SecateurError(asked, "a loss that does not depend on the output", f"{do}, with its gradient")
+        return value
+
+    return checked
+
+
+def _has_slope(output: Any) -> bool:
+    """Do gradients flow through a tensor of `output`, or is there none to tell by?"""
+    tensors = [value for value in flat(output) if isinstance(value, Tensor)]
+    return not tensors or any(tensor.requires_grad for tensor in tensors)
 
 
 def objective(
@@ -149,6 +191,8 @@ def evenness(output: Any, target: Any) -> Tensor:
 def squares(output: Any, answer: Any) -> Tensor:
     """Mean squared difference of all tensors of real numbers, over the mean square of the full network's."""
     pairs = [(a, b) for a, b in zip(_flat(output), _flat(answer), strict=True) if a.is_floating_point()]
+    if not pairs:
+        raise SecateurError("distillation", "outputs without real numbers", "set kl and logits to 0")
     gaps = [(a.float() - b.float()).square().mean() / b.float().square().mean().clamp_min(1e-12) for a, b in pairs]
     return torch.stack(gaps).mean()
 

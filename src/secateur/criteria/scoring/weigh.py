@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from secateur.core.axis import Axis
 from secateur.core.errors import SecateurError, nearest
 from secateur.core.protocols import Criterion
-from secateur.core.running import call, device_of, pairs, to_device
+from secateur.core.running import call, device_of, fits, pairs, repeatable, to_device
 from secateur.criteria.l1 import l1
 from secateur.criteria.score import score
 from secateur.criteria.scoring.task import Task
@@ -40,10 +40,12 @@ def weighed(learned: Criterion, task: Task, share: float, *, trusts: Sequence[fl
     `share` by `task.allocate` is judged by `task.loss` on the first `limit` batches, batch norms on the statistics of the
     batch: so many passes for each t, and no training. With 0 among `trusts` the plan is at worst that of L1, as far as these
     batches tell. Compare the scores across axes as they are (``normalise="none"``).
-    Raises `SecateurError` where there is no batch, or a number of `trusts` is not from 0 to 1.
+    Raises `SecateurError` where there is no batch, no loss is a number, or one of `trusts` is not from 0 to 1.
     """
-    if not trusts or not all(0 <= trust <= 1 for trust in trusts):
-        raise SecateurError(f"trusts={tuple(trusts)}", "no shares of trust", "give numbers from 0 to 1")
+    listed = isinstance(trusts, Sequence) and all(isinstance(trust, (int, float)) and 0 <= trust <= 1 for trust in trusts)
+    if not listed or not trusts:
+        raise SecateurError(f"trusts={trusts!r}", "no shares of trust", "give numbers from 0 to 1")
+    task = replace(task, batches=repeatable(task.batches, limit))
     by_hand = {name: values / values.mean().clamp_min(1e-30) for name, values in score(task.axes, l1(task.model)).items()}
     norms, asked = _places(by_hand), _places(score(task.axes, learned))
     found: dict[float, tuple[float, dict[str, Tensor]]] = {}
@@ -51,6 +53,9 @@ def weighed(learned: Criterion, task: Task, share: float, *, trusts: Sequence[fl
         mixed = {name: (1 - trust) * norms[name] + trust * asked[name] for name in norms}
         found[trust] = _loss(task, task.allocate(task.axes, mixed, share).preview(task.model), limit), mixed
     best = min(found, key=lambda trust: math.inf if math.isnan(found[trust][0]) else found[trust][0])
+    if not math.isfinite(found[best][0]):
+        do = "look for weights, inputs and targets that are infinite or not a number"
+        raise SecateurError("weighing a Scoring Net", f"a loss of {found[best][0]} at every trust", do)
     scores = found[best][1]
 
     def criterion(axis: Axis) -> Tensor:
@@ -76,7 +81,8 @@ def _loss(task: Task, network: nn.Module, limit: int) -> float:
     on_batch_statistics(network)
     with torch.no_grad():
         for inputs, target in pairs(task.batches, limit):
-            total += float(task.loss(call(network, to_device(inputs, device)), to_device(target, device)))
+            with fits(inputs, target):
+                total += float(task.loss(call(network, to_device(inputs, device)), to_device(target, device)))
             count += 1
     if not count:
         raise SecateurError("weighing a Scoring Net", "no batch", "give data that can be iterated anew for every pass")

@@ -148,6 +148,13 @@ def build():
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
 """
+
+
+def listening() -> None:
+    """In a child: Ctrl-C ends it, also where the tests run in the background of a shell that ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 GOES_ON, ENDS = "stopped; the same command goes on from here.\n", "stopped.\n"
 
 
@@ -162,14 +169,16 @@ def test_an_interrupt_of_the_command_itself(words: tuple[str, ...], says: str, t
     (tmp_path / "net.py").write_text(INTERRUPTED)
     command = [sys.executable, "-m", "secateur.cli.main", *words]
     environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    how: dict[str, Any] = {"cwd": tmp_path, "env": environment, "preexec_fn": listening}
+    done = subprocess.run(command, **how, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", says)
 
 
 def test_an_interrupted_run_goes_on(recipe: Path, runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "secateur.cli.main", "run", str(recipe), "-o", str(folder), "-q", "--json"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    how: dict[str, Any] = {"env": ENVIRONMENT, "preexec_fn": listening, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **how, text=True)
     before = time.monotonic()
     while not (folder / "run.json").exists() and time.monotonic() - before < 60 and process.poll() is None:
         time.sleep(0.02)

@@ -35,8 +35,13 @@ from secateur.runtime.rivals import LOWER_PRECISION, Dense, rivals
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "sparse_engine"
-NETWORKS = {"resnet50": 224, "vgg19": 32, "resnet20": 32}
+NETWORKS = {"resnet50": (3, 224, 224), "vgg19": (3, 32, 32), "resnet20": (3, 32, 32)}
+OTHERS = {"resnet18": (3, 224, 224), "mobilenet_v2": (3, 224, 224), "densenet121": (3, 224, 224), "deit_tiny": (3, 224, 224),
+          "bert": (128, 768)}  # fmt: skip
+"""Networks that no goal is set for, at batch 1 on one thread, in float32 and bf16."""
+SHAPES = NETWORKS | OTHERS
 PARTS = [f"{net}-b{batch}-t{threads}" for net in NETWORKS for threads in (1, 2) for batch in (1, 16)]
+PARTS += [f"{net}-b1-t1" for net in OTHERS]
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 CURVE = (0.0, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 """Sparsities of the curve, measured for ResNet-50 at batch 1 on one thread: part "curve"."""
@@ -44,29 +49,18 @@ SEED = 0
 
 
 def build(network: str, sparsity: float, spread: str = "uniform") -> Any:
-    """The network in evaluation, random weights of a fixed seed, with that share of zeros in its layers."""
+    """The network in evaluation, random weights of a fixed seed, with that share of zeros in its layers but depthwise ones."""
     import torch
     from torch import nn
 
-    from secateur.recipes import zoo
-
     torch.manual_seed(SEED)
-    if network == "resnet50":
-        from secateur.io.vision import torchvision
-
-        torchvision()
-        from torchvision.models import resnet50
-
-        model = resnet50()
-    elif network == "vgg19":
-        model = vgg19()
-    else:
-        model = zoo.build("cifar_resnet20_a")
+    model = made(network)
     for module in model.modules():  # statistics as after some training: folding them must change the weights
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr,operator]
             module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr,operator]
-    weights = [m.weight.data for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    weights = [m.weight.data for m in layers if getattr(m, "groups", 1) == 1]
     if spread == "global":
         bound = (
             torch.cat([w.abs().flatten() for w in weights])
@@ -79,6 +73,43 @@ def build(network: str, sparsity: float, spread: str = "uniform") -> Any:
         for weight in weights:
             weight.view(-1)[torch.randperm(weight.numel())[: round(sparsity * weight.numel())]] = 0
     return model.eval()
+
+
+def made(network: str) -> Any:
+    """The network as its library makes it."""
+    from secateur.io.vision import torchvision
+    from secateur.recipes import zoo
+
+    if network == "vgg19":
+        return vgg19()
+    if network == "resnet20":
+        return zoo.build("cifar_resnet20_a")
+    torchvision()
+    if network == "bert":
+        return bert()
+    if network == "deit_tiny":
+        import timm
+
+        return timm.create_model("deit_tiny_patch16_224")
+    from torchvision import models
+
+    return getattr(models, network)()
+
+
+def bert() -> Any:
+    """Two layers of the size of BERT-base, which read embeddings."""
+    from torch import nn
+    from transformers import BertConfig, BertModel
+
+    class Layers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bert = BertModel(BertConfig(num_hidden_layers=2), add_pooling_layer=False)
+
+        def forward(self, x: Any) -> Any:
+            return self.bert(inputs_embeds=x).last_hidden_state
+
+    return Layers()
 
 
 def vgg19() -> Any:
@@ -107,7 +138,7 @@ def engines(network: str, x: Any, threads: int, wanted: list[tuple[float, str]])
     for sparsity, spread in wanted:
         model = build(network, sparsity, spread)
         for precision, word in (("float32", "engine"), ("bf16", "engine bf16"), ("int8", "engine int8")):
-            if precision != "float32" and spread != "uniform":
+            if (precision != "float32" and spread != "uniform") or (precision == "int8" and network in OTHERS):
                 continue
             name = f"{word} {sparsity:g}" + ("" if spread == "uniform" else f" {spread}")
             with torch.inference_mode():
@@ -148,10 +179,11 @@ def measure(part: str, rounds: int, command: str) -> dict[str, Any]:
         ("resnet50", 1, 1) if curve else (part.split("-")[0], *(int(word[1:]) for word in part.split("-")[1:]))
     )
     wanted = [(s, "uniform") for s in (CURVE if curve else SPARSITIES)]
-    if not curve:
+    if not curve and network in NETWORKS:
         wanted += [(s, "global") for s in SPARSITIES]
     torch.manual_seed(SEED)
-    x = torch.randn(batch, 3, NETWORKS[network], NETWORKS[network])
+    shape = SHAPES[network]
+    x = torch.randn(batch, *shape)
     load = os.getloadavg()[0]
     with one_clock(threads) as clock, TemporaryDirectory() as folder:
         runs, absent = rivals(Dense(build(network, 0.0), (x,), threads, Path(folder)))
@@ -172,8 +204,9 @@ def measure(part: str, rounds: int, command: str) -> dict[str, Any]:
         for name, row in rows.items():
             if rival in times and row["precision"] == precision:
                 row[f"over_dense_{precision}"] = median(a / b for a, b in zip(times[rival], times[name], strict=True))
+    size = shape[-1] if shape[0] == 3 else "x".join(map(str, shape))
     return {
-        "part": part, "network": network, "batch": batch, "threads": threads, "size": NETWORKS[network], "rounds": rounds,
+        "part": part, "network": network, "batch": batch, "threads": threads, "size": size, "rounds": rounds,
         "clock": "CPU" if threads == 1 else "wall", "command": command, "seed": SEED, "machine": machine(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "load": [load, os.getloadavg()[0]],
         "best_dense": best, "dense_ms": dense,

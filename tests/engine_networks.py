@@ -106,6 +106,19 @@ class Attention(nn.Module):
         return x + self.down(F.gelu(self.up(x)))
 
 
+class Positions(nn.Module):
+    """Positions and a mask are made in the forward, from nothing; what is added to them comes from the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.linear = nn.Embedding(32, 24), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1], device=x.device)
+        x = x + self.embedding(places)
+        return self.linear(x) * (places[None, :] <= places[:, None]).float().sum(1)[:, None]
+
+
 class Several(nn.Module):
     """Two inputs, and a dict of outputs one of which is an intermediate."""
 
@@ -133,6 +146,7 @@ NETWORKS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
     "dense": (Dense, ((3, 8, 10, 12),)),
     "option A": (OptionA, ((4, 8, 8, 8),)),
     "attention": (Attention, ((2, 17, 24),)),
+    "positions": (Positions, ((2, 17, 24),)),
     "several": (Several, ((1, 3, 9, 9), (1, 3, 9, 9))),
     "valid and dilated": (
         lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU6(), nn.Conv2d(6, 4, 3, 1, 1, 2, groups=2), nn.Flatten()),

@@ -35,6 +35,7 @@ def page(parts: Mapping[str, Record]) -> str:
     if not parts:
         raise SystemExit("no results yet: run some parts first")
     known = [parts[name] for name in order if name in parts]
+    others = [record for name, record in parts.items() if record["network"] not in GOALS]
     machine = next(iter(parts.values()))["machine"]
     blocks = [
         "# The sparse engine, measured",
@@ -58,8 +59,9 @@ def page(parts: Mapping[str, Record]) -> str:
         "What is reached, over the fastest dense float32 runtime, by the most exact values that reach it: 80, 90, 95 and 98 %\n"
         "zeros in every layer. A dash: by none that was measured.",
         _goals(known),
+        *_others(others),
         "## All runtimes, milliseconds",
-        _runtimes(known),
+        _runtimes([*known, *others]),
     ]
     if "curve" in parts:
         blocks += ["## Speed against sparsity: ResNet-50, batch 1, one thread", *_curve(parts["curve"])]
@@ -106,6 +108,16 @@ def _bytes(records: Sequence[Record]) -> list[str]:
         "where that is measured to be faster."
     )
     return ["## Values and weights of int8", text, _lower(measured, "int8")]
+
+
+def _others(records: Sequence[Record]) -> list[str]:
+    """The section on networks without a goal, where one was measured."""
+    if not records:
+        return []
+    text = (
+        "The same sparsity in every layer; depthwise convolutions stay dense. `bert` is two layers of BERT-base on 128 tokens."
+    )
+    return ["## Other networks", text, _speeds(records, "uniform", goals=False), "In bf16:", _lower(records, "bf16")]
 
 
 def _lower(records: Sequence[Record], precision: str) -> str:

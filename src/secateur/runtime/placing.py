@@ -23,7 +23,8 @@ def shapes_of(graph: Graph, inputs: Iterable[Tensor]) -> dict[str, Any]:
     values |= {name: torch.empty_like(value, device="meta") for name, value in zip(graph.inputs, inputs, strict=True)}
     with torch.inference_mode():
         for node in graph.nodes:
-            values[node.name] = compute(node, [values[name] for name in node.inputs])
+            value = compute(node, [values[name] for name in node.inputs])
+            values[node.name] = value.to("meta") if isinstance(value, Tensor) else value  # one made from nothing lies elsewhere
     return values
 
 

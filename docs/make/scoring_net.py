@@ -232,7 +232,8 @@ def family(known: Mapping[str, Any]) -> list[str]:
         f"Trained on {words.plural(len(known['family']), 'small network')} at once (residual, plain, transformers,",
         'perceptrons; digits and two tables), then asked once about others: `load_scorer("pretrained")`. Test accuracy (%)',
         "without retraining, batch norms re-estimated; mean and standard error over seeds. The family has networks of these",
-        "kinds, of other widths. The larger networks below are a harder test.",
+        "kinds, of other widths. Weighed against L1 on training batches, without training, as recipes do (`scoring.weighed`).",
+        "The larger networks below are a harder test.",
         "",
     ]
     unseen = known["unseen"]
@@ -241,12 +242,18 @@ def family(known: Mapping[str, Any]) -> list[str]:
     for kind in dict.fromkeys(row["network"] for row in unseen):
         own = [row for row in unseen if row["network"] == kind]
         for share in shares:
-            found = [percent([row[share][name] for row in own]) for name in ("random", "l1", "scoring net")]
+            found = [
+                percent([row[share][name] for row in own]) for name in ("random", "l1", "scoring net", "scoring net, weighed")
+            ]
             rows.append([SIZES.get(kind, kind), percent([row["dense"] for row in own]), f"{100 * float(share):.0f} %", *found])
-    lines += table(["network", "dense", "MACs left", "random", "L1", "Scoring Net"], rows)
-    gain = ", ".join(f"{SIZES.get(kind, kind)} {100 * value:+.1f}" for kind, value in known["gain_over_l1"].items())
+    lines += table(["network", "dense", "MACs left", "random", "L1", "Scoring Net", "weighed"], rows)
+    gain, weighed = (
+        ", ".join(f"{SIZES.get(kind, kind)} {100 * value:+.1f}" for kind, value in known[key].items())
+        for key in ("gain_over_l1", "gain_over_l1_weighed")
+    )
     seeds = sum(row["network"] == unseen[0]["network"] for row in unseen)
-    return [*lines, "", f"Mean gain over L1 in points: {gain}.", "", under(META, known, seeds)]
+    said = f"Mean gain over L1 in points: {gain}; weighed: {weighed}."
+    return [*lines, "", said, "", under(META, known, seeds)]
 
 
 PARTS = (

@@ -147,6 +147,10 @@ NETWORKS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
     "option A": (OptionA, ((4, 8, 8, 8),)),
     "attention": (Attention, ((2, 17, 24),)),
     "positions": (Positions, ((2, 17, 24),)),
+    "pooled to one": (
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 5)),
+        ((3, 3, 2, 2),),
+    ),
     "several": (Several, ((1, 3, 9, 9), (1, 3, 9, 9))),
     "valid and dilated": (
         lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU6(), nn.Conv2d(6, 4, 3, 1, 1, 2, groups=2), nn.Flatten()),

@@ -108,6 +108,9 @@ void call_rows(const Run& run, int tile, int block, const ByteJob& job) { run.by
 auto call_pool(const Run& run, const Byte*) {
   return [&run](auto... given) { run.bytes.pool(given..., int(run.op.in.zero)); };
 }
+auto call_halve(const Run& run, const Byte*) { return run.bytes.halve; }
+auto call_halve(const Run& run, const float*) { return run.path.halve; }
+auto call_halve(const Run& run, const Half*) { return run.halves.halve; }
 auto call_pool(const Run& run, const float*) { return run.path.pool; }
 auto call_pool(const Run& run, const Half*) { return run.halves.pool; }
 
@@ -272,6 +275,27 @@ void pool(const Run& run, float empty, float scale, const Join& join) {
             pool16(run.y<E>() + at(op.out, c, group) + h * op.out.row * 16,
                    run.x<E>() + at(op.in, c, group) + h * op.stride[0] * op.in.row * 16, op.out.width, op.kernel[0], op.kernel[1],
                    op.in.row * 16, op.stride[1] * 16, SUM, scale);
+    });
+    return;
+  }
+  const bool pairs = op.kernel[0] == 2 && op.kernel[1] == 2 && op.stride[0] == 2 && op.stride[1] == 2;
+  if (op.in.lanes == 1 && inside && pairs && !SUM) {
+    const auto halve = call_halve(run, run.x<E>());
+    shared(run.threads, op.in.channels, run.threads * 4, [&](int64_t first, int64_t last) {
+      std::vector<E> plane(std::is_same<E, To>::value ? 0 : size_t(op.out.height * op.out.width));
+      for (int64_t c = first; c < last; ++c)
+        for (int64_t n = 0; n < op.in.images; ++n) {
+          const E* from = run.x<E>() + at(op.in, c, n);
+          To* to = run.y<To>() + place(op.out, c, n);
+          if (std::is_same<E, To>::value) {
+            halve(reinterpret_cast<E*>(to), from, op.out.height, op.out.width, op.out.row, op.in.row);
+            continue;
+          }
+          halve(plane.data(), from, op.out.height, op.out.width, op.out.width, op.in.row);
+          for (int64_t h = 0; h < op.out.height; ++h)
+            for (int64_t w = 0; w < op.out.width; ++w)
+              set_value(to[h * op.out.row + w], value_of(plane[size_t(h * op.out.width + w)], run.in()), run.out());
+        }
     });
     return;
   }

@@ -42,6 +42,7 @@ struct Path {
   void (*pool)(float* y, const float* x, int64_t count, int64_t tall, int64_t wide, int64_t row, int64_t step, int sum, float share);
   void (*raise)(float* y, const float* x, int64_t count);  // y = max(y, x); NaN is larger than any number
   void (*split)(float* even, float* odd, const float* x, int64_t count);  // count: of each
+  void (*pick)(float* y, const float* x, int64_t count);  // every second
   // a plane of height x width maxima of 2 x 2 each, rows `y_row` and `x_row` elements apart; nothing else is written
   void (*halve)(float* y, const float* x, int64_t height, int64_t width, int64_t y_row, int64_t x_row);
   double (*burn)(int64_t rounds);                        // multiply-adds done
@@ -54,6 +55,7 @@ struct Halves {
                  int activation, float low, float high, int after);  // count: a multiple of 32
   void (*pool)(uint16_t* y, const uint16_t* x, int64_t count, int64_t tall, int64_t wide, int64_t row, int64_t step, int sum,
                float share);
+  void (*pick)(uint16_t* y, const uint16_t* x, int64_t count);
   void (*halve)(uint16_t* y, const uint16_t* x, int64_t height, int64_t width, int64_t y_row, int64_t x_row);
   void (*widen)(float* y, const uint16_t* x, int64_t count);
   void (*narrow)(uint16_t* y, const float* x, int64_t count);
@@ -66,6 +68,7 @@ struct Bytes {
                  float other_scale, float other_shift, float out_scale, int zero, int activation, float low, float high, int after);
   void (*pool)(uint8_t* y, const uint8_t* x, int64_t count, int64_t tall, int64_t wide, int64_t row, int64_t step, int sum,
                float share, int zero);
+  void (*pick)(uint8_t* y, const uint8_t* x, int64_t count);
   void (*halve)(uint8_t* y, const uint8_t* x, int64_t height, int64_t width, int64_t y_row, int64_t x_row);
   void (*widen)(float* y, const uint8_t* x, int64_t count, float scale, int zero);   // y = scale * (x - zero)
   void (*narrow)(uint8_t* y, const float* x, int64_t count, float scale, int zero);  // the nearest byte; NaN is zero

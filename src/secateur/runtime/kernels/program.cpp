@@ -111,6 +111,9 @@ auto call_pool(const Run& run, const Byte*) {
 auto call_halve(const Run& run, const Byte*) { return run.bytes.halve; }
 auto call_halve(const Run& run, const float*) { return run.path.halve; }
 auto call_halve(const Run& run, const Half*) { return run.halves.halve; }
+auto call_pick(const Run& run, const Byte*) { return run.bytes.pick; }
+auto call_pick(const Run& run, const float*) { return run.path.pick; }
+auto call_pick(const Run& run, const Half*) { return run.halves.pick; }
 auto call_pool(const Run& run, const float*) { return run.path.pool; }
 auto call_pool(const Run& run, const Half*) { return run.halves.pool; }
 
@@ -221,6 +224,7 @@ template <typename E>
 void gather(const Run& run) {
   const Op& op = run.op;
   const int64_t lanes = op.in.lanes, each = op.phases[0] * op.phases[1];
+  const auto pick = call_pick(run, run.x<E>());
   shared(run.threads, op.in.channels * each, run.threads * 4, [&](int64_t first, int64_t last) {
     for (int64_t c = first; c < last; ++c) {
       const int64_t i = op.kernel[0] + c % each / op.phases[1], j = op.kernel[1] + c % op.phases[1];
@@ -237,7 +241,7 @@ void gather(const Run& run) {
           } else if (lanes > 1) {
             for (int64_t w = 0; w < width; ++w) std::memcpy(to + w * lanes, from + w * lanes * op.stride[1], size_t(lanes) * sizeof(E));
           } else if (op.stride[1] == 2) {
-            for (int64_t w = 0; w < width; ++w) to[w] = from[2 * w];
+            pick(to, from, width);
           } else {
             for (int64_t w = 0; w < width; ++w) to[w] = from[op.stride[1] * w];
           }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,18 @@ def test_a_network_dense_in_bf16_gives_its_outputs(name: str) -> None:
     assert any(is_half(node) for node in graph.nodes)
     with torch.inference_mode():
         close(run_dense(graph, inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("name", ["plain", "attention"])
+def test_layers_in_float32_follow_layers_in_bf16(name: str) -> None:
+    from secateur.runtime.dense import halved, run_dense
+
+    model, inputs = network(name)
+    graph = fuse(capture(model, inputs))
+    layers = [node.name for node in graph.nodes if node.op in ("conv", "linear")]
+    mixed = replace(graph, nodes=tuple(halved(node) if node.name in layers[::2] else node for node in graph.nodes))
+    with torch.inference_mode():
+        close(run_dense(mixed, inputs), model(*inputs))
 
 
 def test_one_slow_run_does_not_decide_between_plans(monkeypatch: pytest.MonkeyPatch) -> None:

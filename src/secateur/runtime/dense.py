@@ -26,11 +26,11 @@ def is_half(node: Node) -> bool:
 
 
 def run_node(node: Node, inputs: Sequence[Any]) -> Any:
-    """What `node` computes: a halved layer rounds its inputs to bf16; PyTorch's own operations get float32."""
+    """What `node` computes: a halved layer rounds its inputs to bf16; other layers and PyTorch's own operations get float32."""
     if is_half(node):
         form = torch.channels_last if node.op == "conv" else torch.preserve_format
         return compute(node, [x.to(torch.bfloat16, memory_format=form) for x in inputs])
-    if node.op == "torch":
+    if node.op in ("torch", "conv", "linear"):
         inputs = [single(x) for x in inputs]
     return compute(node, inputs)
 

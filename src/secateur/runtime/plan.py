@@ -6,6 +6,7 @@ import ctypes
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ TURNS = 3
 """Turns in which the two fastest ways are compared again."""
 LONGEST = 4_000_000_000
 """Nanoseconds after which one run has to do."""
+BRIEF = 1_000_000
+"""Nanoseconds of a run of several threads below which one is tried too: they may wait for each other longer than they save."""
 COPY_RATE = 6e9
 """Bytes per second assumed for a tensor on its way between PyTorch and the engine."""
 
@@ -53,6 +56,10 @@ class Plan:
         nodes = self.graph.nodes if self.program is None else [step.node for step in self.program.steps if step.node]
         return any(node.name == name and is_half(node) for node in nodes)
 
+    @cached_property
+    def _memory(self) -> Any:
+        return pointers([arena.data_ptr() for arena in self.arenas])
+
     def run(self, inputs: Sequence[Tensor]) -> Any:
         """The output for `inputs` of the planned size."""
         if self.program is None:
@@ -74,11 +81,11 @@ class Plan:
             values[name] = torch.empty(self.outputs[name])
             tensors.append(values[name])
         outside = pointers([tensor.data_ptr() for tensor in tensors])
-        steps = (ctypes.c_int64 * max(len(tensors), 1))(*(tensor.numel() // self.parts for tensor in tensors))
-        arenas = pointers([arena.data_ptr() for arena in self.arenas])
+        if step.sizes is None:
+            step.sizes = (ctypes.c_int64 * max(len(tensors), 1))(*(tensor.numel() // self.parts for tensor in tensors))
         first = ctypes.addressof(self.program.ops) + step.first * ctypes.sizeof(self.program.ops._type_)
         failed = library().secateur_chunks(
-            first, step.last - step.first, arenas, outside, steps, len(tensors), self.parts, self.threads, self.inner
+            first, step.last - step.first, self._memory, outside, step.sizes, len(tensors), self.parts, self.threads, self.inner
         )
         if failed:
             raise SecateurError(
@@ -94,10 +101,17 @@ def make_plan(graph: Graph, inputs: Sequence[Tensor], threads: int, *, size: int
     values = _shapes(graph, inputs)
     found: list[tuple[int, Plan]] = []
     halves = size < 4
-    for form in forms_of(size):
-        for lanes, part, inner in _ways(graph, values, inputs, threads):
+
+    def tried(lanes: int, part: int, inner: int) -> None:
+        for form in forms_of(size):
             plan = _planned(graph, values, inputs, threads, lanes=lanes, part=part, inner=inner, size=form, coding=coding)
-            found = sorted([*found, (_time(plan, inputs), plan)], key=lambda pair: pair[0])[:2]
+            found[:] = sorted([*found, (_time(plan, inputs), plan)], key=lambda pair: pair[0])[:2]
+
+    ways = _ways(graph, values, inputs, threads)
+    for way in ways:
+        tried(*way)
+    if threads > 1 and found[0][0] < BRIEF:
+        tried(*ways[0][:2], 1)
     best = _faster([plan for _, plan in found], inputs)
     if found[0][0] > dense_floor(graph, values, threads) / dense_gain(halves):
         for each in (graph, halved_graph(graph)) if halves and HARDWARE in path() else (graph,):

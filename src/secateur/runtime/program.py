@@ -31,6 +31,8 @@ class Step:
     """Outside tensors they make."""
     drops: list[str] = field(default_factory=list)
     """Outside values nobody reads afterwards."""
+    sizes: Any = None
+    """Elements of one part of each outside tensor, for the kernels; known from the first run on."""
 
 
 @dataclass

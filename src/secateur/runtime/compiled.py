@@ -56,10 +56,14 @@ class CompiledModel(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         """The model's output for inputs of any size the model accepts; a new size is planned first."""
+        if not self.note:
+            plan = self.plan(*inputs)
+            if plan.whole:
+                with self._lock:
+                    return plan.run(inputs)
         with torch.inference_mode():
             if self.note:
                 return run_dense(self.graph, inputs)
-            plan = self.plan(*inputs)
             with self._lock:
                 return plan.run(inputs)
 
@@ -70,7 +74,7 @@ class CompiledModel(nn.Module):
         found = self._plans.get(key)
         if found is None:
             _require(self.graph, inputs)
-            with self._lock:
+            with self._lock, torch.inference_mode():
                 found = make_plan(self.graph, inputs, threads, size=PRECISIONS[self.precision], coding=self.coding)
                 while len(self._plans) >= MOST_PLANS:
                     del self._plans[next(iter(self._plans))]

@@ -57,6 +57,11 @@ class Plan:
         return any(node.name == name and is_half(node) for node in nodes)
 
     @cached_property
+    def whole(self) -> bool:
+        """Does the engine run all of it? PyTorch then only gives the memory of the outputs."""
+        return self.program is not None and len(self.program.steps) == 1 and self.program.steps[0].node is None
+
+    @cached_property
     def _memory(self) -> Any:
         return pointers([arena.data_ptr() for arena in self.arenas])
 

@@ -50,7 +50,7 @@ def page(parts: Mapping[str, Record]) -> str:
         "## The smallest weights of the whole network zero",
         _speeds(known, "global", goals=False),
         "## Values and weights of bf16",
-        'Apart from the goals, which are for float32: the same networks with `precision="bf16"`, the same sparsity in every\n'
+        'The same networks with `precision="bf16"`, the same sparsity in every\n'
         "layer. Times faster than the fastest dense float32 runtime, than dense bf16 (PyTorch, channels last), than the\n"
         "engine in float32. Error: the largest of any output, relative to the largest output of the float32 model.",
         _lower(known, "bf16"),

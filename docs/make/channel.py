@@ -55,7 +55,8 @@ def network(value: dict[str, Any]) -> list[str]:
         f"Dense: {percent(dense['test'])} % on {images['test']:,} test images, {dense['params']:,} parameters, "
         f"{dense['macs'] / 1e6:.2f} M MACs. {images['calibration']} training images for scores and repairs, "
         f"{images['holdout']} others to choose by; test accuracy in %, difference to dense in points. Bold: the row that is "
-        f"best on the held-out images. [Run file](../../bench/results/channel/{value['model']}.json), "
+        "best on the held-out images. Only what is called distilled trains weights by gradient steps, without labels. "
+        f"[Run file](../../bench/results/channel/{value['model']}.json), "
         f"{value['seconds'] / 60:.0f} minutes on one thread; `{value['command']}`.",
         "",
     ]
@@ -70,7 +71,8 @@ def network(value: dict[str, Any]) -> list[str]:
         for criterion in criteria:
             cells = [shown(criterion)]
             for repair in used:
-                row = next((r for r in rows if (r["criterion"], r["repair"]) == (criterion, repair)), None)
+                alike = [r for r in rows if (r["criterion"], r["repair"]) == (criterion, repair)]
+                row = max(alike, key=lambda r: r.get("steps", 0), default=None)  # of distilled rows the longest
                 told = "" if row is None else f"{percent(row['test'])} ({100 * (row['test'] - dense['test']):+.2f})"
                 cells.append(f"**{told}**" if row is best else told)
             params = next(r["params"] for r in rows if r["criterion"] == criterion)
@@ -85,10 +87,10 @@ def network(value: dict[str, Any]) -> list[str]:
 def distilled(rows: list[dict[str, Any]]) -> list[str]:
     """What the rows trained without labels were given."""
     told = [
-        f"Distilled: {row['criterion']} after {row['after']}, {row['steps']} steps towards the original's outputs on "
-        f"{row['images']:,} training images without labels, {row['seconds']['repair'] / 60:.0f} minutes on one thread."
-        for row in rows
-        if row["repair"] == "distil"
+        f"* Distilled: {shown(row['criterion'])} after {row['after']}, {row['steps']:,} steps towards the original's outputs "
+        f"on {row['images']:,} training images without labels, {row['seconds']['repair'] / 60:.0f} minutes on one thread: "
+        f"{percent(row['test'])} %."
+        for row in sorted((r for r in rows if r["repair"] == "distil"), key=lambda r: r["steps"])
     ]
     return [*told, ""] if told else []
 
@@ -149,18 +151,31 @@ def picture(values: list[dict[str, Any]]) -> str:
 
 
 def tuned(rows: list[dict[str, Any]]) -> list[str]:
-    """The section of one network after a short fine-tune, for run files of one model."""
+    """The section of one network after a short fine-tune, for run files of one model; one table per length of training."""
     one = rows[0]
-    told, minutes = one["training"], [row["seconds"]["training"] / 60 for row in rows]
     lines = [
         f"## {NAMES[one['model']]}, with a short fine-tune",
         f"Base: {percent(one['dense'])} %, {one['dense_params']:,} parameters, {one['dense_macs'] / 1e6:.2f} M MACs; judged "
         f"on {one['judged_on']}. Every method is cut to {one['speedup']}x fewer MACs, repaired by least squares and batch "
-        f"norm, and trained alike: {told['epochs']} epochs, rate {told['lr']} along a cosine, towards labels, the base's "
-        f"answers (weight {told['alpha']}) and its block outputs (weight {told['blocks']}); {min(minutes):.0f} to "
-        f"{max(minutes):.0f} minutes on one thread. Accuracy is that of the last epoch; the best is the epoch that is best on "
-        f"{one['images']['holdout']:,} held-out training images. Milliseconds of one image, dense in brackets. "
+        "norm, and trained along a cosine towards labels, the base's answers and its block outputs, as others of its table. "
+        f"Accuracy is that of the last epoch; the best is the epoch that is best on {one['images']['holdout']:,} held-out "
+        "training images. Milliseconds of one image, dense in brackets. "
         f"[Run files](../../bench/results/channel_tune/{one['model']}).",
+        "",
+    ]
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["training"]["epochs"]):
+        alike.setdefault(json.dumps(row["training"], sort_keys=True), []).append(row)
+    return lines + [line for group in alike.values() for line in tuned_alike(group)]
+
+
+def tuned_alike(rows: list[dict[str, Any]]) -> list[str]:
+    """The table of `rows` whose training was the same."""
+    told, minutes = rows[0]["training"], sorted(round(row["seconds"]["training"] / 60) for row in rows)
+    took = f"{minutes[0]}" if minutes[0] == minutes[-1] else f"{minutes[0]} to {minutes[-1]}"
+    lines = [
+        f"{told['epochs']} epochs, rate {told['lr']}, the base's answers with weight {told['alpha']}, its block outputs with "
+        f"{told['blocks']}; {took} minutes on one thread:",
         "",
     ]
     head = ["method", "before", "after", "to the base", "best epoch", "M MACs", "parameters", "eager ms", "ONNX Runtime ms"]

@@ -5,7 +5,8 @@
 Methods are the criteria of bench/channel.py, ours and Torch-Pruning's ("tp ..."), on the same axes: channels inside blocks, cut
 to `--speedup` times fewer MACs. What is cut is repaired by least squares and batch norm on `--calibration` training images and
 trained for `--epochs`: SGD with Nesterov momentum, the rate falling along a cosine, towards labels, the dense parent's answers
-(`--alpha`, temperature 4) and its block outputs (`--blocks`). "dense" is the parent itself, trained like the others.
+(`--alpha`, temperature 4) and its block outputs (`--blocks`). "dense" is the parent itself, trained like the others. `--distil`
+steps of `repair.distil` on the same images, which look at no labels, come before.
 
 `--holdout` training images are left out: they say which epoch is best. Test accuracy is that
 of the last epoch, in float32; that of the best epoch stands beside it. `--judge holdout` leaves test images alone, for tries of
@@ -34,6 +35,7 @@ from secateur.data import Batches, BatchSettings, cifar10, loaders
 from secateur.io import write_json
 from secateur.measure import compare, facts, machine
 from secateur.recipes.reconstruct import repair_by_name
+from secateur.repair import distil
 from secateur.train import FitSettings, distillation, evaluate, fit, taught
 
 RESULTS = Path(__file__).parent / "results" / "channel_tune"
@@ -132,6 +134,11 @@ def row(method: str, bench: channel.Bench, train: Any, options: Namespace, check
     made = time.perf_counter() - begun
     images = bench.test if options.judge == "test" else bench.holdout
     before = evaluate(small.eval(), images)["accuracy"]
+    began = time.perf_counter()
+    if options.distil:
+        small = channel.fast(small)
+        distil(channel.fast(copy.deepcopy(bench.model)), small, train, steps=options.distil, precision="bf16")
+    apart = time.perf_counter() - began
     plain = copy.deepcopy(small)  # hooks of the training stay behind
     epochs = tuned(small, bench, train, options, checkpoint)
     plain.load_state_dict(small.state_dict())
@@ -155,7 +162,8 @@ def row(method: str, bench: channel.Bench, train: Any, options: Namespace, check
         "dense_params": whole.params,
         "latency_ms": latencies(bench.model, plain, example, options.repeats),
         "training": {
-            key: getattr(options, key) for key in ("epochs", "lr", "weight_decay", "batch", "alpha", "blocks", "images")
+            key: getattr(options, key)
+            for key in ("distil", "epochs", "lr", "weight_decay", "batch", "alpha", "blocks", "images")
         },
         "images": {"calibration": options.calibration, "holdout": options.holdout},
         "epochs": epochs,
@@ -166,7 +174,7 @@ def row(method: str, bench: channel.Bench, train: Any, options: Namespace, check
         "seed": options.seed,
         "seconds": {
             "cut": round(made, 1),
-            "training": round(sum(record["seconds"] for record in epochs), 1),
+            "training": round(apart + sum(record["seconds"] for record in epochs), 1),
             "all": round(time.perf_counter() - begun, 1),
             "processor": round(time.process_time() - busy, 1),
         },
@@ -180,6 +188,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--data", type=Path, required=True)
     made.add_argument("--methods", default=",".join(METHODS))
     made.add_argument("--speedup", type=float, default=2.11)
+    made.add_argument("--distil", type=int, default=0, metavar="STEPS", help="steps without labels before the first epoch")
     made.add_argument("--epochs", type=int, default=5)
     made.add_argument("--images", type=int, help="train on so many images alone")
     made.add_argument("--lr", type=float, default=0.02)

@@ -173,9 +173,10 @@ def tuned_alike(rows: list[dict[str, Any]]) -> list[str]:
     """The table of `rows` whose training was the same."""
     told, minutes = rows[0]["training"], sorted(round(row["seconds"]["training"] / 60) for row in rows)
     took = f"{minutes[0]}" if minutes[0] == minutes[-1] else f"{minutes[0]} to {minutes[-1]}"
+    before = f"{told['distil']:,} steps of distillation without labels, then " if told.get("distil") else ""
     lines = [
-        f"{told['epochs']} epochs, rate {told['lr']}, the base's answers with weight {told['alpha']}, its block outputs with "
-        f"{told['blocks']}; {took} minutes on one thread:",
+        f"{before}{told['epochs']} epochs, rate {told['lr']}, the base's answers with weight {told['alpha']}, its block "
+        f"outputs with {told['blocks']}; {took} minutes on one thread:",
         "",
     ]
     head = ["method", "before", "after", "to the base", "best epoch", "M MACs", "parameters", "eager ms", "ONNX Runtime ms"]

@@ -108,7 +108,7 @@ def test_products_are_fitted_to_data_by_the_repair_of_that_name(tmp_path):
         ({"method": "trp", "args": {"evry": 3}}, "did you mean 'every'"),
         ({"method": "choose", "args": {"formts": []}}, "lowrank.args"),
         ({"method": "force", "args": {"strenght": 1}}, "lowrank.args"),
-        ({"method": "force", "args": {"strength": "much"}}, "set args to what the method takes"),
+        ({"method": "force", "args": {"strength": "much"}}, "no strength"),
         ({"method": "trpp"}, "did you mean 'trp'"),
     ],
 )

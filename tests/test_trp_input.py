@@ -31,6 +31,10 @@ def steps(model: nn.Module, method: TRP, number: int = 2, *, lr: float = 0.05) -
         optimizer.zero_grad()
 
 
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
 WRONG = {
     "energy as text": (lambda: TRP(net(), energy="0.9"), "share"),
     "energy as truth": (lambda: TRP(net(), energy=True), "share"),
@@ -45,6 +49,9 @@ WRONG = {
     "patterns of numbers": (lambda: TRP(net(), ignore=[3]), "list"),
     "no patterns": (lambda: TRP(net(), ignore=None), "list"),
     "no weights yet": (lambda: TRP(net().to("meta")), "no values"),
+    "no optimizer": (lambda: TRP(net(), optimizer=3), "type int"),
+    "another's optimizer": (lambda: TRP(net(), nuclear_by="decay", optimizer=sgd(net())), "none of"),
+    "another's momentum": (lambda: TRP(net(), project_momentum=True).attach(sgd(net())), "none of"),
     "a state of force": (lambda: TRP(net()).load_state_dict(Force(net()).state_dict()), "'last'"),
     "no state": (lambda: TRP(net()).load_state_dict(None), "NoneType"),
     "force as text": (lambda: Force(net(), "much"), "strength"),
@@ -104,7 +111,7 @@ def test_a_run_goes_on_in_another_precision(changes):
 
 def test_the_hook_follows_weights_that_are_assigned():
     model, other = net(), net(1)
-    method = TRP(model, format="channel", energy=0.5, every=1, nuclear=0.01)
+    method = TRP(model, format="channel", energy=0.5, every=1, nuclear=0.01, project_momentum=True)
     model.load_state_dict(other.state_dict(), assign=True)
     model.requires_grad_(True)
     steps(model, method)
@@ -140,6 +147,12 @@ def test_frozen_layers_do_not_shrink(by):
     steps(model, method, 3, lr=0.5)
     torch.testing.assert_close(model[3].weight.norm(), before.norm(), rtol=1e-4, atol=0)
     assert float(model[2].weight.detach().norm()) < 0.9 * float(loose.norm())
+
+
+def test_an_optimizer_that_nobody_reads_may_be_any():
+    assert TRP(net(), optimizer=sgd(net())).optimizer is not None
+    frozen = net().requires_grad_(False)
+    assert TRP(frozen, project_momentum=True, optimizer=sgd(net())).optimizer is not None
 
 
 def test_force_settings_choose_layers():

@@ -57,10 +57,13 @@ class TRP:
         ignore: Sequence[str] = (),
         **changes: Any,
     ) -> None:
-        self.model, self.optimizer = model, optimizer
+        self.model: nn.Module = model
+        self.optimizer: optim.Optimizer | None = None
         self.settings = settings_of(settings, changes)
         self.layers: tuple[Layer, ...] = layers_of(model, self.settings, ignore)
         self.step = 0
+        if optimizer is not None:
+            self.attach(optimizer)
         self.periods = Periods(self.settings, [layer.name for layer in self.layers])
         self._by_name = {layer.name: layer for layer in self.layers}
         for name in self.settings.ranks or {}:
@@ -76,7 +79,20 @@ class TRP:
         self._truncate(self.layers)
 
     def attach(self, optimizer: optim.Optimizer) -> None:
-        """Take the optimizer whose momentum and learning rate the settings need."""
+        """Take the optimizer whose momentum and learning rate the settings need.
+
+        Raises `SecateurError` where they need one, and this one holds none of the layers: nothing would ever happen.
+        """
+        groups = getattr(optimizer, "param_groups", None)
+        if groups is None:
+            found = f"a value of type {type(optimizer).__name__}"
+            raise SecateurError("an optimizer for TRP", found, "give one of torch.optim")
+        self._follow()
+        held = {id(p) for group in groups for p in group["params"]}
+        trained = {id(layer.weight) for layer in self.layers if layer.weight.requires_grad}
+        if self.settings.needs_optimizer and trained and held.isdisjoint(trained):
+            do = "give the optimizer that trains this model"
+            raise SecateurError("an optimizer for TRP", "one that holds none of the layers TRP acts on", do)
         self.optimizer = optimizer
 
     def loss(self) -> float:

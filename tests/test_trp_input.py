@@ -52,6 +52,8 @@ WRONG = {
     "no optimizer": (lambda: TRP(net(), optimizer=3), "type int"),
     "another's optimizer": (lambda: TRP(net(), nuclear_by="decay", optimizer=sgd(net())), "none of"),
     "another's momentum": (lambda: TRP(net(), project_momentum=True).attach(sgd(net())), "none of"),
+    "ranks by nothing": (lambda: TRP(net()).plan({}), "not one way"),
+    "force by nothing": (lambda: Force(net()).plan({}), "not one way"),
     "a state of force": (lambda: TRP(net()).load_state_dict(Force(net()).state_dict()), "'last'"),
     "no state": (lambda: TRP(net()).load_state_dict(None), "NoneType"),
     "force as text": (lambda: Force(net(), "much"), "strength"),

@@ -85,7 +85,8 @@ class Force:
     def plan(self, deploy: Deploy | None = None, *, example: Any = None) -> Plan:
         """As `TRP.plan`."""
         self.layers = current(self.model, self.layers)
-        return plan_of(self.model, self.layers, self.settings, deploy or self.settings.deploy, example=example)
+        deploy = self.settings.deploy if deploy is None else deploy
+        return plan_of(self.model, self.layers, self.settings, deploy, example=example)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps."""

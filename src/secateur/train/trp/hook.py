@@ -139,7 +139,8 @@ class TRP:
         matrices (network decoupling), the largest rank serves all.
         """
         self._follow()
-        return plan_of(self.model, self.layers, self.settings, deploy or self.settings.deploy, example=example)
+        deploy = self.settings.deploy if deploy is None else deploy
+        return plan_of(self.model, self.layers, self.settings, deploy, example=example)
 
     def state_dict(self) -> dict[str, Any]:
         """Steps and periods, the last truncation's polar factors and vectors, and the settings they belong to."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import pytest
 import torch
 from torch import nn
@@ -59,6 +61,7 @@ WRONG = {
     "force as text": (lambda: Force(net(), "much"), "strength"),
     "force as truth": (lambda: Force(net(), True), "strength"),
     "force with a preset": (lambda: Force(net(), settings="paper"), "TRPSettings"),
+    "force with a state of TRP": (lambda: Force(net()).load_state_dict(TRP(net()).state_dict()), "number of steps"),
     "force without a state": (lambda: Force(net()).load_state_dict({}), "number of steps"),
     "force on one pattern": (lambda: Force(net(), ignore="3"), "list"),
 }
@@ -155,6 +158,26 @@ def test_an_optimizer_that_nobody_reads_may_be_any():
     assert TRP(net(), optimizer=sgd(net())).optimizer is not None
     frozen = net().requires_grad_(False)
     assert TRP(frozen, project_momentum=True, optimizer=sgd(net())).optimizer is not None
+
+
+def test_tables_of_any_kind_are_kept():
+    method = TRP(net(), ranks=MappingProxyType({"3": 4}), deploy=MappingProxyType({"rank": 4}))
+    state = method.state_dict()
+    assert (state["settings"]["ranks"], state["settings"]["deploy"]) == ({"3": 4}, {"rank": 4})
+    method.load_state_dict(state)
+
+
+def test_a_checkpoint_of_other_settings_leaves_the_model_alone(tmp_path):
+    data = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))] * 3
+    settings, path = FitSettings(epochs=1, lr=0.01), tmp_path / "checkpoint.pt"
+    model = net()
+    fit(model, data, settings, hooks=[TRP(model, every=2)], checkpoint=path)
+    again = net(1)
+    method = TRP(again, every=3)
+    before = [p.detach().clone() for p in again.parameters()]
+    with pytest.raises(SecateurError, match="every 2 where the hook has 3"):
+        fit(again, data, settings, hooks=[method], checkpoint=path)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), before, strict=True))
 
 
 def test_force_settings_choose_layers():

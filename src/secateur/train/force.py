@@ -94,8 +94,9 @@ class Force:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`. Raises `SecateurError` where it is that of another hook."""
-        if not isinstance(state, dict) or not isinstance(state.get("step"), int):
-            raise SecateurError("going on with Force", "a state without a number of steps", "give one of Force.state_dict")
+        if not isinstance(state, dict) or set(state) != {"step"}:
+            found = "a state that is not a number of steps alone"
+            raise SecateurError("going on with Force", found, "give one of Force.state_dict")
         self.step = int(state["step"])
 
 

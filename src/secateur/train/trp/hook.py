@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any, cast
 
 import torch
@@ -144,7 +144,8 @@ class TRP:
 
     def state_dict(self) -> dict[str, Any]:
         """Steps and periods, the last truncation's polar factors and vectors, and the settings they belong to."""
-        settings = asdict(self.settings) | {"deploy": dict(self.settings.deploy)}
+        values = {entry.name: getattr(self.settings, entry.name) for entry in fields(self.settings)}
+        settings = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
         return {
             "step": self.step,
             "last": dict(self._last),

@@ -197,12 +197,24 @@ class Twice(nn.Module):
         return self.last(x)
 
 
+class ByName(nn.Module):
+    """A layer that is called by the name of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(input=self.stem(x))
+
+
 def wide() -> list[nn.Module]:
     return [nn.Conv2d(9, 64, 3, padding=1), nn.Conv2d(64, 9, 3, padding=1)]
 
 
 SHAPES = {
     "called again": (Twice, (1, 3, 8, 8)),
+    "called by name": (ByName, (1, 3, 8, 8)),
     "one image": (lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3), nn.Conv2d(32, 32, 3)), (3, 12, 12)),
     "channels last": (lambda: nn.Sequential(nn.Conv2d(9, 9, 1), *wide(), nn.Linear(8, 64), nn.Linear(64, 64)), (2, 9, 7, 8)),
 }

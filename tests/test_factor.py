@@ -250,6 +250,12 @@ def test_a_plan_with_products_prints_and_differs():
 REFUSED = {
     "of the model itself": (lambda: nn.Linear(3, 3), lambda: Product("", "linear", (1,)), "the model itself"),
     "unknown format": (lambda: nn.Linear(3, 3), lambda: Product("0", "cp", (1,)), "format 'cp'"),
+    "a rank without a list": (lambda: nn.Linear(3, 3), lambda: Product("0", "linear", 2), "ranks 2"),
+    "half a rank": (lambda: nn.Linear(3, 3), lambda: Product("0", "linear", (2.5,)), "ranks"),
+    "a rank as text": (lambda: nn.Linear(3, 3), lambda: Product("0", "linear", ("2",)), "ranks"),
+    "a rank as truth": (lambda: nn.Linear(3, 3), lambda: Product("0", "linear", (True,)), "ranks"),
+    "groups as text": (lambda: nn.Linear(3, 3), lambda: Product("0", "channel", (2,), "2"), "groups '2'"),
+    "a layer's number": (lambda: nn.Linear(3, 3), lambda: Product(3, "linear", (2,)), "name"),
     "one rank for two": (lambda: nn.Linear(3, 3), lambda: Product("0", "tucker2", (1,)), r"ranks \[1\]"),
     "no layer": (lambda: nn.Sequential(nn.Linear(3, 3)), lambda: Product("1", "linear", (1,)), "no tensor '1.weight'"),
     "rank too high": (lambda: nn.Sequential(nn.Linear(3, 3)), lambda: Product("0", "linear", (4,)), r"ranks \[4\]"),
@@ -278,6 +284,50 @@ def test_what_cannot_become_a_product_is_refused_before_anything_changes(case):
     with pytest.raises(SecateurError, match=words):
         factor(before, [product()]).apply_(model)
     assert fingerprint(model) == before
+
+
+class Own(nn.Conv2d):
+    """A convolution of a class of its own, which becomes no product."""
+
+
+@pytest.mark.parametrize("wrong", ["class", "values"])
+def test_a_later_step_that_cannot_be_done_is_refused_before_anything_changes(wrong):
+    made = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    cut = trace(made, torch.zeros(1, 3, 8, 8)).plan({"0": range(5)})
+    plan = cut.then(factor(fingerprint(cut.apply(made)), [Product("2", "channel", (2,))]))
+    assert len(plan.steps) == 2
+    if wrong == "class":
+        made[2] = Own(8, 8, 3)
+    else:
+        nn.init.constant_(made[2].weight, float("inf"))
+    optimizer = torch.optim.SGD(made.parameters(), 0.1)
+    before, held = fingerprint(made), [id(p) for p in made.parameters()]
+    with pytest.raises(SecateurError, match="a product for the layer '2'"):
+        plan.apply_(made, optimizer=optimizer)
+    assert fingerprint(made) == before
+    assert [id(p) for p in made.parameters()] == [id(p) for p in optimizer.param_groups[0]["params"]] == held
+
+
+def test_what_a_cut_takes_away_need_not_be_finite():
+    made = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    cut = trace(made, torch.zeros(1, 3, 8, 8)).plan({"0": range(5)})
+    plan = cut.then(factor(fingerprint(cut.apply(made)), [Product("2", "channel", (2,))]))
+    with torch.no_grad():
+        made[2].weight[:, 6] = float("nan")
+    assert bool(plan.apply_(made)(torch.randn(1, 3, 8, 8)).isfinite().all())
+
+
+def test_numbers_of_numpy_are_ranks():
+    plan = factor({"0.weight": (4, 3, 3, 3)}, [Product("0", "channel", (np.int64(2),), np.int64(1))])
+    assert from_json(to_json(plan)) == plan
+    assert loads(dumps(plan)) == plan
+
+
+def test_an_optimizer_that_knows_names_gets_those_of_the_product():
+    made = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(made.named_parameters(), 0.1, momentum=0.9)
+    factor(fingerprint(made), [Product("0", "tucker2", (2, 3))]).apply_(made, optimizer=optimizer)
+    assert optimizer.param_groups[0]["param_names"] == [name for name, _ in made.named_parameters()]
 
 
 def test_weights_without_finite_numbers_are_refused():

@@ -153,7 +153,27 @@ WRONG = {
     "no format": (lambda: lowrank.choose(net(), X, {"macs": 0.5}, formats=["chanel"]), "did you mean 'channel'"),
     "nothing left": (lambda: lowrank.choose(net(), X, {"macs": 0.5}, ignore=["*"]), "no plain convolution"),
     "too little": (lambda: lowrank.choose(net(), X, {"macs": 0.01}), "least possible share"),
+    "a number alone": (lambda: lowrank.choose(net(), X, 0.5), "not one quantity"),
+    "ranks of no multiple": (lambda: lowrank.choose(net(), X, {"macs": 0.5}, multiple=0), "multiple=0"),
+    "a multiple as text": (lambda: lowrank.choose(net(), X, {"macs": 0.5}, multiple="8"), "multiple='8'"),
+    "a multiple below 1": (lambda: lowrank.choose(net(), X, {"macs": 0.5}, multiple=-8), "multiple=-8"),
+    "one format as text": (lambda: lowrank.choose(net(), X, {"macs": 0.5}, formats="channel"), "list"),
+    "formats that are none": (lambda: lowrank.choose(net(), X, {"macs": 0.5}, formats=()), "at least one"),
+    "one pattern as text": (lambda: lowrank.choose(net(), X, {"macs": 0.5}, ignore="layer1"), "list"),
+    "no weights yet": (lambda: lowrank.choose(net().to("meta"), X.to("meta"), {"macs": 0.5}), "no values"),
+    "weights that are no numbers": (lambda: lowrank.choose(broken(), X, {"macs": 0.5}), r"'layer2.0.conv1'.*not finite"),
+    "rows of none": (lambda: lowrank.choose(net(), X, {"macs": 0.5}, batches=[(X, None)], sample=0), "sample=0"),
+    "fewer rows": (lambda: lowrank.choose(net(), X, {"macs": 0.5}, batches=[(X, None)], sample=-1), "sample=-1"),
+    "empty batches": (lambda: lowrank.choose(net(), X, {"macs": 0.5}, batches=[(X[:0], None)]), "no rows"),
+    "linear on a convolution": (lambda: lowrank.offers(lowrank.places(net(), X)[0], ["linear"]), "'linear'"),
 }
+
+
+def broken() -> nn.Module:
+    model = net()
+    with torch.no_grad():
+        model.layer2[0].conv1.weight[0, 0, 0, 0] = float("nan")
+    return model
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -161,6 +181,75 @@ def test_what_cannot_be_met_is_one_sentence(case):
     ask, words = WRONG[case]
     with pytest.raises(SecateurError, match=words):
         ask()
+
+
+class Twice(nn.Module):
+    """A layer that a forward calls four times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.again, self.last = nn.Conv2d(3, 16, 3, padding=1), *(nn.Conv2d(16, 16, 3, padding=1) for _ in "12")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for _ in range(4):
+            x = self.again(x)
+        return self.last(x)
+
+
+class ByName(nn.Module):
+    """A layer that is called by the name of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(input=self.stem(x))
+
+
+def wide() -> list[nn.Module]:
+    return [nn.Conv2d(9, 64, 3, padding=1), nn.Conv2d(64, 9, 3, padding=1)]
+
+
+SHAPES = {
+    "called again": (Twice, (1, 3, 8, 8)),
+    "called by name": (ByName, (1, 3, 8, 8)),
+    "one image": (lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3), nn.Conv2d(32, 32, 3)), (3, 12, 12)),
+    "channels last": (lambda: nn.Sequential(nn.Conv2d(9, 9, 1), *wide(), nn.Linear(8, 64), nn.Linear(64, 64)), (2, 9, 7, 8)),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.9])
+def test_counts_are_those_of_the_whole_network(case, share):
+    made, shape = SHAPES[case]
+    torch.manual_seed(0)
+    model, x = made(), torch.zeros(shape)
+    for what in ("macs", "params"):
+        plan = lowrank.choose(model, x, {what: share}, linear=True, multiple=2)
+        assert share - 0.2 < getattr(facts(plan.apply(model), x), what) / getattr(facts(model, x), what) <= share
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_networks_of_other_precision(dtype):
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3), nn.Flatten(), nn.Linear(512, 16)).to(dtype)
+    x = torch.randn(2, 3, 8, 8, dtype=dtype)
+    plan = lowrank.choose(model, x, {"macs": 0.5}, linear=True, batches=[(x, None)])
+    assert plan.steps[0].products
+    assert bool(plan.apply(model)(x).isfinite().all())
+
+
+@pytest.mark.parametrize("what", ["macs", "params"])
+def test_all_of_the_budget_changes_nothing(what):
+    assert not lowrank.choose(net(), X, {what: 1.0}, multiple=4)
+
+
+def test_a_layer_of_zeros_loses_nothing():
+    model = nn.Sequential(*(nn.Conv2d(3 if number == 0 else 16, 16, 3, padding=1) for number in range(3)))
+    nn.init.zeros_(model[1].weight)
+    plan = lowrank.choose(model, torch.randn(2, 3, 8, 8), {"macs": 0.7})
+    assert [product.module for product in plan.steps[0].products] == ["1"]
 
 
 def test_linear_layers_join_where_asked():
@@ -188,6 +277,7 @@ def test_the_command_lists_layers_and_writes_a_plan(tmp_path):
     assert found["counts"]["macs"]["kept"] <= 0.6 * found["counts"]["macs"]["dense"]
     assert all(after <= before for before, after in found["widths"].values())
     assert run.invoke(app, [*words[:-4], "--keep", "flops=0.5"]).exception is not None
+    assert run.invoke(app, [*words, "--formats", "channel, spatial"]).exit_code == 0
     with pytest.raises(SecateurError, match="did you mean 'spatial'"):
         lowrank.offers(lowrank.places(net(), X)[0], ["spatiel"])
 

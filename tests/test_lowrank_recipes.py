@@ -77,6 +77,21 @@ def test_ranks_chosen_first_are_held_in_training_so_that_the_cut_costs_nothing(t
     assert {p.format for p in products} <= {"channel", "spatial", "linear"}
 
 
+def test_formats_that_cannot_be_held_are_refused_before_they_are_chosen(tmp_path):
+    given = {"method": "choose", "args": {"formats": ["tucker2", "channel"]}}
+    with pytest.raises(SecateurError, match=r"'tucker2'.*channel, spatial"):
+        run(recipe(lowrank=given, lowtrain={"epochs": 1}, train={"epochs": 0}), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("chosen.json"))
+
+
+def test_a_budget_that_is_met_needs_no_products(tmp_path):
+    given = {"method": "choose", "deploy": {"macs": 1.0}}
+    value = recipe(lowrank=given, lowtrain={"epochs": 1}, train={"epochs": 0}, repair={"name": "whitened", "batches": 1})
+    found = run(value, tmp_path / "run")
+    assert not read_plan(tmp_path / "run" / "plan.json")
+    assert found["stages"][-1]["macs"] == found["stages"][0]["macs"]
+
+
 @pytest.mark.parametrize("name", ["trp", "choose, then train"])
 def test_a_run_stopped_in_low_rank_training_goes_on(name, tmp_path, monkeypatch):
     value = recipe(lowrank=METHODS[name], lowtrain={"epochs": 2, "lr": 0.05, "teacher": 0.5})
@@ -108,7 +123,16 @@ def test_products_are_fitted_to_data_by_the_repair_of_that_name(tmp_path):
         ({"method": "trp", "args": {"evry": 3}}, "did you mean 'every'"),
         ({"method": "choose", "args": {"formts": []}}, "lowrank.args"),
         ({"method": "force", "args": {"strenght": 1}}, "lowrank.args"),
-        ({"method": "force", "args": {"strength": "much"}}, "set args to what the method takes"),
+        ({"method": "force", "args": {"strength": "much"}}, "no strength"),
+        ({"method": "trp", "args": {"ranks": 5}}, "ranks by layer"),
+        ({"method": "trp", "args": {"stem": "no"}}, "true or false"),
+        ({"method": "trp", "args": {"ignore": "*"}}, "list"),
+        ({"method": "trp", "args": {"ignore": ["*"]}}, "no plain convolution"),
+        ({"method": "force", "args": {"ignore": ["*"]}}, "no plain convolution"),
+        ({"method": "force", "args": {"settings": {"format": "channel"}}}, "TRPSettings"),
+        ({"method": "choose", "args": {"multiple": 0}}, "multiple=0"),
+        ({"method": "choose", "args": {"sample": 0}}, "sample=0"),
+        ({"method": "choose", "scratch": True}, "scratch"),
         ({"method": "trpp"}, "did you mean 'trp'"),
     ],
 )

@@ -78,4 +78,8 @@ def test_what_cannot_be_held_is_one_sentence(made: Callable[[], nn.Module], prod
         holding(model, plan_of(model, *products))
     with pytest.raises(SecateurError, match="not one factor step"):
         holding(model, Plan(fingerprint(model)))
+    whole = plan_of(net(), Product("2", "channel", (3,)))
+    for changes in ({"ranks": {"2": 1}}, {"format": "spatial"}, {"ignore": ["2"]}):
+        with pytest.raises(SecateurError, match="the plan says"):
+            holding(net(), whole, **changes)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -173,3 +173,55 @@ def test_multiplying_out_needs_the_factor_step():
     plan = trace(net, torch.randn(2, 6)).plan({"0": [0, 1]})
     with pytest.raises(SecateurError, match="not one factor step"):
         lowrank.merge_(net, plan.apply(net), plan)
+
+
+def test_networks_of_other_plans_are_refused_and_left_alone():
+    net, data = nn.Sequential(*model(), nn.Conv2d(7, 8, 1)), correlated()
+    plan = products(net, "spatial", (4,))
+    small = plan.apply(net)
+    axes = trace(small, data[0][0])
+    cut = axes.plan({"0.1": [0, 1]}).apply(small)
+    ranks = axes.plan({"0.0": [0, 1]}).apply(small)
+    for other in (net, products(net, "channel", (3,)).apply(net), cut, ranks, nn.Linear(3, 3)):
+        for change, left in ((lowrank.merge_, net), (lambda a, b, p: repair.whitened(a, b, data, plan=p), other)):
+            if other is ranks and change is lowrank.merge_:
+                continue  # fewer ranks than the plan says can be multiplied out as well
+            before = {name: value.clone() for name, value in left.state_dict().items()}
+            with pytest.raises(SecateurError, match="made by this plan"):
+                change(net, other, plan)
+            assert all(torch.equal(value, before[name]) for name, value in left.state_dict().items())
+    lowrank.merge_(net, ranks, plan)
+    assert error(net, ranks, data) < 1e-6
+
+
+def test_a_plan_without_products_changes_nothing():
+    net, data = model(), correlated()
+    plan = Plan(fingerprint(net))
+    small = plan.apply(net)
+    repair.whitened(net, small, data, plan=plan)
+    assert error(net, small, data) == 0
+    with torch.no_grad():
+        small[0].bias.add_(1)
+    lowrank.merge_(net, small, plan)
+    assert error(net, small, data) == 0
+
+
+class Head(nn.Module):
+    """A second head that only training looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.aside = nn.Conv2d(5, 7, 3), nn.Conv2d(5, 7, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.aside(x) if self.training else self.main(x)
+
+
+def test_layers_the_data_never_reach_stay_as_they_are():
+    torch.manual_seed(0)
+    net, data = Head(), correlated()
+    plan = factor(fingerprint(net), [Product(name, "channel", (3,)) for name in ("main", "aside")])
+    small, plain = plan.apply(net), plan.apply(net)
+    repair.whitened(net, small, data, plan=plan)
+    assert all(torch.equal(a, b) for a, b in zip(small.aside.parameters(), plain.aside.parameters(), strict=True))
+    assert error(net.eval(), small.eval(), data) < 0.7 * error(net, plain.eval(), data)

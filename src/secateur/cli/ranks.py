@@ -41,7 +41,7 @@ def ranks(
     recipe = schema.from_dict({"model": {"build": model}, "seed": seed, "data": source(data, folder)})
     network, inputs, batches = scoring_inputs(recipe, weights, shapes, with_data=bool(data))
     which: dict[str, Any] = {"stem": stem, "linear": linear, "ignore": tuple(ignore or ())}
-    names: Any = tuple(formats.split(","))
+    names: Any = tuple(form.strip() for form in formats.split(","))
     if keep is None:
         found = [row for place in lowrank.places(network, inputs, **which) for row in lowrank.offers(place, names)]
         if as_json:

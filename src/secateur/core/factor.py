@@ -7,8 +7,10 @@ its ranks. Shape legend: O out, I in (per group), K kernel, R rank, G groups.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
+from operator import index
 from typing import Literal, get_args
 
 from secateur.core.errors import SecateurError, nearest
@@ -40,11 +42,16 @@ class Product:
 
     def __post_init__(self) -> None:
         asked = f"a product for the layer {self.module!r}"
+        if not isinstance(self.module, str):
+            raise SecateurError(asked, f"{self.module!r} for its name", "give the name of a layer, as a text")
         if not self.module:
             raise SecateurError("a product for the model itself", "no layer's name", "put the layer inside a module")
         if self.format not in FORMATS:
             raise SecateurError(asked, f"format {self.format!r}", nearest(str(self.format), list(FORMATS)))
-        object.__setattr__(self, "ranks", tuple(self.ranks))
+        object.__setattr__(self, "groups", _whole(self.groups, asked, f"groups {self.groups!r}"))
+        found = f"ranks {self.ranks!r}"
+        ranks = tuple(self.ranks) if isinstance(self.ranks, Iterable) else (None,)
+        object.__setattr__(self, "ranks", tuple(_whole(rank, asked, found) for rank in ranks))
         wanted = 2 if self.format == "tucker2" else 1
         if len(self.ranks) != wanted or min(self.ranks) < 1:
             raise SecateurError(asked, f"ranks {list(self.ranks)}", f"give {wanted} of at least 1")
@@ -69,6 +76,14 @@ class Factor:
             if names.count(name) > 1:
                 raise SecateurError("a factor step", f"layer {name!r} named twice", "name each layer once per step")
         object.__setattr__(self, "products", tuple(sorted(self.products, key=lambda product: product.module)))
+
+
+def _whole(number: object, asked: str, found: str) -> int:
+    """`number` as Python's own integer, which goes into a file; numpy's come in too."""
+    with suppress(TypeError):
+        if not isinstance(number, bool):
+            return index(number)  # type: ignore[arg-type]
+    raise SecateurError(asked, found, "give whole numbers, ranks in a list")
 
 
 def full_ranks(format: Format, shape: tuple[int, ...], *, groups: int = 1) -> tuple[int, ...]:

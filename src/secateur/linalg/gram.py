@@ -126,7 +126,7 @@ def follow(matrices: Tensor, basis: Tensor, discarded: float) -> Spectrum | None
     rank = basis.shape[-1]
     if matrices.device.type != "cpu" or discarded <= 0 or matrices.shape[-2] < SMALL or 2 * rank > matrices.shape[-2]:
         return None  # small eigenproblems, and those of high rank, take no longer
-    span = _orthonormal(bmm(matrices, bmm(matrices.mT, basis)))
+    span = _orthonormal(bmm(matrices, bmm(matrices.mT, basis.to(matrices.dtype))))
     if span is None:
         return None
     inner = bmm(span.mT, matrices)

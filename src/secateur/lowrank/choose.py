@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError, nearest
-from secateur.core.factor import FORMATS, Format, Product
+from secateur.core.factor import Format, Product
 from secateur.core.plan import Plan, factor
 from secateur.core.protocols import Batches
 from secateur.lowrank.cost import Costs, counted, timed
-from secateur.lowrank.energy import Kept, candidates, forms_of, kept_by
+from secateur.lowrank.energy import Kept, candidates, forms_of, kept_by, require_formats
 from secateur.lowrank.knapsack import knapsack
 from secateur.lowrank.places import Place, places
 from secateur.measure import facts, latency
@@ -50,15 +50,17 @@ def choose(
     layer (`repeats` interleaved rounds on `threads`), to which everything else in the network is added as a constant.
     `which`: as in `places`.
 
-    Raises `SecateurError` for a budget that cannot be met, saying the least that can.
+    Raises `SecateurError` for a budget that cannot be met, saying the least that can, and for weights that are not finite.
     """
     what, share = _one(keep)
-    for name in formats:
-        if name not in FORMATS or name == "linear":
-            raise SecateurError(f"the format {name!r}", "no such format", nearest(name, [f for f in FORMATS if f != "linear"]))
+    formats = require_formats(formats)
+    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+        raise SecateurError(f"multiple={multiple!r}", "no whole number from 1", "say of what ranks are multiples, 1 for any")
     inputs = example if isinstance(example, tuple) else (example,)
     found = places(model, example, **which)
-    offers = {p: [c for form in forms_of(p, tuple(formats)) for c in candidates(p, form, multiple)] for p in found}
+    for place in found:
+        _require_finite(place)
+    offers = {p: [c for form in forms_of(p, formats) for c in candidates(p, form, multiple)] for p in found}
     if what == "latency":
         table: Mapping[Place, Costs] = timed(offers, repeats=repeats, threads=threads)
         dense = latency(model, *inputs, repeats=max(repeats, 5), threads=threads)
@@ -99,10 +101,19 @@ def _kept(
     }
 
 
+def _require_finite(place: Place) -> None:
+    """Raise `SecateurError` for a layer whose weights have no values, or some that are not finite: they have no energy."""
+    asked = f"the energy of the layer {place.name!r}"
+    if place.weight.is_meta:
+        raise SecateurError(asked, "weights on the meta device, which have no values", "load weights first")
+    if not bool(place.weight.isfinite().all()):
+        raise SecateurError(asked, "weights that are not finite numbers", "give trained weights, or leave it out by ignore=")
+
+
 def _one(keep: Mapping[str, float]) -> tuple[str, float]:
     """The one quantity of a budget, and its share."""
-    if len(keep) != 1:
-        raise SecateurError(f"keep={dict(keep)!r}", "not one quantity", 'give for instance {"latency": 0.5}')
+    if not isinstance(keep, Mapping) or len(keep) != 1:
+        raise SecateurError(f"keep={keep!r}", "not one quantity", 'give for instance {"latency": 0.5}')
     what, share = next(iter(keep.items()))
     if what not in QUANTITIES:
         raise SecateurError(f"keep={dict(keep)!r}", f"no quantity {what!r}", nearest(what, list(QUANTITIES)))

@@ -24,33 +24,34 @@ Costs = Mapping[Product | None, float]
 
 
 def counted(place: Place, products: Sequence[Product], what: str) -> Costs:
-    """The multiply-accumulates ("macs") or parameters ("params") of the layer and of each product."""
+    """The multiply-accumulates ("macs") of all calls, or the parameters ("params"), of the layer and of each product."""
     layer = deepcopy(place.layer).to("meta")
-    read, wrote = place.shape, tuple(layer(torch.empty(place.shape, device="meta")).shape)
+    read, wrote = place.shape, tuple(layer(torch.empty(place.shape, device="meta", dtype=place.weight.dtype)).shape)
+    images = 1 if isinstance(layer, nn.Linear) or len(read) == 3 else read[0]
     shape = tuple(place.weight.shape)
     bias = layer.bias.numel() if layer.bias is not None else 0
 
     def count(pieces: list[tuple[int, ...]], positions: list[int]) -> float:
         if what == "params":
             return float(bias + sum(prod(piece) for piece in pieces))
-        return float(sum(prod(piece) * n for piece, n in zip(pieces, positions, strict=True)))
+        return float(place.calls * sum(prod(piece) * n for piece, n in zip(pieces, positions, strict=True)))
 
-    made: dict[Product | None, float] = {None: count([shape], [_positions(wrote)])}
+    def area(of: tuple[int, ...]) -> int:
+        """Samples times pixels of (B, C, H, W) or (C, H, W); rows of (..., C) of a linear layer."""
+        return prod(of[:-1]) if isinstance(layer, nn.Linear) else images * of[-2] * of[-1]
+
+    made: dict[Product | None, float] = {None: count([shape], [area(wrote)])}
     for product in products:
         pieces = piece_shapes(product, shape)
-        first = {"spatial": read[0] * wrote[-2] * read[-1], "tucker2": _positions(read), "decouple": _positions(read)}
-        positions = [first.get(product.format, _positions(wrote)), *[_positions(wrote)] * (len(pieces) - 1)]
+        narrow = (*wrote[:-1], read[-1])  # between the two layers of a spatial product
+        first = area({"spatial": narrow, "tucker2": read, "decouple": read}.get(product.format, wrote))
+        positions = [first, *[area(wrote)] * (len(pieces) - 1)]
         made[product] = count(pieces, positions)
     return made
 
 
-def _positions(shape: tuple[int, ...]) -> int:
-    """Samples times pixels of (B, C, H, W); rows of (..., C)."""
-    return shape[0] * shape[2] * shape[3] if len(shape) == 4 else prod(shape[:-1])
-
-
 def timed(groups: Mapping[Place, Sequence[Product]], *, repeats: int = 10, threads: int | None = None) -> dict[Place, Costs]:
-    """Median milliseconds of each layer and of each of its products, alone, on random input of the shape it reads.
+    """Median milliseconds of all calls of each layer and of each of its products, alone, on random input of their shape.
 
     Layers of one kind are timed once. The layer and all its products take turns, so that a busy machine slows all alike.
     """
@@ -67,8 +68,8 @@ def timed(groups: Mapping[Place, Sequence[Product]], *, repeats: int = 10, threa
             known[place.kind] = {None: times[""]}
             known[place.kind] |= {(p.format, p.ranks): times[str(number)] for number, p in enumerate(products)}
         mine = known[place.kind]
-        costs: dict[Product | None, float] = {None: mine[None]}
-        table[place] = costs | {product: mine[product.format, product.ranks] for product in products}
+        costs: dict[Product | None, float] = {None: place.calls * mine[None]}
+        table[place] = costs | {product: place.calls * mine[product.format, product.ranks] for product in products}
     return table
 
 

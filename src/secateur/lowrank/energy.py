@@ -5,14 +5,15 @@ Shape legend: O out, I in, D inputs of one output, R ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import product as pairs
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from secateur.core.factor import Format, Product, full_ranks, piece_shapes, reachable
+from secateur.core.errors import SecateurError, nearest
+from secateur.core.factor import FORMATS, Format, Product, full_ranks, piece_shapes, reachable
 from secateur.linalg import patch_covariance, responses, through
 from secateur.lowrank.places import Place
 from secateur.surgery import unfold
@@ -43,6 +44,18 @@ def candidates(place: Place, form: Format, multiple: int) -> list[Product]:
     choices = [range(multiple, limit + 1, multiple) for limit in limits]
     found = [Product(place.name, form, ranks) for ranks in pairs(*choices)]
     return [p for p in found if reachable(p, shape) and _smaller(p, shape)]
+
+
+def require_formats(forms: Any) -> tuple[Format, ...]:
+    """`forms` of products for convolutions. Raises `SecateurError` for one that is none, one text, and no format at all."""
+    known: list[str] = [form for form in FORMATS if form != "linear"]
+    if isinstance(forms, str) or not isinstance(forms, Collection) or not forms:
+        do = f"give a list of at least one of {', '.join(known)}"
+        raise SecateurError(f"formats={forms!r}", "no list of formats", do)
+    for form in forms:
+        if form not in known:
+            raise SecateurError(f"the format {form!r}", "no such format", nearest(form, known))
+    return tuple(forms)
 
 
 def forms_of(place: Place, forms: tuple[Format, ...]) -> tuple[Format, ...]:
@@ -78,4 +91,4 @@ def _energies(weight: Tensor, form: Format, covariance: Tensor | None) -> list[T
 
 def _shares(energies: Tensor) -> Tensor:
     sums = energies.cumsum(0)
-    return sums / sums[-1].clamp(min=torch.finfo(sums.dtype).tiny)
+    return sums / sums[-1] if sums[-1] > 0 else torch.ones_like(sums)  # a layer of zeros has nothing to lose

@@ -15,15 +15,18 @@ BINS = 10_000
 def knapsack(options: Sequence[Sequence[tuple[float, float]]], limit: float, *, bins: int = BINS) -> list[int] | None:
     """The place of one (cost, worth) in each of `options` so that the worths add up to most and the costs to at most `limit`.
 
-    None where even the cheapest do not fit; where only these fit, they are it. Costs are rounded up to a `bins`-th of the
-    limit, so the limit holds; the answer is optimal for the rounded costs. Equal worths go to the option listed first.
-    O(L * K * B).
+    None where even the cheapest do not fit; where only these fit, they are it, as are the worthiest where all of those fit.
+    Costs are rounded up to a `bins`-th of the limit, so the limit holds; the answer is optimal for the rounded costs. Equal
+    worths go to the option listed first. O(L * K * B).
 
     >>> knapsack([[(4, 0.0), (2, -1.0)], [(4, 0.0), (1, -0.5)]], 6)
     [0, 1]
     """
     if limit <= 0 or not options:
         return None if options else []
+    favourites = [max(range(len(row)), key=lambda place: row[place][1]) for row in options]
+    if sum(row[place][0] for row, place in zip(options, favourites, strict=True)) <= limit * (1 + 1e-9):
+        return favourites  # rounded up, these might not fit
     best = np.zeros(bins + 1)  # most worth of the layers so far, at each cost or less
     taken = []
     for row in options:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from secateur.core.errors import SecateurError, nearest
-from secateur.core.factor import FORMATS, Format, Product, full_ranks, reachable
+from secateur.core.factor import Format, Product, full_ranks, reachable
 from secateur.lowrank.cost import counted
-from secateur.lowrank.energy import forms_of
+from secateur.lowrank.energy import forms_of, require_formats
 from secateur.lowrank.places import Place
 
 
@@ -18,12 +17,10 @@ def offers(place: Place, forms: Sequence[Format]) -> list[dict[str, Any]]:
     Of a Tucker-2 product, which has two ranks, "pays" is the highest pair in the ratio of the full ones.
     Raises `SecateurError` for a format there is none of.
     """
-    for form in forms:
-        if form not in FORMATS:
-            raise SecateurError(f"the format {form!r}", "no such format", nearest(form, list(FORMATS)))
+    forms = require_formats(forms)
     shape = tuple(place.weight.shape)
     rows = []
-    for form in forms_of(place, tuple(forms)):
+    for form in forms_of(place, forms):
         full = full_ranks(form, shape)
         steps = [tuple(max(1, rank * step // max(full)) for rank in full) for step in range(1, max(full) + 1)]
         products = [p for ranks in dict.fromkeys(steps) if reachable(p := Product(place.name, form, ranks), shape)]

@@ -8,22 +8,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
+from secateur.core.patterns import matches, patterns
 from secateur.measure.observe import observe
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """One layer: its name, itself, and the shape of what it reads in a forward of the example."""
+    """One layer: its name, itself, the shape of what it reads in a forward of the example, and how often that calls it."""
 
     name: str
     layer: Any
     shape: tuple[int, ...]
+    calls: int = 1
 
     @property
     def weight(self) -> Tensor:
@@ -47,6 +48,7 @@ def places(
     `stem`: the first of them too. `ignore` takes shell patterns of names. Layers whose tensors are shared, and those that
     a forward calls with several shapes, stay out. Raises `SecateurError` where nothing is left.
     """
+    ignore = patterns(ignore)
     owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     known = {
         name: module
@@ -55,12 +57,12 @@ def places(
         and ((type(module) is nn.Conv2d and module.groups == 1) or (linear and type(module) is nn.Linear))
         and all(owners[id(parameter)] == 1 for parameter in module.parameters())
     }
-    read: dict[str, set[tuple[int, ...]]] = {}
-    looks = {name: (lambda x, _, name=name: read.setdefault(name, set()).add(tuple(x.shape))) for name in known}
+    read: dict[str, Counter[tuple[int, ...]]] = {}
+    looks = {name: (lambda x, _, name=name: read.setdefault(name, Counter()).update([tuple(x.shape)])) for name in known}
     observe(model, looks, [(example, None)])
     names = [name for name in read if len(read[name]) == 1]
     first = next((name for name in names if isinstance(known[name], nn.Conv2d)), None)
-    left = [name for name in names if (stem or name != first) and not any(fnmatchcase(name, pattern) for pattern in ignore)]
+    left = [name for name in names if (stem or name != first) and not matches(name, ignore)]
     if not left:
         raise SecateurError("ranks for layers", "no plain convolution", "lift ignore=, or set stem or linear")
-    return tuple(Place(name, known[name], next(iter(read[name]))) for name in left)
+    return tuple(Place(name, known[name], *next(iter(read[name].items()))) for name in left)

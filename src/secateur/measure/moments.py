@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from secateur.core.errors import NotFinite
+from secateur.core.errors import NotFinite, SecateurError
 from secateur.core.protocols import Batches
 from secateur.measure.layers import matrix, outputs, row_count, rows
 from secateur.measure.observe import Look, observe
@@ -44,7 +44,12 @@ class Moments:
 
 
 def drawn(count: int, sample: int | None) -> Tensor | None:
-    """At most `sample` of `count` rows, the same for every batch of that size; None is all of them."""
+    """At most `sample` of `count` rows, the same for every batch of that size; None is all of them.
+
+    Raises `SecateurError` for a number of rows that is none.
+    """
+    if sample is not None and (isinstance(sample, bool) or not isinstance(sample, int) or sample < 1):
+        raise SecateurError(f"sample={sample!r}", "no number of rows", "give a whole number from 1, or None for all rows")
     return None if sample is None or count <= sample else _drawn(count, sample)
 
 
@@ -56,7 +61,7 @@ def _drawn(count: int, sample: int) -> Tensor:
 def input_moments(
     model: nn.Module, names: Sequence[str], batches: Batches, limit: int | None = None, *, sample: int | None = None
 ) -> dict[str, Moments]:
-    """For each named layer, the moments of its inputs and of its own outputs, which follow from them; one pass.
+    """For each named layer that runs, the moments of its inputs and of its own outputs, which follow from them; one pass.
 
     `sample`: rows that are taken of each batch, drawn at random; a batch of images has thousands, next to one another.
     """
@@ -75,7 +80,10 @@ def input_moments(
 
     observe(model, {name: look(name) for name in names}, batches, limit)
     found = {}
-    for name in names:
+    for name in (name for name in names if name in sums):
+        if not counts[name]:
+            do = "give batches that are not empty"
+            raise SecateurError(f"what the layer {name!r} reads over the data", "no rows in any batch", do)
         x, xx = (total / counts[name] for total in sums[name])
         weight, bias = matrix(model.get_submodule(name)).double().cpu(), model.get_submodule(name).bias
         y, xy = weight @ x, xx @ weight.T

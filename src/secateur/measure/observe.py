@@ -33,16 +33,16 @@ def observe(
     seen, expected, device = 0, calls or -1, device_of(model)
 
     def hook(look: Look):  # type: ignore[no-untyped-def]
-        def show(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def show(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
             nonlocal seen
-            look(args[0], output)
+            look(args[0] if args else next(iter(named.values())), output)
             seen += 1
             if seen == expected:
                 raise _SeenAll
 
         return show
 
-    handles = [model.get_submodule(name).register_forward_hook(hook(look)) for name, look in looks.items()]
+    handles = [model.get_submodule(name).register_forward_hook(hook(look), with_kwargs=True) for name, look in looks.items()]
     number = 0
     try:
         with torch.no_grad(), evaluating(model), following(model, looks):

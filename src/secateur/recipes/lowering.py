@@ -11,6 +11,8 @@ from torch import nn
 
 from secateur import lowrank, repair
 from secateur.core import codec
+from secateur.core.errors import SecateurError
+from secateur.core.factor import FORMATS
 from secateur.core.plan import Plan
 from secateur.core.protocols import Hook
 from secateur.io import read_plan
@@ -19,6 +21,7 @@ from secateur.recipes.arguments import call_with
 from secateur.recipes.parts import Parts, limited
 from secateur.recipes.schema import Recipe
 from secateur.train import TRP, Force, holding
+from secateur.train.trp.hold import HELD
 
 Train = Callable[[nn.Module, Sequence[Hook]], None]
 """(model, hooks): trains as [lowtrain] says, in place, going on from a checkpoint where there is one."""
@@ -33,17 +36,21 @@ def lowered(model: nn.Module, recipe: Recipe, parts: Parts, train: Train, chosen
     section = recipe.lowrank
     deploy: dict[str, Any] = dict(section.deploy) or {str(what): share for what, share in recipe.prune.keep.items()}
     if section.method == "choose":
+        if section.scratch:
+            do = 'train from scratch by method "trp" or "force", or leave it out'
+            raise SecateurError('lowrank.scratch = true with method "choose"', "ranks chosen on the trained network", do)
         trains = bool(recipe.lowtrain.epochs)
         plan = _held(model, recipe, parts, deploy, train, chosen) if trains else _chosen(model, recipe, parts, deploy)
         return plan, model
+    given: dict[str, Any] = {"ignore": recipe.prune.ignore} | dict(section.args)
     if section.scratch:
         torch.manual_seed(recipe.seed)
         model = parts.model().to(parts.device)
     hook: TRP | Force
     if section.method == "trp":
-        hook = call_with("lowrank", section.args, TRP, model, section.preset, ignore=recipe.prune.ignore, **section.args)
+        hook = call_with("lowrank", section.args, TRP, model, section.preset, **given)
     else:
-        hook = call_with("lowrank", section.args, Force, model, ignore=recipe.prune.ignore, **section.args)
+        hook = call_with("lowrank", section.args, Force, model, **given)
     if recipe.lowtrain.epochs:
         train(model, [hook])
     return hook.plan(deploy, example=parts.example), model
@@ -60,11 +67,19 @@ def _chosen(model: nn.Module, recipe: Recipe, parts: Parts, deploy: dict[str, An
 def _held(model: nn.Module, recipe: Recipe, parts: Parts, deploy: dict[str, Any], train: Train, chosen: Path) -> Plan:
     """The same in formats that `holding` can hold, then training at these ranks, from products fitted to the responses."""
     section = recipe.lowrank
+    formats = section.args.get("formats")
+    loose = [form for form in FORMATS if form not in HELD and isinstance(formats, (list, tuple)) and form in formats]
+    if loose:
+        found = f"{loose[0]!r}, which is more than one matrix per layer, with a [lowtrain] that has epochs"
+        raise SecateurError(f"lowrank.args.formats = {formats!r}", found, "choose among channel, spatial")
     if chosen.exists():
         plan = read_plan(chosen)
     else:
         plan = _chosen(model, recipe, parts, deploy, formats=("channel", "spatial"))
         write_text(chosen, codec.dumps(plan))
+    if not plan:
+        train(model, [])  # nothing to hold
+        return plan
     small = plan.apply(model)
     if section.responses:
         batches = limited(parts.plain, recipe.prune.batches, parts.device)

@@ -21,7 +21,8 @@ from secateur.linalg import least_squares, patch_covariance, responses, through
 from secateur.measure.layers import is_matrix, matrix
 from secateur.measure.moments import Moments, moments_of_each
 from secateur.measure.observe import call_order
-from secateur.surgery import unfold
+from secateur.surgery import shapes_after, unfold
+from secateur.surgery.fingerprint import mismatches
 
 
 def whitened(
@@ -40,14 +41,20 @@ def whitened(
     times the root of the covariance of the input patches, and their last one by least squares given those. Decoupled and
     grouped layers stay as they are. Means go into the bias, or into the running mean of a batch norm behind; with neither,
     raw second moments stand for covariances. `sample`: rows that are taken of each batch. Few passes over `batches`, of
-    `before`, from which `plan` led to `after`.
+    `before`, from which `plan` led to `after`. Layers they never reach stay, as all do by a plan without steps.
 
-    Raises `SecateurError` for a plan that is not one factor step: other cuts have repairs of their own.
+    Raises `SecateurError` for a plan that is not one factor step: other cuts have repairs of their own; and for a network
+    that was not made by it.
     """
+    if not plan.steps:
+        return
     if len(plan.steps) != 1 or not isinstance(plan.steps[0], Factor):
         do = "repair before and after the step with a plan of its own for each"
         raise SecateurError("products fitted to data", "a plan that is not one factor step", do)
     plan.check(before)
+    if wrong := mismatches(shapes_after(plan), after):
+        do = "give the network that was made by this plan"
+        raise SecateurError("products fitted to data", "; ".join(wrong[:3]), do)
     products = [p for p in plan.steps[0].products if p.format != "decouple" and is_matrix(before.get_submodule(p.module))]
     batches = repeatable(batches, limit)
     norms = _norms(after, products, batches)

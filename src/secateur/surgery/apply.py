@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from pickle import PicklingError
 from typing import Any
 
 import numpy as np
@@ -56,9 +58,27 @@ def apply_(plan: Plan, model: nn.Module, *, optimizer: optim.Optimizer | None = 
     if held and held.isdisjoint(id(p) for p in model.parameters()):
         found = "an optimizer that holds none of its parameters"
         raise SecateurError("a plan applied to this model in place", found, "give the one that trains this model, or none")
+    _rehearse(plan, model)
     for step in plan.steps:
         _do_in_place(step, model, optimizer)
     return model
+
+
+def _rehearse(plan: Plan, model: nn.Module) -> None:
+    """Raise what a later step of `plan` would raise, while no earlier one has changed `model`.
+
+    On the meta device, and where weights are not finite, which no product can stand for, on a copy. A model that cannot be
+    copied goes without.
+    """
+    if not any(isinstance(step, Factor) for step in plan.steps[1:]):
+        return
+    with suppress(TypeError, RuntimeError, ValueError, AttributeError, PicklingError):
+        memo = {id(tensor): like(tensor, torch.empty_like(tensor, device="meta")) for _, tensor in tensors(model)}
+        bones = clone(model, memo)
+        for step in plan.steps:
+            _do_in_place(step, bones)
+        if not all(bool(tensor.isfinite().all()) for _, tensor in tensors(model) if not tensor.is_meta):
+            apply(plan, model)
 
 
 def _do_in_place(step: Step, model: nn.Module, optimizer: optim.Optimizer | None = None) -> None:

@@ -24,10 +24,10 @@ def factor_(step: Factor, model: nn.Module, optimizer: optim.Optimizer | None = 
     """
     made = [(product, _built(product, layer)) for product, layer in _layers(step, model)]
     for product, sequence in made:
-        old = model.get_submodule(product.module).weight
+        old: Any = model.get_submodule(product.module)
         model.set_submodule(product.module, sequence)
         if optimizer is not None:
-            _swap(optimizer, old, [layer.weight for layer in sequence])  # type: ignore[misc, arg-type]
+            _swap(optimizer, old, list(sequence))
 
 
 def projected(step: Factor, model: nn.Module) -> dict[str, Tensor]:
@@ -124,12 +124,21 @@ def _some(values: Any, along: tuple[bool, bool], else_: int) -> tuple[int, int]:
     return height, width
 
 
-def _swap(optimizer: optim.Optimizer, old: Tensor, new: list[Tensor]) -> None:
+def _swap(optimizer: optim.Optimizer, old: Any, new: list[Any]) -> None:
+    """The weights of `new` in the place of that of `old`; an optimizer that was made with names gets theirs."""
     for group in optimizer.param_groups:
-        at = next((place for place, parameter in enumerate(group["params"]) if parameter is old), None)
-        if at is not None:
-            group["params"][at : at + 1] = new
-    optimizer.state.pop(old, None)
+        places = {id(parameter): place for place, parameter in enumerate(group["params"])}
+        names = group.get("param_names")
+        if names and old.bias is not None and id(old.bias) in places:
+            at = places[id(old.bias)]
+            names[at] = f"{names[at].removesuffix('bias')}{len(new) - 1}.bias"
+        if id(old.weight) in places:
+            at = places[id(old.weight)]
+            group["params"][at : at + 1] = [layer.weight for layer in new]
+            if names:
+                stem = names[at].removesuffix("weight")
+                names[at : at + 1] = [f"{stem}{number}.weight" for number in range(len(new))]
+    optimizer.state.pop(old.weight, None)
 
 
 def without(step: Factor, model: nn.Module) -> dict[int, Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Hook
@@ -64,14 +66,26 @@ def restore(
         with file:
             state = torch.load(file, map_location="cpu", weights_only=True)
         _fits(state, asked, settings, hooks)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        for hook, hook_state in zip(hooks, state["hooks"], strict=True):
-            hook.load_state_dict(hook_state)
+        with _given_back(model):
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            for hook, hook_state in zip(hooks, state["hooks"], strict=True):
+                hook.load_state_dict(hook_state)
         return list(state["history"])
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SecateurError(asked, f"a file that does not fit this run ({first})", do) from error
+
+
+@contextmanager
+def _given_back(model: nn.Module) -> Iterator[None]:
+    """Around a load: where it fails half way, `model` is as it was, or a second start would train from its weights."""
+    before = {name: value.clone() if isinstance(value, Tensor) else value for name, value in model.state_dict().items()}
+    try:
+        yield
+    except Exception:
+        model.load_state_dict(before)
+        raise
 
 
 def _fits(state: dict[str, Any], asked: str, settings: FitSettings, hooks: tuple[Hook, ...]) -> None:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
-from secateur.train.trp.layers import Layer, layers_of
+from secateur.train.trp.layers import Layer, current, layers_of
 from secateur.train.trp.plan import plan_of
-from secateur.train.trp.settings import Deploy, TRPSettings
+from secateur.train.trp.settings import Deploy, TRPSettings, is_number
 
 NEAR = 1e-6
 """Squared distance of unit filters below which rounding decides the direction: those are together already."""
@@ -49,12 +49,14 @@ class Force:
         ignore: Sequence[str] = (),
         settings: TRPSettings | None = None,
     ) -> None:
-        if not 0 <= strength < float("inf"):
+        if not is_number(strength) or not 0 <= strength < float("inf"):
             raise SecateurError(f"Force with strength={strength!r}", "no strength", "give a number from 0")
         if law not in ("l1", "l2"):
             raise SecateurError(f"Force with law={law!r}", "no such law", 'give "l1" or "l2"')
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise SecateurError(f"Force with every={every!r}", "no number of steps", "give a whole number from 1")
+        if settings is not None and not isinstance(settings, TRPSettings):
+            raise SecateurError(f"Force with settings={settings!r}", "no settings", "give a TRPSettings")
         self.model, self.strength, self.law, self.every = model, strength, law, every
         self.settings = settings or TRPSettings(format="channel", deploy={"energy": 0.95})
         self.layers: tuple[Layer, ...] = layers_of(model, self.settings, ignore)
@@ -68,6 +70,7 @@ class Force:
         """Subtract the pulls from the gradients."""
         if self.step % self.every:
             return
+        self.layers = current(self.model, self.layers)
         with torch.no_grad():
             for layer in self.layers:
                 gradient = layer.weight.grad
@@ -81,14 +84,19 @@ class Force:
 
     def plan(self, deploy: Deploy | None = None, *, example: Any = None) -> Plan:
         """As `TRP.plan`."""
-        return plan_of(self.model, self.layers, self.settings, deploy or self.settings.deploy, example=example)
+        self.layers = current(self.model, self.layers)
+        deploy = self.settings.deploy if deploy is None else deploy
+        return plan_of(self.model, self.layers, self.settings, deploy, example=example)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps."""
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from `state`. Raises `SecateurError` where it is that of another hook."""
+        if not isinstance(state, dict) or set(state) != {"step"}:
+            found = "a state that is not a number of steps alone"
+            raise SecateurError("going on with Force", found, "give one of Force.state_dict")
         self.step = int(state["step"])
 
 

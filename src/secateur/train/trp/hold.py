@@ -33,6 +33,9 @@ def holding(model: nn.Module, plan: Plan, *, optimizer: optim.Optimizer | None =
     asked = "ranks held while a network trains"
     if len(plan.steps) != 1 or not isinstance(plan.steps[0], Factor):
         raise SecateurError(asked, "a plan that is not one factor step", "give one of lowrank.choose, or of TRP")
+    for name in ("format", "ranks", "ignore"):
+        if name in changes:
+            raise SecateurError(f"{asked}, with {name}={changes[name]!r}", "that the plan says so already", "leave it out")
     plan.check(model)
     ranks: dict[str, dict[str, int]] = {}
     able = {layer.name for layer in layers_of(model, TRPSettings(stem=True, linear=True))}

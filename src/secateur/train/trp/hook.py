@@ -7,7 +7,8 @@ Shape legend: O out, I in, K kernel; B matrices of sides M <= N in a stack.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from secateur.core.factor import full_ranks
 from secateur.core.plan import Plan
 from secateur.linalg import Stack, newton_schulz, stack, truncate, unstack
 from secateur.surgery import fold, unfold
-from secateur.train.trp.layers import Layer, layers_of
+from secateur.train.trp.layers import Layer, current, layers_of, require_finite
 from secateur.train.trp.momentum import project_momentum_
 from secateur.train.trp.period import Periods
 from secateur.train.trp.plan import plan_of
@@ -38,7 +39,8 @@ class TRP:
     theirs. Grouped convolutions, weights that are shared and subclasses of a convolution stay as they are. To resume, make
     the hook first and load weights and state afterwards.
 
-    Raises `SecateurError` for settings that are none and where no layer is left.
+    Raises `SecateurError` for settings that are none, where no layer is left, for weights that are not finite, and, later,
+    where a layer is not in the model any more. Weights put in the place of others (``load_state_dict(assign=True)``) count.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
     >>> method = TRP(net, energy=0.9, every=2, stem=True)
@@ -55,10 +57,13 @@ class TRP:
         ignore: Sequence[str] = (),
         **changes: Any,
     ) -> None:
-        self.model, self.optimizer = model, optimizer
+        self.model: nn.Module = model
+        self.optimizer: optim.Optimizer | None = None
         self.settings = settings_of(settings, changes)
         self.layers: tuple[Layer, ...] = layers_of(model, self.settings, ignore)
         self.step = 0
+        if optimizer is not None:
+            self.attach(optimizer)
         self.periods = Periods(self.settings, [layer.name for layer in self.layers])
         self._by_name = {layer.name: layer for layer in self.layers}
         for name in self.settings.ranks or {}:
@@ -70,10 +75,24 @@ class TRP:
         self._bases: dict[tuple[str, ...], Tensor] = {}  # of each stack, where the next truncation starts
         self._held: dict[str, Tensor] = {}  # weights as the last truncation left them, for adaptive periods
         self._last: dict[str, int] = {}
+        require_finite(self.layers)
         self._truncate(self.layers)
 
     def attach(self, optimizer: optim.Optimizer) -> None:
-        """Take the optimizer whose momentum and learning rate the settings need."""
+        """Take the optimizer whose momentum and learning rate the settings need.
+
+        Raises `SecateurError` where they need one, and this one holds none of the layers: nothing would ever happen.
+        """
+        groups = getattr(optimizer, "param_groups", None)
+        if groups is None:
+            found = f"a value of type {type(optimizer).__name__}"
+            raise SecateurError("an optimizer for TRP", found, "give one of torch.optim")
+        self._follow()
+        held = {id(p) for group in groups for p in group["params"]}
+        trained = {id(layer.weight) for layer in self.layers if layer.weight.requires_grad}
+        if self.settings.needs_optimizer and trained and held.isdisjoint(trained):
+            do = "give the optimizer that trains this model"
+            raise SecateurError("an optimizer for TRP", "one that holds none of the layers TRP acts on", do)
         self.optimizer = optimizer
 
     def loss(self) -> float:
@@ -85,6 +104,7 @@ class TRP:
         settings = self.settings
         if not settings.nuclear or settings.nuclear_by != "gradient":
             return
+        self._follow()
         pairs = [
             (layer.weight.grad, self._polar_of(layer))
             for layer in self.layers
@@ -102,6 +122,7 @@ class TRP:
         if self.settings.needs_optimizer and self.optimizer is None:
             found = "no optimizer, whose momentum or learning rate these settings need"
             raise SecateurError("a step of TRP", found, "give TRP(..., optimizer=optimizer)")
+        self._follow()
         self.step += 1
         if self.settings.nuclear and self.settings.nuclear_by == "decay":
             self._decay()
@@ -117,11 +138,14 @@ class TRP:
         budget allows, the same share in all layers. `example` is an input, needed for "macs". Where a layer has several
         matrices (network decoupling), the largest rank serves all.
         """
-        return plan_of(self.model, self.layers, self.settings, deploy or self.settings.deploy, example=example)
+        self._follow()
+        deploy = self.settings.deploy if deploy is None else deploy
+        return plan_of(self.model, self.layers, self.settings, deploy, example=example)
 
     def state_dict(self) -> dict[str, Any]:
         """Steps and periods, the last truncation's polar factors and vectors, and the settings they belong to."""
-        settings = asdict(self.settings) | {"deploy": dict(self.settings.deploy)}
+        values = {entry.name: getattr(self.settings, entry.name) for entry in fields(self.settings)}
+        settings = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
         return {
             "step": self.step,
             "last": dict(self._last),
@@ -136,6 +160,8 @@ class TRP:
         """Go on from `state`. Raises `SecateurError` where it belongs to other layers or settings."""
         mine = self.state_dict()
         do = "make the hook with the settings and the model it was saved with"
+        if missing := [name for name in mine if not isinstance(state, dict) or name not in state]:
+            raise SecateurError("going on with TRP", f"a {type(state).__name__} without {missing[0]!r}", do)
         for name, value in mine["settings"].items():
             if state["settings"].get(name) != value:
                 found = f"{name} {state['settings'].get(name)!r} where the hook has {value!r}"
@@ -155,6 +181,12 @@ class TRP:
                 held[name].copy_(value)
         self._bases = {tuple(names.split("\n")): value.clone() for names, value in state["bases"].items()}
 
+    def _follow(self) -> None:
+        """Act on the weights the model holds now."""
+        layers = current(self.model, self.layers)
+        if layers is not self.layers:
+            self.layers, self._by_name = layers, {layer.name: layer for layer in layers}
+
     def _polar_of(self, layer: Layer) -> Tensor:
         """The push on `layer`, on the device the layer has moved to since."""
         if self._polar[layer.name].device != layer.weight.device:
@@ -169,14 +201,15 @@ class TRP:
             self.periods.adapt({layer.name: (layer.weight, self._held[layer.name]) for layer in layers}, self.step, self._last)
         pushes = settings.nuclear > 0 and settings.nuclear_by == "gradient"
         for group, names in self._stacks(layers):
-            found = truncate(
-                group.matrices,
-                discarded,
-                most=self._most(group),
-                shrink=self._shrink(group),
-                polar=pushes or settings.project_momentum,
-                basis=self._bases.get(names),
-            )
+            with _solvable([self._by_name[name] for name in names]):
+                found = truncate(
+                    group.matrices,
+                    discarded,
+                    most=self._most(group),
+                    shrink=self._shrink(group),
+                    polar=pushes or settings.project_momentum,
+                    basis=self._bases.get(names),
+                )
             if found.basis is not None and discarded > 0:
                 self._bases[names] = found.basis
             if found.polar is not None:
@@ -242,6 +275,19 @@ class TRP:
         return torch.tensor(rows, device=group.matrices.device)
 
     def _lr(self, layer: Layer) -> float:
-        """The learning rate of the layer's weight; 0 for one the optimizer does not hold."""
+        """The learning rate of the layer's weight; 0 for one that is frozen or the optimizer does not hold."""
         groups: list[Mapping[str, Any]] = cast(Any, self.optimizer).param_groups
+        if not layer.weight.requires_grad:
+            return 0.0
         return next((float(g["lr"]) for g in groups if any(p is layer.weight for p in g["params"])), 0.0)
+
+
+@contextmanager
+def _solvable(layers: Sequence[Layer]) -> Iterator[None]:
+    """Around an eigenproblem, which has no answer where training has diverged: `SecateurError` says so."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        require_finite(layers)
+        asked, do = f"a truncation of {', '.join(layer.name for layer in layers)}", "lower the learning rate"
+        raise SecateurError(asked, "weights too large to be squared", do) from error

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
 from secateur.core.factor import Format
+from secateur.core.patterns import matches, patterns
 from secateur.train.trp.settings import TRPSettings
 
 
@@ -26,6 +26,7 @@ class Layer:
 
 def layers_of(model: nn.Module, settings: TRPSettings, ignore: Sequence[str] = ()) -> tuple[Layer, ...]:
     """The layers `settings` speak of, in the order of the modules. Raises `SecateurError` where there are none."""
+    ignore = patterns(ignore)
     owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     found: list[Layer] = []
     stem_passed = settings.stem
@@ -39,15 +40,49 @@ def layers_of(model: nn.Module, settings: TRPSettings, ignore: Sequence[str] = (
                 found.append(Layer(name, module.weight, form, (module.stride[0], module.stride[1])))
         elif type(module) is nn.Linear and settings.linear:
             found.append(Layer(name, module.weight, "linear"))
-    layers = tuple(
-        layer
-        for layer in found
-        if layer.name and owners[id(layer.weight)] == 1 and not any(fnmatchcase(layer.name, pattern) for pattern in ignore)
-    )
+    layers = tuple(layer for layer in found if layer.name and owners[id(layer.weight)] == 1 and not matches(layer.name, ignore))
     if not layers:
         do = "lift ignore=, or set stem, pointwise, strided or linear"
         raise SecateurError("TRP", "no plain convolution these settings speak of", do)
     return layers
+
+
+def current(model: nn.Module, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """`layers` with the weights `model` holds now: those given, where nobody has put others in their place.
+
+    Raises `SecateurError` for a layer that is gone, or has become another one: its old weight is in no model any more.
+    """
+    weights = [_weight(model, layer) for layer in layers]
+    if all(weight is layer.weight for weight, layer in zip(weights, layers, strict=True)):
+        return layers
+    return tuple(replace(layer, weight=weight) for weight, layer in zip(weights, layers, strict=True))
+
+
+def _weight(model: nn.Module, layer: Layer) -> Tensor:
+    module: nn.Module | None = model
+    for part in layer.name.split("."):
+        module = module._modules.get(part) if module is not None else None
+    weight = getattr(module, "weight", None)
+    if weight is layer.weight:
+        return layer.weight
+    shape = tuple(layer.weight.shape)
+    if type(module) in (nn.Conv2d, nn.Linear) and isinstance(weight, Tensor) and tuple(weight.shape) == shape:
+        return weight
+    found = "no layer" if module is None else f"a {type(module).__name__}"
+    found += f" of weight {list(weight.shape)}" if isinstance(weight, Tensor) else ""
+    do = "make the hook anew for the model as it is"
+    raise SecateurError(f"low rank in training for the layer {layer.name!r} of weight {list(shape)}", f"{found} there now", do)
+
+
+def require_finite(layers: Sequence[Layer]) -> None:
+    """Raise `SecateurError` naming the first layer with weights that have no values, or some that are not finite."""
+    for layer in layers:
+        asked = f"low rank in training for the layer {layer.name!r}"
+        if layer.weight.is_meta:
+            raise SecateurError(asked, "weights on the meta device, which have no values", "load weights first")
+        if not bool(layer.weight.isfinite().all()):
+            do = "give trained weights, or lower the learning rate they were trained with"
+            raise SecateurError(asked, "weights that are not finite numbers", do)
 
 
 def _wanted(module: nn.Conv2d, settings: TRPSettings) -> bool:

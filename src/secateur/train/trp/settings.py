@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Real
 from typing import Any, Literal
 
 from secateur.core.errors import SecateurError, nearest
@@ -53,12 +54,15 @@ class TRPSettings:
         if self.format not in ("spatial", "channel", "decouple"):
             found = f"format {self.format!r}"
             raise SecateurError("TRP", found, 'give "spatial", "channel" or "decouple": those are one matrix per layer')
-        if not 0 < self.energy <= 1:
+        if not is_number(self.energy) or not 0 < self.energy <= 1:
             raise SecateurError(f"TRP with energy={self.energy!r}", "no share that can be kept", "give one above 0, at most 1")
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise SecateurError(f"TRP with every={self.every!r}", "no number of steps", "give a whole number from 1")
-        if not 0 <= self.nuclear < float("inf"):
+        if not is_number(self.nuclear) or not 0 <= self.nuclear < float("inf"):
             raise SecateurError(f"TRP with nuclear={self.nuclear!r}", "no strength", "give a number from 0")
+        for name in SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise SecateurError(f"TRP with {name}={getattr(self, name)!r}", "neither yes nor no", "give true or false")
         if self.nuclear_on not in ("step", "truncation"):
             raise SecateurError(f"TRP with nuclear_on={self.nuclear_on!r}", "no such moment", 'give "step" or "truncation"')
         if self.nuclear_by not in ("gradient", "decay", "proximal"):
@@ -66,6 +70,8 @@ class TRPSettings:
         if self.adaptive and self.energy == 1:
             raise SecateurError("TRP with adaptive periods", "energy=1, which bounds nothing", "give an energy below 1")
         if self.ranks is not None:
+            if not isinstance(self.ranks, Mapping):
+                raise SecateurError(f"TRP with ranks={self.ranks!r}", "no ranks by layer", 'give them as {"conv2": 8}')
             deployment({"rank": dict(self.ranks)})
         if isinstance(self.descent, bool) or not isinstance(self.descent, int) or self.descent < 0:
             raise SecateurError(f"TRP with descent={self.descent!r}", "no number of steps", "give a whole number from 0")
@@ -77,6 +83,7 @@ class TRPSettings:
         return self.project_momentum or (self.nuclear > 0 and self.nuclear_by != "gradient")
 
 
+SWITCHES = ("stem", "pointwise", "strided", "linear", "project_momentum", "adaptive", "deploy_strided")
 WAYS = ("gradient", "decay", "proximal")
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -102,11 +109,19 @@ def settings_of(preset: TRPSettings | str, changes: Mapping[str, Any]) -> TRPSet
         if preset not in PRESETS:
             raise SecateurError(f"TRP with the preset {preset!r}", "no such preset", nearest(preset, list(PRESETS)))
         preset = TRPSettings(**PRESETS[preset])
+    if not isinstance(preset, TRPSettings):
+        do = f"give a TRPSettings, or one of {', '.join(map(repr, PRESETS))}"
+        raise SecateurError(f"TRP with the settings {preset!r}", "neither settings nor a preset", do)
     known = [entry.name for entry in fields(TRPSettings)]
     for name in changes:
         if name not in known:
             raise SecateurError(f"TRP with {name}={changes[name]!r}", "no such setting", nearest(name, known))
     return replace(preset, **changes)
+
+
+def is_number(value: object) -> bool:
+    """Is it a real number, and not true or false?"""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def deployment(deploy: Deploy) -> tuple[str, Any]:

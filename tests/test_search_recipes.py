@@ -102,6 +102,32 @@ def test_the_command_draws_sensitivity(call, tmp_path: Path) -> None:  # type: i
     assert call("sensitivity", *SMALL, "--rates", "half")[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ("search.metric=loss", "search.metric"),
+        ("search.images=20", "search.images"),
+        ("search.repair=none", "search.repair"),
+        ("data.batch=64", "data.batch"),
+        ("model.args={widths=[4,6,8],blocks=1}", None),
+        ("search.at_once=3", None),
+        ("seed=1", "model.weights"),
+    ],
+)
+def test_trials_of_another_judge_are_not_taken_for_this_ones(other, told, call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The plans of a curve are the same whatever judges them: their losses are not."""
+    words = ("sensitivity", *SMALL, "--rates", "0.5", "-o", "here", "--set", "search.batches=1")
+    code, out, err = call(*words)
+    assert code == 0, err
+    before = (tmp_path / "here" / "search.jsonl").read_text()
+    code, again, err = call(*words, "--set", other)
+    assert (tmp_path / "here" / "search.jsonl").read_text() == before
+    if told is None:
+        assert (code, again) == (0, out), err
+    else:
+        assert (code, err.count("\n"), told in err, "another judge" in err) == (2, 1, True, True), err
+
+
 @pytest.mark.parametrize(("metric", "worst"), [("accuracy", 0.0), ("loss", None)])
 def test_a_cut_whose_numbers_overflow_is_the_worst_point_of_its_curve(
     metric: str, worst: float | None, call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

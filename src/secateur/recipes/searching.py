@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from secateur.allocate.costs import CostOf
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Keep, Plan
-from secateur.core.protocols import JudgeMany, Searcher
+from secateur.core.protocols import Searcher
 from secateur.criteria.score import score
 from secateur.graph import trace
 from secateur.io import artefact
@@ -26,27 +26,11 @@ from secateur.recipes.predictions import prediction
 from secateur.recipes.progress import Progress, silent
 from secateur.recipes.reconstruct import silence_
 from secateur.recipes.schema import Recipe
-from secateur.search import (
-    AdaptiveSettings,
-    PredictedSettings,
-    Status,
-    Trial,
-    across,
-    adaptive,
-    bisect,
-    drive,
-    inner,
-    predicted,
-    processes,
-    read_history,
-    recorder,
-    sensitivity,
-)
+from secateur.recipes.trials import driven, judge_facts
+from secateur.search import AdaptiveSettings, PredictedSettings, Status, adaptive, bisect, inner, predicted, sensitivity
 from secateur.search.bisect import require_bisection
 from secateur.surgery import duplicate
 from secateur.train import FitSettings, fit
-
-Result = TypeVar("Result")
 
 
 def searched(
@@ -55,16 +39,17 @@ def searched(
     """(axes, plan, source): what the search of `recipe` decides for `model`, and the network to cut.
 
     `source` is `model`, or with `search.recover` a copy trained between sweeps. With a `folder`, each trial is written to
-    search.jsonl and the weights after each recovery beside it: the same call goes on where it was stopped. Started by
-    `torchrun`, processes share the trials that do not depend on each other; one of them trains.
+    search.jsonl, what judged it to search.json and the weights after each recovery beside it: the same call goes on where it
+    was stopped. Started by `torchrun`, processes share the trials that do not depend on each other; one of them trains.
     Raises `SecateurError` where there are no held-out images, for arguments the search does not take, and for a history of
-    another search; before the first trial it has written nothing.
+    another search or another judge; before the first trial it has written nothing.
     """
     section = recipe.search
     require_search(recipe)
     recovers = bool(section.recover) and section.method == "adaptive"
     if recovers:
         model = duplicate(model)
+    facts = judge_facts(model, recipe)
     axes = trace(model, parts.example).ignore(*recipe.prune.ignore)
     axes = axes if section.coupled else inner(axes)
     batches = limited(parts.plain, recipe.prune.batches, parts.device)
@@ -91,7 +76,7 @@ def searched(
         recover = _recovery(model, recipe, parts, folder, progress) if recovers else None
         costs = _costs(model, axes, recipe, parts, settings)
         search = adaptive(axes, ranks, settings, costs=costs, recover=ranks.after(recover) if recover else None, report=told)
-    plan = _driven(search, judge, folder, many_of(model, recipe, parts, judge))
+    plan = driven(search, judge, folder, many_of(model, recipe, parts, judge), facts)
     progress("search", most, most, f"{judge.asked} trials")
     return axes, plan, model
 
@@ -161,32 +146,6 @@ def _costs(model: nn.Module, axes: Axes, recipe: Recipe, parts: Parts, settings:
         raise SecateurError("a search that ends at a share of milliseconds", "no table of latencies", do)
     keep: Any = dict(settings.keep) or {"params": 1.0}
     return costs_of(model, axes, parts.example, replace(recipe.prune, keep=keep))
-
-
-def _driven(search: Generator[Any, Any, Result], judge: Counted, folder: Path | None, stack: JudgeMany | None) -> Result:
-    """What the search returns; its history on disk, and its trials shared out among processes where there are several."""
-    with processes() as (rank, world):
-        many = judge.counting(across(judge) if world > 1 else stack)
-        if folder is None:
-            return drive(search, judge, many=many)
-        path = folder / "search.jsonl"
-        history = read_history(path)
-        if world > 1:
-            dist.barrier()  # the first process rewrites the file others still read
-        return drive(search, judge, history=history, record=None if rank else _first_made(path), many=many)
-
-
-def _first_made(path: Path) -> Callable[[Trial], None]:
-    """A `recorder` of `path` that is made, with its folder, when there is a trial to record."""
-    made: list[Callable[[Trial], None]] = []
-
-    def record(trial: Trial) -> None:
-        if not made:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            made.append(recorder(path))
-        made[0](trial)
-
-    return record
 
 
 def _recovery(
@@ -272,7 +231,7 @@ def sensitivities(
         progress("trials", asked, most, next((name for name, (a, b) in plan.widths().items() if b < a), "dense"))
 
     judge = Counted(judge_of(model, recipe, parts), told)
-    curves = _driven(search, judge, folder, many_of(model, recipe, parts, judge))
+    curves = driven(search, judge, folder, many_of(model, recipe, parts, judge), judge_facts(model, recipe))
     if recipe.search.metric == "loss":
         return dict(curves)
     return {name: tuple((rate, max(0.0, 1 - loss)) for rate, loss in curve) for name, curve in curves.items()}

@@ -250,6 +250,17 @@ def test_additive_sums_what_goes() -> None:
         PredictedSettings(room=0)
 
 
+def test_predictions_that_are_no_numbers_are_told() -> None:
+    _, axes, scores, judge = setting()
+    for predict, words in (
+        (lambda axis, kept: math.nan, "found nan; return a number"),
+        (lambda axis, kept: None, "found None; return a number"),
+        (additive({}), "no scores for it"),
+    ):
+        with pytest.raises(SecateurError, match=f"a prediction for axis '.*': found {words.removeprefix('found ')}"):
+            drive(predicted(axes, scores, predict), judge)
+
+
 def test_axes_of_a_residual_sum_are_told_from_those_inside_a_branch() -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:

@@ -90,7 +90,7 @@ def require_search(recipe: Recipe) -> None:
             raise SecateurError(
                 f"search.args = {section.args!r}", f"{unknown[0]!r}, of which a binary search knows nothing", do
             )
-        require_bisection(**{name: value for name, value in section.args.items() if name != "order"})
+        require_bisection(**section.args)
     elif section.method == "predicted":
         _split(section.args)
     elif section.method == "adaptive":

@@ -78,13 +78,37 @@ def test_the_command_says_what_is_wrong_and_has_written_nothing(call, tmp_path: 
         (("--method", "predicted", "--set", "search.args.cost='gold'"), "no such count"),
         (("--set", "search.args.step=0"), "an adaptive search"),
         (("--method", "random"), "search.method"),
+        (("--method", "none"), "found no search; give adaptive, predicted or bisect"),
+        (("--set", "search.args.stepp=1"), "did you mean 'step'?"),
+        (("--method", "predicted", "--set", "search.args.rooom=1"), "did you mean 'room'?"),
+        (("--method", "bisect", "--set", "search.args.order=3"), "found order=3"),
+        (("--method", "bisect", "--set", "search.args.order=['fc']"), "a binary search over axis 'fc'"),
+        (("--set", "search.repair=whitened"), "a repair of products"),
+        (("--ignore", "*"), "a search: found no axis that can be cut; ignore less, set search.coupled=true"),
         (("--set", "data.holdout=0"), "no held-out images"),
     ):
         code, _, err = call("search", *SMALL, *words)
         assert (code, told in err, err.count("\n")) == (2, True, 1), err
         assert not list(tmp_path.iterdir()), words
-    assert call("sensitivity", *SMALL, "--rates", "1.5")[0] == 2
-    assert not list(tmp_path.iterdir())
+    for words in (("--rates", "1.5"), ("--ignore", "*"), ("--set", "search.repair=whitened")):
+        code, _, err = call("sensitivity", *SMALL, *words)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_target_that_the_limits_do_not_let_the_search_reach_is_told(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ("search", *SMALL, "--set", "search.recover=0", "--set", "search.batches=1", "--set", "search.args.max_rate=0.5")
+    everything = ("--set", "search.args.trial=2", "--set", "search.args.running=2", "--set", "search.args.step=0.5")
+    code, out, err = call(
+        *words, *everything, "--keep", "params=0.01", "--keep", "macs=0.9", "--keep", "bytes=0.02", "-o", "far"
+    )
+    assert code == 0, err
+    assert [line.split(" of ")[0] for line in out.splitlines() if "not reached" in line] == [
+        "not reached: params=0.01",
+        "not reached: bytes=0.02",
+    ]
+    code, out, err = call(*words, *everything, "--keep", "params=0.9", "-o", "near")
+    assert (code, "not reached" in out) == (0, False), err
 
 
 def test_the_command_draws_sensitivity(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

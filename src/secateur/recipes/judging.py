@@ -27,6 +27,9 @@ DIGITS = 12
 def judge_of(model: nn.Module, recipe: Recipe, parts: Parts) -> Judge:
     """The loss of a plan on images of `search.select_on` after the repair of [search]; what is cut is `model` as it then is."""
     section = recipe.search
+    if "whitened" in section.repair:
+        found, do = "a repair of products, where a search cuts units", "take least_squares, compensation or batchnorm"
+        raise SecateurError(f"search.repair = {section.repair!r}", found, do)
     images, settle = _images(recipe, parts), limited(parts.plain, section.batches, parts.device)
 
     def evaluate(trial: nn.Module) -> float:

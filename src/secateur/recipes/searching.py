@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.allocate.costs import CostOf
 from secateur.core.axes import Axes
-from secateur.core.errors import SecateurError
+from secateur.core.errors import SecateurError, nearest
 from secateur.core.plan import Keep, Plan
 from secateur.core.protocols import Searcher
 from secateur.criteria.score import score
@@ -51,7 +51,7 @@ def searched(
         model = duplicate(model)
     facts = judge_facts(model, recipe)
     axes = trace(model, parts.example).ignore(*recipe.prune.ignore)
-    axes = axes if section.coupled else inner(axes)
+    axes = _cuttable(axes if section.coupled else inner(axes), "a search", "search.coupled=true for residual sums, ")
     batches = limited(parts.plain, recipe.prune.batches, parts.device)
 
     def scored(network: nn.Module) -> dict[str, Tensor]:
@@ -79,6 +79,29 @@ def searched(
     plan = driven(search, judge, folder, many_of(model, recipe, parts, judge), facts)
     progress("search", most, most, f"{judge.asked} trials")
     return axes, plan, model
+
+
+def _cuttable(axes: Axes, asked: str, other: str = "") -> Axes:
+    """`axes`. Raises `SecateurError` where none of them can be cut."""
+    if not axes.free:
+        do = f"ignore less, {'set ' if other else ''}{other}or see in `secateur inspect` what would free one"
+        raise SecateurError(asked, "no axis that can be cut", do)
+    return axes
+
+
+def unmet(model: nn.Module, axes: Axes, plan: Plan, recipe: Recipe, parts: Parts) -> dict[str, tuple[float, float]]:
+    """Of the target of a search, what `plan` does not reach: name to (the share that was asked for, the share that is left)."""
+    wanted = dict(recipe.search.args.get("keep", {}))
+    if not wanted:
+        return {}
+    made = _costs(model, axes, recipe, parts, AdaptiveSettings(keep=wanted))
+    widths = {name: after for name, (_, after) in plan.widths().items()}
+
+    def amount(what: str, widths: Mapping[str, int]) -> float:
+        return made[what](widths) if what in made else axes.count(what, widths)
+
+    left = {what: amount(what, widths) / max(amount(what, {}), 1e-12) for what in wanted}
+    return {what: (share, left[what]) for what, share in wanted.items() if left[what] > share}
 
 
 def require_search(recipe: Recipe) -> None:
@@ -188,7 +211,10 @@ def _recovery(
 
 def _split(args: Mapping[str, Any]) -> tuple[AdaptiveSettings, PredictedSettings]:
     """The settings of "predicted", told apart by name."""
-    mine = {f.name for f in fields(PredictedSettings)}
+    mine, theirs = ({f.name for f in fields(kind)} for kind in (PredictedSettings, AdaptiveSettings))
+    if unknown := [name for name in args if name not in mine | theirs]:
+        do = f"set args to what the search takes: {nearest(unknown[0], list(mine | theirs))}"
+        raise SecateurError(f"search.args = {dict(args)!r}", f"no argument {unknown[0]!r}", do)
     own = {key: value for key, value in args.items() if key in mine}
     rest = {key: value for key, value in args.items() if key not in mine}
     how = call_with("search", own, PredictedSettings, **own)
@@ -221,7 +247,7 @@ def sensitivities(
     A network whose numbers overflow has an accuracy of 0 and an infinite loss. Trials, resuming and processes are as in
     `searched`.
     """
-    axes = trace(model, parts.example).ignore(*recipe.prune.ignore)
+    axes = _cuttable(trace(model, parts.example).ignore(*recipe.prune.ignore), "curves of sensitivity")
     batches = limited(parts.plain, recipe.prune.batches, parts.device)
     judged = criterion(model, recipe.prune, parts.example, axes=axes, batches=batches, loss=parts.loss, seed=recipe.seed)
     search = sensitivity(axes, score(axes, judged), rates)

@@ -22,6 +22,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.plan import Keep, Plan
 from secateur.core.protocols import Batches, Judge, JudgeMany, Loss
 from secateur.core.running import call, device_of, pairs, size_of, to_device
+from secateur.measure.forward import without_fastpath
 from secateur.surgery import duplicate, gates, tensors
 
 
@@ -147,7 +148,7 @@ class _Stack:
         if not self.values:  # whole models alone: nothing tells them apart
             return torch.stack([found] * self.count) if isinstance(found := run({}), Tensor) else found
         try:
-            with _plain_attention():
+            with without_fastpath(), sdpa_kernel(SDPBackend.MATH):  # fused attention cannot be stacked
                 return vmap(run, randomness="same")(self.values)
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
             words = (str(error).strip().splitlines() or ["no message"])[0]
@@ -176,18 +177,6 @@ class _Stack:
             norm.training = False
         if not number:
             raise SecateurError("batch norm re-estimated", "no batch", "give data that can be iterated anew for every pass")
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Inside, attention runs as operations that can be stacked; its fused kernels are none of them."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _described(value: Any) -> str:

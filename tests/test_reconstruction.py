@@ -98,6 +98,27 @@ def cut(model: nn.Module, x: torch.Tensor, kept: list[int]):  # type: ignore[no-
     return plan, plan.apply(model)
 
 
+@pytest.mark.parametrize("fixed", [repair.least_squares, repair.compensation])
+def test_numbers_that_make_no_sense_are_told_and_nothing_is_set(fixed: Any) -> None:
+    model = handmade.small()
+    axes = trace(model, data(1)[0][0])
+    plan = axes.plan({axis.name: range(axis.units // 2) for axis in axes.free})
+    wrong: list[dict[str, Any]] = [{"ridge": value} for value in (-1, float("nan"), float("inf"), "much")]
+    wrong += [{"sample": value} for value in (0, -1, 1.5)]
+    wrong += [{"layers": ["nope"]}] if fixed is repair.least_squares else []
+    for given in wrong:
+        small = plan.apply(model)
+        old = {key: value.clone() for key, value in small.state_dict().items()}
+        with pytest.raises(
+            SecateurError, match=r"ridge=.*no share|sample=.*no number of rows|layer 'nope': found no such layer"
+        ):
+            fixed(model, small, data(), plan=plan, **given)
+        assert all(torch.equal(value, old[key]) for key, value in small.state_dict().items())
+    for method in (criteria.lasso, criteria.cap):
+        with pytest.raises(SecateurError, match="sample=0: found no number of rows"):
+            score(axes, method(model, data(), sample=0, default=criteria.l2(model)))
+
+
 class Failing:
     """Batches that can be read `passes` times, and then no more."""
 

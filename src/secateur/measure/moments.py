@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
-from secateur.core.errors import NotFinite
+from secateur.core.errors import NotFinite, SecateurError
 from secateur.core.protocols import Batches
 from secateur.measure.layers import matrix, outputs, row_count, rows
 from secateur.measure.observe import Look, observe
@@ -44,7 +45,12 @@ class Moments:
 
 
 def drawn(count: int, sample: int | None) -> Tensor | None:
-    """At most `sample` of `count` rows, the same for every batch of that size; None is all of them."""
+    """At most `sample` of `count` rows, the same for every batch of that size; None is all of them.
+
+    Raises `SecateurError` for a sample of no rows.
+    """
+    if sample is not None and (not isinstance(sample, Integral) or sample < 1):
+        raise SecateurError(f"sample={sample!r}", "no number of rows", "give a whole number of at least 1, or None for all")
     return None if sample is None or count <= sample else _drawn(count, sample)
 
 

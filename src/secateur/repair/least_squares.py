@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.core.errors import SecateurError
+from secateur.core.errors import SecateurError, nearest
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches
 from secateur.core.running import repeatable
+from secateur.measure.layers import is_matrix
 from secateur.measure.shortcuts import Seen, target_moments, written
 from secateur.repair.blocks import unrolled
 from secateur.repair.linked import Linked, linked
@@ -47,6 +48,10 @@ def least_squares(
     Source: He et al., 2017 (Channel Pruning), eq. 2, step (ii) and section 3.3. Weights are fitted on all rows by their
     second moments in double precision, where the authors' code samples ten points per image.
     """
+    there = dict(after.named_modules())
+    if unknown := [name for name in layers or () if name not in there]:
+        do = nearest(unknown[0], [name for name, module in there.items() if is_matrix(module)])
+        raise SecateurError(f"least squares of layer {unknown[0]!r}", "no such layer", do)
     batches = repeatable(batches, limit)
     with restoring(after), unrolled(after) as whole:
         chosen = [each for each in linked(before, whole, batches, plan) if layers is None or each.name in layers]

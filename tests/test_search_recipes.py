@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import secateur
 from secateur import trace
-from secateur.core.errors import NotFinite
+from secateur.core.errors import NotFinite, SecateurError
 from secateur.io import read_plan
 from secateur.search import (
     read_history,
@@ -222,6 +222,32 @@ def test_a_recipe_searches_recovers_and_resumes(tmp_path: Path, monkeypatch) -> 
     drop = [{k: v for k, v in stage.items() if k != "latency_ms"} for stage in whole["stages"]]
     assert drop == [{k: v for k, v in stage.items() if k != "latency_ms"} for stage in again["stages"]]
     assert sys.modules
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"search": {"repair": "whitened"}}, "a repair of products"),
+        ({"search": {"at_once": 2, "repair": "compensation"}}, "search.at_once = 2"),
+        ({"search": {"args": {"keep": {"latency": 0.5}}}}, "no table of latencies"),
+        ({"search": {"args": {"keep": {"parms": 0.5}}}}, "did you mean 'params'"),
+        ({"search": {"method": "predicted", "args": {"keep": {"gold": 0.5}}}}, "no such count"),
+        ({"data": {"holdout": 0}}, "no held-out images"),
+    ],
+)
+def test_a_recipe_whose_search_cannot_be_is_told_before_it_trains(section, told: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from secateur.recipes import schema
+    from secateur.recipes.run import run
+
+    table: dict[str, Any] = {
+        "model": {"build": "zoo:digits_resnet", "args": {"widths": [4, 6, 8]}},
+        "data": {"name": "digits", "holdout": 100, "batch": 300, **section.get("data", {})},
+        "train": {"epochs": 1},
+        "search": {"method": "adaptive", "recover": 0, "batches": 1, **section.get("search", {})},
+    }
+    with pytest.raises(SecateurError, match=told):
+        run(schema.from_dict(table), tmp_path / "run")
+    assert not (tmp_path / "run" / "dense.safetensors").exists()
 
 
 @pytest.mark.slow

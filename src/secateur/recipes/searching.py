@@ -20,7 +20,7 @@ from secateur.graph import trace
 from secateur.io import artefact
 from secateur.recipes.arguments import call_with
 from secateur.recipes.choose import COMPARES_AXES, DATA_DRIVEN, costs_of, criterion
-from secateur.recipes.judging import Counted, judge_of, many_of
+from secateur.recipes.judging import Counted, judge_of, many_of, require_judge
 from secateur.recipes.parts import Parts, limited
 from secateur.recipes.predictions import prediction
 from secateur.recipes.progress import Progress, silent
@@ -31,6 +31,8 @@ from secateur.search import AdaptiveSettings, PredictedSettings, Status, adaptiv
 from secateur.search.bisect import require_bisection
 from secateur.surgery import duplicate
 from secateur.train import FitSettings, fit
+
+QUANTITIES = ["macs", "params", "bytes", "memory", "latency"]
 
 
 def searched(
@@ -105,8 +107,11 @@ def unmet(model: nn.Module, axes: Axes, plan: Plan, recipe: Recipe, parts: Parts
 
 
 def require_search(recipe: Recipe) -> None:
-    """Raises `SecateurError` for arguments of [search] that its method does not take, before anything is done."""
+    """Raises `SecateurError` for what [search] cannot do, before anything is done: a run trains for long before it searches."""
     section = recipe.search
+    if section.method == "none":
+        return
+    require_judge(recipe)
     if section.method == "bisect":
         if unknown := [name for name in section.args if name not in ("fall", "tries", "max_rate", "order")]:
             do = "set args to what the search takes: fall, tries, max_rate or order"
@@ -114,10 +119,18 @@ def require_search(recipe: Recipe) -> None:
                 f"search.args = {section.args!r}", f"{unknown[0]!r}, of which a binary search knows nothing", do
             )
         require_bisection(**section.args)
-    elif section.method == "predicted":
-        _split(section.args)
-    elif section.method == "adaptive":
-        call_with("search", section.args, AdaptiveSettings, **section.args)
+        return
+    settings = (
+        _split(section.args)[0]
+        if section.method == "predicted"
+        else call_with("search", section.args, AdaptiveSettings, **section.args)
+    )
+    if unknown := [what for what in settings.keep if what not in QUANTITIES]:
+        do = nearest(unknown[0], QUANTITIES)
+        raise SecateurError(f"search.args.keep on {unknown[0]!r}", "no such count and no such cost", do)
+    if "latency" in settings.keep and not recipe.prune.table:
+        do = "measure one by secateur measure MODEL --table FILE, and set prune.table, as in --set prune.table=FILE"
+        raise SecateurError("a search that ends at a share of milliseconds", "no table of latencies", do)
 
 
 @dataclass(eq=False)
@@ -164,9 +177,6 @@ def _by_step(recipe: Recipe) -> bool:
 
 def _costs(model: nn.Module, axes: Axes, recipe: Recipe, parts: Parts, settings: AdaptiveSettings) -> dict[str, CostOf]:
     """What the target of a search names beyond counts. A replay needs the same milliseconds, so those come from a file."""
-    if "latency" in settings.keep and not recipe.prune.table:
-        do = "measure one by secateur measure MODEL --table FILE, and set prune.table, as in --set prune.table=FILE"
-        raise SecateurError("a search that ends at a share of milliseconds", "no table of latencies", do)
     keep: Any = dict(settings.keep) or {"params": 1.0}
     return costs_of(model, axes, parts.example, replace(recipe.prune, keep=keep))
 

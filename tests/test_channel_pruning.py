@@ -64,11 +64,32 @@ def test_a_duplicate_is_found_and_costs_nothing() -> None:
     assert distance(model, small, batches) < 1e-10
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_the_stream_of_a_transformer_is_fitted_as_its_norms_see_it(norm_first: bool) -> None:
+    """Units that are silent still count in a layer norm: what is fitted so is not what is left after the cut."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(12, 2, 16, batch_first=True, norm_first=norm_first)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model = nn.Sequential(nn.Linear(5, 12), encoder, nn.Linear(12, 3)).double().eval()
+    batches = [(torch.randn(20, 6, 5, dtype=torch.float64), None) for _ in range(3)]
+    axes = trace(model, batches[0][0][:2])
+    widths = {axis.name: axis.units // 2 for axis in axes.free if axis.gate == "read"}
+    assert not all(axes[name].exact for name in widths)
+    plan, small = channel_pruning(model, axes, widths, batches)
+    other = plan.apply(model)
+    repair.least_squares(model, other, batches, plan=plan)
+    assert distance(model, small, batches) < 1.01 * distance(model, other, batches)
+    assert distance(model, small, batches) < 0.6 * distance(model, plan.apply(model), batches)
+
+
 def test_bad_widths_are_refused() -> None:
     model, batches = network()
     axes = trace(model, batches[0][0][:1])
     with pytest.raises(SecateurError, match="9 of 8 units"):
         channel_pruning(model, axes, {axes.free[0].name: 9}, batches)
+    with pytest.raises(SecateurError, match=r"1\.5 of 8 units"):
+        channel_pruning(model, axes, {axes.free[0].name: 1.5}, batches)  # type: ignore[dict-item]
+    assert channel_pruning(model, axes, {axes.free[0].name: torch.tensor([7]).numpy()[0]}, batches)[0]
     fixed = next(axis for axis in axes if axis.fixed)
     with pytest.raises(SecateurError, match="a selection on axis"):
         channel_pruning(model, axes, {fixed.name: 1}, batches)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,30 @@ def test_a_measured_table_is_monotone_and_survives_a_file() -> None:
     assert from_json(json.loads(json.dumps(table.to_json()))) == table
 
 
+def test_an_example_that_the_model_does_not_take_and_no_table_at_all_are_one_sentence() -> None:
+    with pytest.raises(SecateurError, match=r"a forward of .* on the example: found .*; give an example input"):
+        measure_table(network()[0], torch.zeros(1, 2, 3, 4, 5), repeats=1)
+    for value in ([], {}, {"format": 1, "steps": []}, "table"):
+        with pytest.raises(SecateurError, match=r"reading a latency table: found .*; give a file that secateur measure"):
+            from_json(value)
+
+
+def test_the_least_share_of_milliseconds_is_told_to_four_digits() -> None:
+    """Of a small network they are tenths: the share that is told must be possible, and no less must be."""
+    model, _ = network()
+    axes = trace(model, X)
+    scores = score(axes, criteria.l1(model))
+    cost = lambda widths: 0.1 + 0.0123 * sum(widths.get(axis.name, axis.units) for axis in axes.free)  # noqa: E731
+    with pytest.raises(SecateurError, match="least possible share") as told:
+        allocate.budget(axes, scores, {"ms": 0.001}, costs={"ms": cost}, floor=0.0)
+    share = float(re.search(r"that (\S+) is the least", str(told.value))[1])  # type: ignore[index]
+    assert allocate.budget(axes, scores, {"ms": share}, costs={"ms": cost}, floor=0.0)
+    with pytest.raises(SecateurError, match="least possible share"):
+        allocate.budget(axes, scores, {"ms": share - 2e-4}, costs={"ms": cost}, floor=0.0)
+    with pytest.raises(SecateurError, match=r"that 1\.0000 is the least possible share"):
+        allocate.budget(axes, scores, {"ms": 0.999}, costs={"ms": lambda widths: 0.1079})
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -282,5 +307,6 @@ def test_between_two_measured_widths_a_depthwise_layer_lies_on_their_line() -> N
     key, entry = next((key, entry) for key, entry in table.entries.items() if "depthwise" in key)
     ends = entry.inputs[-2:]
     middle = sum(ends) / 2
-    assert entry.at(middle, middle) == pytest.approx(sum(entry.at(end, end) for end in ends) / 2)  # type: ignore[arg-type]
+    line = sum(entry.at(end, end) for end in ends) / 2
+    assert entry.at(middle, middle) == pytest.approx(line, abs=1e-6)  # type: ignore[arg-type]  # a table holds nanoseconds
     assert "depthwise" in key

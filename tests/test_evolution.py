@@ -51,6 +51,16 @@ def test_vectors_evolve_towards_a_goal_and_the_old_die():
     assert all(i - parent <= 10 for i, parent in enumerate(parents, 10))
 
 
+def test_a_loss_that_is_no_number_is_never_the_best():
+    axes = handmade.axes(handmade.small())
+    losses = iter([float("nan"), 3.0, float("nan"), 1.0, 2.0, float("nan"), 5.0, 4.0])
+    search = evolve(np.zeros(2), gaussian(1.0), lambda genome: axes.plan({}), EvolutionSettings(4, 2, 8))
+    found = drive(search, lambda plan: next(losses))
+    assert found.loss == 1.0
+    assert found.genome.any()
+    assert found.best == (np.inf, 3.0, 3.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+
+
 def test_a_mutation_touches_a_share():
     draw = np.random.default_rng(0)
     child = gaussian(1.0, share=0.25)(np.zeros(10_000), draw, 0.0)

@@ -348,6 +348,19 @@ def test_nisp_through_a_residual_stream_and_given_answers() -> None:
     torch.testing.assert_close(found[units[4]], stream / stream.max())
 
 
+def test_nisp_goes_through_transposed_convolutions() -> None:
+    """Their weights are (I, O, ...)."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(6, 5, 2, stride=2), nn.ReLU(), nn.Conv2d(5, 2, 1)
+    model = nn.Sequential(*layers).double()
+    axes = trace(model, torch.zeros(1, 3, 6, 6, dtype=torch.float64))
+    found = score(axes, criteria.nisp(model, axes))
+    late = np.abs(model[4].weight.detach().numpy()).sum((2, 3)).T @ np.ones(2)
+    early = np.abs(model[2].weight.detach().numpy()).sum((2, 3)) @ late
+    np.testing.assert_allclose(found["2"], late / late.max())
+    np.testing.assert_allclose(found["0"], early / early.max())
+
+
 def test_nisp_of_a_deep_network_stays_finite() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*[layer for _ in range(60) for layer in (nn.Linear(8, 8), nn.ReLU())]).double()

@@ -98,6 +98,73 @@ def cut(model: nn.Module, x: torch.Tensor, kept: list[int]):  # type: ignore[no-
     return plan, plan.apply(model)
 
 
+@pytest.mark.parametrize("fixed", [repair.least_squares, repair.compensation])
+def test_numbers_that_make_no_sense_are_told_and_nothing_is_set(fixed: Any) -> None:
+    model = handmade.small()
+    axes = trace(model, data(1)[0][0])
+    plan = axes.plan({axis.name: range(axis.units // 2) for axis in axes.free})
+    wrong: list[dict[str, Any]] = [{"ridge": value} for value in (-1, float("nan"), float("inf"), "much")]
+    wrong += [{"sample": value} for value in (0, -1, 1.5)]
+    wrong += [{"layers": ["nope"]}] if fixed is repair.least_squares else []
+    for given in wrong:
+        small = plan.apply(model)
+        old = {key: value.clone() for key, value in small.state_dict().items()}
+        with pytest.raises(
+            SecateurError, match=r"ridge=.*no share|sample=.*no number of rows|layer 'nope': found no such layer"
+        ):
+            fixed(model, small, data(), plan=plan, **given)
+        assert all(torch.equal(value, old[key]) for key, value in small.state_dict().items())
+    for method in (criteria.lasso, criteria.cap):
+        with pytest.raises(SecateurError, match="sample=0: found no number of rows"):
+            score(axes, method(model, data(), sample=0, default=criteria.l2(model)))
+
+
+class Failing:
+    """Batches that can be read `passes` times, and then no more."""
+
+    def __init__(self, batches: list[tuple[torch.Tensor, None]], passes: int) -> None:
+        self.batches, self.left = batches, passes
+
+    def __iter__(self) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError("the disk is gone")
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize("cut", ["keep", "factor", "mask", "split"])
+@pytest.mark.parametrize("name", [*REPAIRS, "whitened", "chain"])
+def test_a_repair_that_fails_midway_leaves_the_network_as_it_was(name: str, cut: str) -> None:
+    model = zoo.digits_resnet(widths=(4, 8, 8)).double().eval()
+    images = [(torch.randn(9, 1, 8, 8, dtype=torch.float64), None) for _ in range(2)]
+    axes = trace(model, images[0][0])
+    layers = ("layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1")
+    plan = {
+        "keep": lambda: axes.plan({axis.name: range(axis.units // 2) for axis in axes.free}),
+        "factor": lambda: factor(axes.fingerprint, [Product(layer, "channel", (2,)) for layer in layers]),
+        "mask": lambda: mask(axes.fingerprint, {f"{n}.weight": model.get_submodule(n).weight > 0 for n in layers}),
+        "split": lambda: allocate.partition(model, axes, 2, kernels=True),
+    }[cut]()
+    if name == "whitened" and cut != "factor":
+        return
+
+    def broken(*_: Any) -> None:
+        raise OSError("the disk is gone")
+
+    chained = repair.chain(partial(repair.least_squares, plan=plan), repair.batchnorm, broken)
+    run = chained if name == "chain" else partial({**REPAIRS, "whitened": repair.whitened}[name], plan=plan)
+    for passes in range(20):
+        small = plan.apply(model)
+        old = {key: value.clone() for key, value in small.state_dict().items()}
+        try:
+            run(model, small, Failing(images, passes))
+        except OSError:
+            assert all(torch.equal(value, old[key]) for key, value in small.state_dict().items()), passes
+        else:
+            break
+    assert passes > 1
+
+
 @pytest.mark.parametrize("name", ["least_squares", "compensation"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_weights_are_those_of_a_regression(name: str, bias: bool) -> None:

@@ -343,6 +343,87 @@ def test_a_target_on_any_cost_ends_the_search() -> None:
             next(make(axes, scores, settings=settings))
 
 
+@pytest.mark.parametrize("search", [adaptive, bisect, sensitivity, partial(predicted, predict=lambda axis, kept: 0.0)])
+@pytest.mark.parametrize("spoil", ["short", "long", "flat", "nan"])
+def test_scores_that_are_not_one_finite_number_per_unit_are_told(search, spoil: str) -> None:  # type: ignore[no-untyped-def]
+    _, axes, scores, judge = setting()
+    spoilt = {
+        "short": lambda value: value[:3],
+        "long": lambda value: value.repeat(2),
+        "flat": lambda value: value[:, None],
+        "nan": lambda value: value * math.nan,
+    }[spoil]
+    wrong = {**scores, "2": spoilt(scores["2"])}
+    words = "infinite or not a number" if spoil == "nan" else r"of shape \[.*give one score for each of its 6 units"
+    with pytest.raises(SecateurError, match=f"a search over axis '2': found scores .*{words}"):
+        drive(search(axes, wrong), judge)
+    if search is adaptive:
+        with pytest.raises(SecateurError, match=words):
+            drive(search(axes, lambda plan: wrong), judge)
+        with pytest.raises(SecateurError, match="no scores for it"):
+            drive(search(axes, lambda plan: {}), judge)
+
+
+def test_scores_given_anew_need_none_for_units_that_are_gone() -> None:
+    _, axes, scores, judge = setting()
+
+    def anew(plan: Plan) -> dict[str, torch.Tensor]:
+        left = {cut.axis: list(cut.kept) for step in plan.steps for cut in step.cuts}
+        found = {name: torch.full_like(value, math.nan) for name, value in scores.items()}
+        for name, value in found.items():
+            value[left.get(name, slice(None))] = scores[name][left.get(name, slice(None))]
+        return found
+
+    assert drive(adaptive(axes, anew, SETTINGS), judge) == drive(adaptive(axes, scores, SETTINGS), judge)
+
+
+@pytest.mark.parametrize("found", [None, torch.ones(2), "high"])
+def test_a_judge_without_a_number_is_told_and_nothing_is_recorded(found: object) -> None:
+    _, axes, scores, _ = setting()
+    told: list[Trial] = []
+    with pytest.raises(SecateurError, match="a loss from a judge: found no number"):
+        drive(adaptive(axes, scores), lambda plan: found if plan else 0.0, record=told.append)  # type: ignore[arg-type, return-value]
+    assert len(told) == 1
+    for losses in ([0.0], None, [0.0] * 9):
+        with pytest.raises(SecateurError, match="from a judge: found"):
+            drive(sensitivity(axes, scores, (0.2, 0.4)), lambda plan: 0.0, many=lambda plans, losses=losses: losses)  # type: ignore[misc]
+
+
+def test_a_share_above_a_loss_holds_for_losses_of_any_sign_and_shares_of_any_size() -> None:
+    _, axes, scores, _ = setting()
+    for dense in (-1.0, 0.0, 1.0):
+        for settings in (
+            replace(SETTINGS, compare="ratio", trial=math.inf, running=math.inf),
+            replace(SETTINGS, compare="ratio", trial=0.5, running=0.5),
+        ):
+            plan = drive(adaptive(axes, scores, settings), lambda plan, dense=dense: dense)  # type: ignore[misc]
+            assert {after for _, after in plan.widths().values()} == {1}, (dense, settings)
+    # -1 may rise to -0.5 and no further
+    settings = replace(SETTINGS, compare="ratio", trial=0.5, running=0.5, unit="units", step=1)
+    plan = drive(adaptive(axes, scores, settings), lambda plan: -1 + 0.2 * sum(b - a for a, b in plan.widths().values()) * -1)
+    assert sum(before - after for before, after in plan.widths().values()) == 2
+
+
+def test_a_step_larger_than_any_width_takes_what_there_is() -> None:
+    _, axes, scores, _ = setting()
+    for unit in ("original", "current", "units", "params", "macs"):
+        settings = AdaptiveSettings(step=1e308, unit=unit, trial=9, running=9)  # type: ignore[arg-type]
+        assert {after for _, after in drive(adaptive(axes, scores, settings), lambda plan: 0.0).widths().values()} == {1}
+
+
+def test_an_order_that_is_no_list_of_free_axes_and_rates_that_are_words_are_told() -> None:
+    _, axes, scores, judge = setting()
+    fixed = next(axis.name for axis in axes if axis.fixed)
+    for order in (3, "0", ["0", "0"], [["0"]]):
+        with pytest.raises(SecateurError, match="a binary search: found order="):
+            drive(bisect(axes, scores, order=order), judge)  # type: ignore[arg-type]
+    with pytest.raises(SecateurError, match=f"a binary search over axis '{fixed}': found"):
+        drive(bisect(axes, scores, order=["0", fixed]), judge)
+    with pytest.raises(SecateurError, match="sensitivity at rate 'half': found no share"):
+        drive(sensitivity(axes, scores, ["half"]), judge)  # type: ignore[list-item]
+    assert drive(sensitivity(axes, scores, (rate for rate in (0.2, 0.4))), judge)["0"][1:] != ()  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("search", [adaptive, bisect, sensitivity])
 def test_a_model_without_a_loss_and_an_axis_without_scores_are_told(search) -> None:  # type: ignore[no-untyped-def]
     _, axes, scores, _ = setting()

@@ -79,6 +79,44 @@ def test_what_gates_cannot_show_goes_to_the_other_judge() -> None:
     assert many([first])[0] < 7
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_cuts_inside_transformer_layers_are_stacked_beside_the_norms_of_the_stream(norm_first: bool) -> None:
+    """An axis that stays whole is in every plan; that a norm reads it must not send the plan to the other judge."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=norm_first)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten(), nn.Linear(24, 3))
+    model = model.double().eval()
+    draw = torch.Generator().manual_seed(1)
+    batches = [(torch.randn(n, 3, 8, generator=draw).double(), torch.randint(3, (n,), generator=draw)) for n in (6, 4)]
+    axes = trace(model, batches[0][0])
+    plans = [axes.plan({axis.name: range(axis.units // 2)}) for axis in axes.free if axis.kind != "width"]
+    assert len(plans) >= 4, "heads and hidden units of two layers"
+    refuse = lambda plan: pytest.fail("a plan that gates show")  # noqa: E731
+    many = stacked(model, batches, F.cross_entropy, chunk=3, otherwise=refuse)
+    one = previewing(model, mean_loss(batches))
+    assert many([*plans, axes.plan({})]) == pytest.approx([one(plan) for plan in [*plans, axes.plan({})]], rel=1e-9)
+    assert many([axes.plan({})] * 2) == pytest.approx([one(axes.plan({}))] * 2, rel=1e-9)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_what_cannot_be_stacked_is_told() -> None:
+    model, batches = digits()
+    axes = trace(model, batches[0][0])
+    plans = [axes.plan({axis.name: range(1, axis.units)}) for axis in axes.free][:2]
+    for loss, words in (
+        (lambda output, target: float(output.sum()), "RuntimeError: vmap"),
+        (lambda output, target: output, r"a loss of shape \[12, 10\]"),
+        (lambda output, target: 1.0, "TypeError|ValueError"),
+    ):
+        with pytest.raises(SecateurError, match=f"judged at once: found {words}"):
+            stacked(model, batches, loss, otherwise=lambda plan: 0.0)(plans)
+    with pytest.raises(SecateurError, match="is no pair"):
+        stacked(model, [batches[0][0]], F.cross_entropy, otherwise=lambda plan: 0.0)(plans)
+    for chunk in (0, -1, 1.5):
+        with pytest.raises(SecateurError, match="candidates judged at once: found no such number"):
+            stacked(model, batches, F.cross_entropy, chunk=chunk, otherwise=lambda plan: 0.0)
+
+
 def test_a_search_is_the_same_one_by_one_and_many_at_once() -> None:
     model, batches = digits()
     axes = trace(model, batches[0][0])
@@ -210,6 +248,17 @@ def test_additive_sums_what_goes() -> None:
     assert predict(axes["two"], [0]) == 0
     with pytest.raises(SecateurError, match="a predicted search"):
         PredictedSettings(room=0)
+
+
+def test_predictions_that_are_no_numbers_are_told() -> None:
+    _, axes, scores, judge = setting()
+    for predict, words in (
+        (lambda axis, kept: math.nan, "found nan; return a number"),
+        (lambda axis, kept: None, "found None; return a number"),
+        (additive({}), "no scores for it"),
+    ):
+        with pytest.raises(SecateurError, match=f"a prediction for axis '.*': found {words.removeprefix('found ')}"):
+            drive(predicted(axes, scores, predict), judge)
 
 
 def test_axes_of_a_residual_sum_are_told_from_those_inside_a_branch() -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import secateur
 from secateur import trace
-from secateur.core.errors import NotFinite
+from secateur.core.errors import NotFinite, SecateurError
 from secateur.io import read_plan
 from secateur.search import (
     read_history,
@@ -78,13 +78,37 @@ def test_the_command_says_what_is_wrong_and_has_written_nothing(call, tmp_path: 
         (("--method", "predicted", "--set", "search.args.cost='gold'"), "no such count"),
         (("--set", "search.args.step=0"), "an adaptive search"),
         (("--method", "random"), "search.method"),
+        (("--method", "none"), "found no search; give adaptive, predicted or bisect"),
+        (("--set", "search.args.stepp=1"), "did you mean 'step'?"),
+        (("--method", "predicted", "--set", "search.args.rooom=1"), "did you mean 'room'?"),
+        (("--method", "bisect", "--set", "search.args.order=3"), "found order=3"),
+        (("--method", "bisect", "--set", "search.args.order=['fc']"), "a binary search over axis 'fc'"),
+        (("--set", "search.repair=whitened"), "a repair of products"),
+        (("--ignore", "*"), "a search: found no axis that can be cut; ignore less, set search.coupled=true"),
         (("--set", "data.holdout=0"), "no held-out images"),
     ):
         code, _, err = call("search", *SMALL, *words)
         assert (code, told in err, err.count("\n")) == (2, True, 1), err
         assert not list(tmp_path.iterdir()), words
-    assert call("sensitivity", *SMALL, "--rates", "1.5")[0] == 2
-    assert not list(tmp_path.iterdir())
+    for words in (("--rates", "1.5"), ("--ignore", "*"), ("--set", "search.repair=whitened")):
+        code, _, err = call("sensitivity", *SMALL, *words)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_target_that_the_limits_do_not_let_the_search_reach_is_told(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ("search", *SMALL, "--set", "search.recover=0", "--set", "search.batches=1", "--set", "search.args.max_rate=0.5")
+    everything = ("--set", "search.args.trial=2", "--set", "search.args.running=2", "--set", "search.args.step=0.5")
+    code, out, err = call(
+        *words, *everything, "--keep", "params=0.01", "--keep", "macs=0.9", "--keep", "bytes=0.02", "-o", "far"
+    )
+    assert code == 0, err
+    assert [line.split(" of ")[0] for line in out.splitlines() if "not reached" in line] == [
+        "not reached: params=0.01",
+        "not reached: bytes=0.02",
+    ]
+    code, out, err = call(*words, *everything, "--keep", "params=0.9", "-o", "near")
+    assert (code, "not reached" in out) == (0, False), err
 
 
 def test_the_command_draws_sensitivity(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -100,6 +124,32 @@ def test_the_command_draws_sensitivity(call, tmp_path: Path) -> None:  # type: i
     assert again == out
     assert (tmp_path / "here" / "sensitivity.svg").read_text() == picture
     assert call("sensitivity", *SMALL, "--rates", "half")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ("search.metric=loss", "search.metric"),
+        ("search.images=20", "search.images"),
+        ("search.repair=none", "search.repair"),
+        ("data.batch=64", "data.batch"),
+        ("model.args={widths=[4,6,8],blocks=1}", None),
+        ("search.at_once=3", None),
+        ("seed=1", "model.weights"),
+    ],
+)
+def test_trials_of_another_judge_are_not_taken_for_this_ones(other, told, call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The plans of a curve are the same whatever judges them: their losses are not."""
+    words = ("sensitivity", *SMALL, "--rates", "0.5", "-o", "here", "--set", "search.batches=1")
+    code, out, err = call(*words)
+    assert code == 0, err
+    before = (tmp_path / "here" / "search.jsonl").read_text()
+    code, again, err = call(*words, "--set", other)
+    assert (tmp_path / "here" / "search.jsonl").read_text() == before
+    if told is None:
+        assert (code, again) == (0, out), err
+    else:
+        assert (code, err.count("\n"), told in err, "another judge" in err) == (2, 1, True, True), err
 
 
 @pytest.mark.parametrize(("metric", "worst"), [("accuracy", 0.0), ("loss", None)])
@@ -172,6 +222,32 @@ def test_a_recipe_searches_recovers_and_resumes(tmp_path: Path, monkeypatch) -> 
     drop = [{k: v for k, v in stage.items() if k != "latency_ms"} for stage in whole["stages"]]
     assert drop == [{k: v for k, v in stage.items() if k != "latency_ms"} for stage in again["stages"]]
     assert sys.modules
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"search": {"repair": "whitened"}}, "a repair of products"),
+        ({"search": {"at_once": 2, "repair": "compensation"}}, "search.at_once = 2"),
+        ({"search": {"args": {"keep": {"latency": 0.5}}}}, "no table of latencies"),
+        ({"search": {"args": {"keep": {"parms": 0.5}}}}, "did you mean 'params'"),
+        ({"search": {"method": "predicted", "args": {"keep": {"gold": 0.5}}}}, "no such count"),
+        ({"data": {"holdout": 0}}, "no held-out images"),
+    ],
+)
+def test_a_recipe_whose_search_cannot_be_is_told_before_it_trains(section, told: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from secateur.recipes import schema
+    from secateur.recipes.run import run
+
+    table: dict[str, Any] = {
+        "model": {"build": "zoo:digits_resnet", "args": {"widths": [4, 6, 8]}},
+        "data": {"name": "digits", "holdout": 100, "batch": 300, **section.get("data", {})},
+        "train": {"epochs": 1},
+        "search": {"method": "adaptive", "recover": 0, "batches": 1, **section.get("search", {})},
+    }
+    with pytest.raises(SecateurError, match=told):
+        run(schema.from_dict(table), tmp_path / "run")
+    assert not (tmp_path / "run" / "dense.safetensors").exists()
 
 
 @pytest.mark.slow

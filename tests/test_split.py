@@ -331,6 +331,47 @@ def test_a_network_whose_parts_do_not_add_up_is_refused() -> None:
         worker(model, axes, plan, 0, example=x)
 
 
+def test_a_worker_of_another_plan_other_outputs_and_numbers_that_are_none_are_told() -> None:
+    model, _ = planted(2, noise=1.0)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    axes = trace(model, x)
+    plan = allocate.partition(model, axes, 2)
+    small = plan.apply(model)
+
+    def striped(groups: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+        count = sum(map(len, groups))
+        return tuple(tuple(range(worker, count, 2)) for worker in range(2))
+
+    layers = plan.steps[0].layers
+    other = split(plan.fingerprint, [Blocks(b.module, striped(b.inputs), striped(b.outputs)) for b in layers])
+    assert other != plan
+    with pytest.raises(SecateurError, match="that is divided otherwise; give the plan that the model was split by"):
+        worker(small, axes, other, 0)
+    worker(model, axes, other, 0, example=x)
+    for rank in ("0", 0.5, -1, None):
+        with pytest.raises(SecateurError, match="from 0 to 1"):
+            worker(small, axes, plan, rank)  # type: ignore[arg-type]
+    with pytest.raises(SecateurError, match="a batch with inputs of shape"):
+        worker(small, axes, plan, 0, example=x[:, :3])
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = model
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = self.body(x)
+            return y, -y
+
+    pair = Pair().eval()
+    found = trace(pair, x)
+    with pytest.raises(SecateurError, match="an output of type tuple; divide a network that puts out one tensor"):
+        worker(pair, found, allocate.partition(pair, found, 2), 0, example=x)
+    for wrong in ({"tries": 0}, {"tries": 1.5}, {"seed": -1}, {"seed": "a"}):
+        with pytest.raises(SecateurError, match="give whole numbers, tries from 1 and a seed from 0"):
+            allocate.partition(model, axes, 2, **wrong)  # type: ignore[arg-type]
+
+
 def test_a_split_network_traces_and_trains() -> None:
     model = network()
     small = mixed(model).apply(model)

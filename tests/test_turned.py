@@ -74,6 +74,26 @@ def test_scores_by_features_are_those_of_the_twin(name: str) -> None:
         torch.testing.assert_close(one, two)
 
 
+@pytest.mark.parametrize(
+    "name", ["l1", "l2", "lamp", "fpgm", "rfp", "nisp", "group_fisher", "obd", "taylor", "snip", "per_cost"]
+)
+def test_scores_of_weights_are_those_of_the_twin(name: str) -> None:
+    found = []
+    for net in twins():
+        axes = trace(net, data()[0][0])
+        batches = [(x, torch.zeros_like(net(x))) for x, _ in data()]
+        rule = {
+            "nisp": lambda net=net, axes=axes: criteria.nisp(net, axes),
+            "per_cost": lambda net=net, axes=axes: criteria.per_cost(axes, criteria.l2(net)),
+        }.get(name)
+        if rule is None:
+            given = (batches, nn.functional.mse_loss) if name in ("group_fisher", "obd", "taylor", "snip") else ()
+            rule = lambda net=net, given=given: getattr(criteria, name)(net, *given)  # noqa: E731
+        found.append([values for _, values in sorted(score(axes, rule()).items())])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)
+
+
 def test_obs_prunes_both_alike() -> None:
     (plan, small), (other, turned) = (sparse.obs(net, data(), keep=0.3) for net in twins())
     agree(turned, small)

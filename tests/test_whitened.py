@@ -106,6 +106,21 @@ def test_without_a_bias_the_mean_goes_into_the_batch_norm_behind():
     assert error(bare, fitted, data) < error(bare, plain, data), "raw moments, with no place for a constant"
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_set_twice_is_set_once(bias):
+    """Values follow from the network before and the data alone, constants too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, bias=bias), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)).double()
+    data = [(torch.randn(40, 3, 4, 4, dtype=torch.float64) + 1, None) for _ in range(2)]
+    plan = factor(fingerprint(model), [Product("0", "channel", (2,))])
+    small = plan.apply(model.eval())
+    repair.whitened(model, small, data, plan=plan)
+    once = {name: value.clone() for name, value in small.state_dict().items()}
+    repair.whitened(model, small, data, plan=plan)
+    for name, value in small.state_dict().items():
+        torch.testing.assert_close(value, once[name], rtol=1e-12, atol=1e-12)
+
+
 def test_linear_layers_and_full_ranks():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 6))

@@ -53,7 +53,8 @@ def budget(
             if not axes.free:
                 do = "ignore less, or see in `secateur inspect` what would free one"
                 raise SecateurError(f"keep={{{what!r}: {share!r}}}", "no axis that can be cut", do)
-            possible = at_least(int(np.ceil(amounts[what](least) * 1000)), int(amounts[what](full) * 1000))
+            whole = int(amounts[what](full) * 1e6)  # milliseconds of a small network are a few tenths
+            possible = at_least(min(int(np.ceil(amounts[what](least) * 1e6)), whole), whole)
             possible = at_least(int(amounts[what](least)), axes.count(what)) if what in axes.terms else possible
             do = f"ask for at least that, or lower {floors} or multiple={multiple}"
             raise SecateurError(f"keep={{{what!r}: {share!r}}}", f"that {possible} is the least possible share", do)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,9 @@ def partition(
         raise SecateurError(
             f"a partition over {workers} workers", "nothing to divide", "give a whole number of two workers or more"
         )
+    if not isinstance(tries, Integral) or tries < 1 or not isinstance(seed, Integral) or seed < 0:
+        found, do = f"tries={tries!r} and seed={seed!r}", "give whole numbers, tries from 1 and a seed from 0"
+        raise SecateurError(f"a partition over {workers} workers", found, do)
     links = links_of(model, axes, workers, kernels=kernels, ends=ends)
     if not links:
         do = "give a number of workers that divides their widths, or kernels=True or ends=True"

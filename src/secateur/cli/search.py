@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from secateur.cli import options, screen
+from secateur.core.errors import SecateurError
 
 
 def search(
@@ -39,7 +40,7 @@ def search(
     from secateur.cli.outputs import require_unread
     from secateur.io import write_plan
     from secateur.recipes.run import threads as on_threads
-    from secateur.recipes.searching import searched
+    from secateur.recipes.searching import searched, unmet
 
     for name in ("plan.json", "recovered.safetensors"):
         require_unread(output / name, model, weights, data)
@@ -48,6 +49,8 @@ def search(
     table |= {"prune": {"criterion": criterion, "ignore": list(ignore or ())}}
     table |= {"search": {"method": method, "args": {"keep": screen.shares(keep)} if keep else {}}}
     network, recipe, parts = prepared(holding_out(screen.assign(table, settings or ())))
+    if recipe.search.method == "none":
+        raise SecateurError("--method none", "no search", "give adaptive, predicted or bisect")
     with screen.bars(quiet or as_json) as progress, on_threads(threads):
         axes, plan, cut = searched(network, recipe, parts, folder=output, **({"progress": progress} if progress else {}))
     if int(os.environ.get("RANK", "0")):
@@ -59,5 +62,8 @@ def search(
 
         save(output / "recovered.safetensors", cut)
     screen.show_plan(axes, plan, output / "plan.json", as_json)
+    if not as_json:
+        for what, (asked, left) in unmet(cut, axes, plan, recipe, parts).items():
+            screen.say(f"not reached: {what}={asked:g} of the target; {left:.3f} is what the limits of the search leave")
     if cut is not network and not as_json:
         screen.say(f"weights to cut: {output / 'recovered.safetensors'}")

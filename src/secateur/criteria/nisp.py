@@ -33,20 +33,22 @@ def nisp(model: nn.Module, axes: Axes, *, final: Mapping[str, Tensor] | None = N
     training set; here it is 1, or given.
     """
     weights = {name: p for name, p in parameters(model).items() if p.dim() > 1}
+    turned = _turned(axes, weights)
+    sides = _sides(axes, weights, turned)
     known: dict[str, Tensor] = {}
     one = 1.0
     for axis in axes:
         if final is not None and axis.name in final:
             known[axis.name] = torch.as_tensor(final[axis.name]).double()
         else:
-            known[axis.name] = torch.full((axis.units,), 0.0 if _read(axis, weights) else one, dtype=torch.float64)
-    sides = _sides(axes, weights)
+            known[axis.name] = torch.full((axis.units,), 0.0 if _read(axis, weights, turned) else one, dtype=torch.float64)
     for name in reversed(list(weights)):
-        rows, columns = sides.get((name, 0), []), sides.get((name, 1), [])
+        rows, columns = sides.get((name, "write"), []), sides.get((name, "read"), [])
         if not columns:
             continue
-        weight = plain(weights[name]).double().cpu().abs().flatten(2).sum(-1) if weights[name].dim() > 2 else None
-        weight = plain(weights[name]).double().cpu().abs() if weight is None else weight
+        weight = plain(weights[name]).double().cpu().abs()
+        weight = weight.flatten(2).sum(-1) if weight.dim() > 2 else weight
+        weight = weight.T if name in turned else weight
         handed = torch.full((len(weight),), one if not rows else 0.0, dtype=torch.float64)
         for axis, entries in rows:
             handed[entries] = known[axis.name][:, None].expand(entries.shape)
@@ -66,16 +68,27 @@ def nisp(model: nn.Module, axes: Axes, *, final: Mapping[str, Tensor] | None = N
     return score
 
 
-def _read(axis: Axis, weights: Mapping[str, Tensor]) -> bool:
-    return any(slot.role == "read" and slot.dim == 1 and slot.tensor in weights for slot in axis.slots)
+def _turned(axes: Axes, weights: Mapping[str, Tensor]) -> set[str]:
+    """Weights (I, O, ...), of transposed convolutions without groups and of GPT-2's linear layers: read along dimension 0."""
+    slots = [slot for axis in axes for slot in axis.slots]
+    places = {(slot.tensor, slot.dim, slot.role) for slot in slots}
+    grouped = {slot.tensor.rpartition(".")[0] for slot in slots if slot.tensor.endswith(".groups")}
+    found = {name for name in weights if (name, 0, "read") in places and (name, 1, "write") in places}
+    return {name for name in found if name.rpartition(".")[0] not in grouped and (name, 1, "read") not in places}
 
 
-def _sides(axes: Axes, weights: Mapping[str, Tensor]) -> dict[tuple[str, int], list[tuple[Axis, Tensor]]]:
-    """(weight, dim) to the axes along it, with the entries (N, E) of their units; those whose entries cover a channel."""
-    found: dict[tuple[str, int], list[tuple[Axis, Tensor]]] = {}
+def _read(axis: Axis, weights: Mapping[str, Tensor], turned: set[str]) -> bool:
+    read = [slot for slot in axis.slots if slot.role == "read" and slot.tensor in weights]
+    return any(slot.dim == (0 if slot.tensor in turned else 1) for slot in read)
+
+
+def _sides(axes: Axes, weights: Mapping[str, Tensor], turned: set[str]) -> dict[tuple[str, str], list[tuple[Axis, Tensor]]]:
+    """(weight, role) to the axes that write or read it, with the entries (N, E) of their units."""
+    found: dict[tuple[str, str], list[tuple[Axis, Tensor]]] = {}
     for axis in axes:
         for slot in axis.slots:
-            if slot.tensor in weights and (slot.dim, slot.role) in ((0, "write"), (1, "read")):
+            sides = ("read", "write") if slot.tensor in turned else ("write", "read")
+            if slot.tensor in weights and slot.dim in (0, 1) and slot.role == sides[slot.dim]:
                 entries = torch.from_numpy(slot.of(np.arange(axis.units)))
-                found.setdefault((slot.tensor, slot.dim), []).append((axis, entries))
+                found.setdefault((slot.tensor, slot.role), []).append((axis, entries))
     return found

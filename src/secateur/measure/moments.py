@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def drawn(count: int, sample: int | None) -> Tensor | None:
 
     Raises `SecateurError` for a number of rows that is none.
     """
-    if sample is not None and (isinstance(sample, bool) or not isinstance(sample, int) or sample < 1):
+    if sample is not None and (isinstance(sample, bool) or not isinstance(sample, Integral) or sample < 1):
         raise SecateurError(f"sample={sample!r}", "no number of rows", "give a whole number from 1, or None for all rows")
     return None if sample is None or count <= sample else _drawn(count, sample)
 

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from secateur.core.errors import SecateurError
-from secateur.core.running import call, device_of, evaluating
+from secateur.core.running import device_of
 from secateur.core.strict import array, fields, integer, table
-from secateur.measure.forward import prepare
+from secateur.measure.forward import forward, prepare
 from secateur.measure.latency import compare
 
 FORMAT = 1
@@ -73,6 +73,14 @@ class LatencyTable:
 
 def from_json(value: Any) -> LatencyTable:
     """The inverse of `LatencyTable.to_json`. Raises `SecateurError` for anything else."""
+    try:
+        return _parsed(value)
+    except SecateurError as error:
+        do = "give a file that secateur measure MODEL --input SHAPE --table FILE wrote"
+        raise SecateurError("reading a latency table", error.found, do) from None
+
+
+def _parsed(value: Any) -> LatencyTable:
     value = fields(value, {"format", "rest_ms", "entries"}, {"measured_on"}, "the latency table")
     integer(value["format"], 1, FORMAT, "the format of the latency table")
     entries = {}
@@ -82,8 +90,9 @@ def from_json(value: Any) -> LatencyTable:
         rows = tuple(tuple(_number(v) for v in array(row, "milliseconds")) for row in array(entry["ms"], "milliseconds"))
         ascending = all(list(side) == sorted(set(side)) and side for side in sides)
         if not ascending or len(rows) != len(sides[0]) or any(len(row) != len(sides[1]) for row in rows):
-            do = "measure it again: secateur measure MODEL --input SHAPE --table FILE"
-            raise SecateurError("reading a latency table", f"an entry {key!r} that is no grid of its widths", do)
+            raise SecateurError(
+                "reading a latency table", f"an entry {key!r} that is no grid of its widths", "measure it again"
+            )
         entries[key] = Entry(sides[0], sides[1], rows)
     return LatencyTable(entries, _number(value["rest_ms"]), value.get("measured_on", {}))
 
@@ -133,8 +142,7 @@ def layer_calls(model: nn.Module, example: Any) -> list[tuple[str, nn.Module, tu
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     handles = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, kinds)]
     try:
-        with torch.no_grad(), evaluating(model):
-            call(model, prepare(model, (example,)))
+        forward(model, prepare(model, (example,)))
     finally:
         for handle in handles:
             handle.remove()
@@ -183,7 +191,7 @@ def _resized(module: Any, shape: tuple[int, ...], inputs: int) -> tuple[int, ...
 
 
 def _between(points: tuple[int, ...], value: int) -> tuple[int, float]:
-    """The measured point before `value`, and how far it is towards the next; below the first, in proportion."""
+    """The measured point before `value`, and how far it is towards the next; below the first, the first."""
     if value >= points[-1]:
         return len(points) - 1, 0.0
     if value < points[0]:

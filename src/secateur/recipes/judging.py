@@ -24,8 +24,27 @@ DIGITS = 12
 """Of a share of images: two ways to add the same hits up agree in them, so that ties stay ties."""
 
 
+def require_judge(recipe: Recipe) -> None:
+    """Raises `SecateurError` for a judge of trials that [search] and [data] of `recipe` cannot have."""
+    section = recipe.search
+    if section.select_on == "holdout" and not recipe.data.holdout:
+        raise _no_images()
+    if "whitened" in section.repair:
+        found, do = "a repair of products, where a search cuts units", "take least_squares, compensation or batchnorm"
+        raise SecateurError(f"search.repair = {section.repair!r}", found, do)
+    if section.at_once > 1 and (section.repair not in ("none", "batchnorm") or recipe.metric.name != "accuracy"):
+        found = f"search.repair = {section.repair!r}" if recipe.metric.name == "accuracy" else "a metric of your own"
+        raise SecateurError(f"search.at_once = {section.at_once}", found, "judge one at a time, or take batchnorm and accuracy")
+
+
+def _no_images() -> SecateurError:
+    do = 'set data.holdout, as in --set data.holdout=1000, or search.select_on="train" where the batches are your own'
+    return SecateurError("a search", "no held-out images to judge by", do)
+
+
 def judge_of(model: nn.Module, recipe: Recipe, parts: Parts) -> Judge:
     """The loss of a plan on images of `search.select_on` after the repair of [search]; what is cut is `model` as it then is."""
+    require_judge(recipe)
     section = recipe.search
     images, settle = _images(recipe, parts), limited(parts.plain, section.batches, parts.device)
 
@@ -54,12 +73,10 @@ def many_of(model: nn.Module, recipe: Recipe, parts: Parts, judge: Judge) -> Jud
 
     Raises `SecateurError` for a repair that gates cannot show, and for a metric of the user's own.
     """
+    require_judge(recipe)
     section = recipe.search
     if section.at_once < 2:
         return None
-    if section.repair not in ("none", "batchnorm") or recipe.metric.name != "accuracy":
-        found = f"search.repair = {section.repair!r}" if recipe.metric.name == "accuracy" else "a metric of your own"
-        raise SecateurError(f"search.at_once = {section.at_once}", found, "judge one at a time, or take batchnorm and accuracy")
     settle = limited(parts.plain, section.batches, parts.device) if section.repair == "batchnorm" else None
     loss = parts.loss if section.metric == "loss" else _misses
     stack = stacked(model, _images(recipe, parts), loss, settle=settle, chunk=section.at_once, otherwise=judge)
@@ -112,8 +129,7 @@ def _images(recipe: Recipe, parts: Parts) -> list[tuple[Any, Any]]:
     section = recipe.search
     source = {"holdout": parts.holdout, "train": parts.plain, "test": parts.test}[section.select_on]
     if source is None:
-        do = 'set data.holdout, as in --set data.holdout=1000, or search.select_on="train" where the batches are your own'
-        raise SecateurError("a search", "no held-out images to judge by", do)
+        raise _no_images()
     return held_out(source, section.images)
 
 

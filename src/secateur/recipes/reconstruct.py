@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,8 @@ def channel_pruning(
     For each named axis: units are selected by the LASSO (or `select`) with inputs from the network as cut so far and targets
     from `model`; the rest is silenced in a copy; the layers that read the axis are fitted by least squares to the outputs
     they have in `model`. Two passes over `batches` (at most `limit`, of each at most `sample` rows) per axis, of both networks.
-    `model` stays. The end of a residual branch makes good the error of its shortcut.
+    `model` stays. The end of a residual branch makes good the error of its shortcut. Where a norm reduces over the units of
+    an axis, as over the stream of a transformer, all layers are fitted once more in the network that is cut.
     Axes that no linear layer or convolution reads are selected by L2. Raises `SecateurError` for an unknown or a fixed
     axis, one that is silenced as a whole (the width of an attention head), and widths out of range.
 
@@ -65,7 +67,7 @@ def channel_pruning(
     """
     for name, width in widths.items():
         axis = axes[name]
-        if axis.fixed or axis.gate != "read" or not 1 <= width <= axis.units:
+        if axis.fixed or axis.gate != "read" or not isinstance(width, Integral) or not 1 <= width <= axis.units:
             found = axis.fixed or (f"{width} of {axis.units} units" if axis.gate == "read" else "units that nothing reads")
             raise SecateurError(f"a selection on axis {name!r}", found, "name free axes, with 1 to all of their units")
     current = duplicate(model)
@@ -84,7 +86,10 @@ def channel_pruning(
         readers = {slot.tensor.rpartition(".")[0] for slot in axis.readers()}
         least_squares(model, current, batches, limit=limit, layers=readers, sample=sample)
     plan = axes.plan(kept)
-    return plan, plan.apply(current)
+    small = plan.apply(current)
+    if not all(axes[name].exact for name in kept):  # a norm over these units saw the silent ones too
+        least_squares(model, small, batches, plan=plan, limit=limit, sample=sample)
+    return plan, small
 
 
 def silence_(model: nn.Module, axis: Axis, kept: list[int]) -> None:

@@ -2,51 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from secateur.allocate.costs import CostOf
 from secateur.core.axes import Axes
-from secateur.core.errors import SecateurError
+from secateur.core.errors import SecateurError, nearest
 from secateur.core.plan import Keep, Plan
-from secateur.core.protocols import JudgeMany, Searcher
+from secateur.core.protocols import Searcher
 from secateur.criteria.score import score
 from secateur.graph import trace
 from secateur.io import artefact
 from secateur.recipes.arguments import call_with
 from secateur.recipes.choose import COMPARES_AXES, DATA_DRIVEN, costs_of, criterion
-from secateur.recipes.judging import Counted, judge_of, many_of
+from secateur.recipes.judging import Counted, judge_of, many_of, require_judge
 from secateur.recipes.parts import Parts, limited
 from secateur.recipes.predictions import prediction
 from secateur.recipes.progress import Progress, silent
 from secateur.recipes.reconstruct import silence_
 from secateur.recipes.schema import Recipe
-from secateur.search import (
-    AdaptiveSettings,
-    PredictedSettings,
-    Status,
-    Trial,
-    across,
-    adaptive,
-    bisect,
-    drive,
-    inner,
-    predicted,
-    processes,
-    read_history,
-    recorder,
-    sensitivity,
-)
+from secateur.recipes.trials import driven, judge_facts
+from secateur.search import AdaptiveSettings, PredictedSettings, Status, adaptive, bisect, inner, predicted, sensitivity
 from secateur.search.bisect import require_bisection
 from secateur.surgery import duplicate
 from secateur.train import FitSettings, fit
 
-Result = TypeVar("Result")
+QUANTITIES = ["macs", "params", "bytes", "memory", "latency"]
 
 
 def searched(
@@ -55,18 +41,19 @@ def searched(
     """(axes, plan, source): what the search of `recipe` decides for `model`, and the network to cut.
 
     `source` is `model`, or with `search.recover` a copy trained between sweeps. With a `folder`, each trial is written to
-    search.jsonl and the weights after each recovery beside it: the same call goes on where it was stopped. Started by
-    `torchrun`, processes share the trials that do not depend on each other; one of them trains.
+    search.jsonl, what judged it to search.json and the weights after each recovery beside it: the same call goes on where it
+    was stopped. Started by `torchrun`, processes share the trials that do not depend on each other; one of them trains.
     Raises `SecateurError` where there are no held-out images, for arguments the search does not take, and for a history of
-    another search; before the first trial it has written nothing.
+    another search or another judge; before the first trial it has written nothing.
     """
     section = recipe.search
     require_search(recipe)
     recovers = bool(section.recover) and section.method == "adaptive"
     if recovers:
         model = duplicate(model)
+    facts = judge_facts(model, recipe)
     axes = trace(model, parts.example).ignore(*recipe.prune.ignore)
-    axes = axes if section.coupled else inner(axes)
+    axes = _cuttable(axes if section.coupled else inner(axes), "a search", "search.coupled=true for residual sums, ")
     batches = limited(parts.plain, recipe.prune.batches, parts.device)
 
     def scored(network: nn.Module) -> dict[str, Tensor]:
@@ -91,25 +78,59 @@ def searched(
         recover = _recovery(model, recipe, parts, folder, progress) if recovers else None
         costs = _costs(model, axes, recipe, parts, settings)
         search = adaptive(axes, ranks, settings, costs=costs, recover=ranks.after(recover) if recover else None, report=told)
-    plan = _driven(search, judge, folder, many_of(model, recipe, parts, judge))
+    plan = driven(search, judge, folder, many_of(model, recipe, parts, judge), facts)
     progress("search", most, most, f"{judge.asked} trials")
     return axes, plan, model
 
 
+def _cuttable(axes: Axes, asked: str, other: str = "") -> Axes:
+    """`axes`. Raises `SecateurError` where none of them can be cut."""
+    if not axes.free:
+        do = f"ignore less, {'set ' if other else ''}{other}or see in `secateur inspect` what would free one"
+        raise SecateurError(asked, "no axis that can be cut", do)
+    return axes
+
+
+def unmet(model: nn.Module, axes: Axes, plan: Plan, recipe: Recipe, parts: Parts) -> dict[str, tuple[float, float]]:
+    """Of the target of a search, what `plan` does not reach: name to (the share that was asked for, the share that is left)."""
+    wanted = dict(recipe.search.args.get("keep", {}))
+    if not wanted:
+        return {}
+    made = _costs(model, axes, recipe, parts, AdaptiveSettings(keep=wanted))
+    widths = {name: after for name, (_, after) in plan.widths().items()}
+
+    def amount(what: str, widths: Mapping[str, int]) -> float:
+        return made[what](widths) if what in made else axes.count(what, widths)
+
+    left = {what: amount(what, widths) / max(amount(what, {}), 1e-12) for what in wanted}
+    return {what: (share, left[what]) for what, share in wanted.items() if left[what] > share}
+
+
 def require_search(recipe: Recipe) -> None:
-    """Raises `SecateurError` for arguments of [search] that its method does not take, before anything is done."""
+    """Raises `SecateurError` for what [search] cannot do, before anything is done: a run trains for long before it searches."""
     section = recipe.search
+    if section.method == "none":
+        return
+    require_judge(recipe)
     if section.method == "bisect":
         if unknown := [name for name in section.args if name not in ("fall", "tries", "max_rate", "order")]:
             do = "set args to what the search takes: fall, tries, max_rate or order"
             raise SecateurError(
                 f"search.args = {section.args!r}", f"{unknown[0]!r}, of which a binary search knows nothing", do
             )
-        require_bisection(**{name: value for name, value in section.args.items() if name != "order"})
-    elif section.method == "predicted":
-        _split(section.args)
-    elif section.method == "adaptive":
-        call_with("search", section.args, AdaptiveSettings, **section.args)
+        require_bisection(**section.args)
+        return
+    settings = (
+        _split(section.args)[0]
+        if section.method == "predicted"
+        else call_with("search", section.args, AdaptiveSettings, **section.args)
+    )
+    if unknown := [what for what in settings.keep if what not in QUANTITIES]:
+        do = nearest(unknown[0], QUANTITIES)
+        raise SecateurError(f"search.args.keep on {unknown[0]!r}", "no such count and no such cost", do)
+    if "latency" in settings.keep and not recipe.prune.table:
+        do = "measure one by secateur measure MODEL --table FILE, and set prune.table, as in --set prune.table=FILE"
+        raise SecateurError("a search that ends at a share of milliseconds", "no table of latencies", do)
 
 
 @dataclass(eq=False)
@@ -156,37 +177,8 @@ def _by_step(recipe: Recipe) -> bool:
 
 def _costs(model: nn.Module, axes: Axes, recipe: Recipe, parts: Parts, settings: AdaptiveSettings) -> dict[str, CostOf]:
     """What the target of a search names beyond counts. A replay needs the same milliseconds, so those come from a file."""
-    if "latency" in settings.keep and not recipe.prune.table:
-        do = "measure one by secateur measure MODEL --table FILE, and set prune.table, as in --set prune.table=FILE"
-        raise SecateurError("a search that ends at a share of milliseconds", "no table of latencies", do)
     keep: Any = dict(settings.keep) or {"params": 1.0}
     return costs_of(model, axes, parts.example, replace(recipe.prune, keep=keep))
-
-
-def _driven(search: Generator[Any, Any, Result], judge: Counted, folder: Path | None, stack: JudgeMany | None) -> Result:
-    """What the search returns; its history on disk, and its trials shared out among processes where there are several."""
-    with processes() as (rank, world):
-        many = judge.counting(across(judge) if world > 1 else stack)
-        if folder is None:
-            return drive(search, judge, many=many)
-        path = folder / "search.jsonl"
-        history = read_history(path)
-        if world > 1:
-            dist.barrier()  # the first process rewrites the file others still read
-        return drive(search, judge, history=history, record=None if rank else _first_made(path), many=many)
-
-
-def _first_made(path: Path) -> Callable[[Trial], None]:
-    """A `recorder` of `path` that is made, with its folder, when there is a trial to record."""
-    made: list[Callable[[Trial], None]] = []
-
-    def record(trial: Trial) -> None:
-        if not made:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            made.append(recorder(path))
-        made[0](trial)
-
-    return record
 
 
 def _recovery(
@@ -229,7 +221,10 @@ def _recovery(
 
 def _split(args: Mapping[str, Any]) -> tuple[AdaptiveSettings, PredictedSettings]:
     """The settings of "predicted", told apart by name."""
-    mine = {f.name for f in fields(PredictedSettings)}
+    mine, theirs = ({f.name for f in fields(kind)} for kind in (PredictedSettings, AdaptiveSettings))
+    if unknown := [name for name in args if name not in mine | theirs]:
+        do = f"set args to what the search takes: {nearest(unknown[0], list(mine | theirs))}"
+        raise SecateurError(f"search.args = {dict(args)!r}", f"no argument {unknown[0]!r}", do)
     own = {key: value for key, value in args.items() if key in mine}
     rest = {key: value for key, value in args.items() if key not in mine}
     how = call_with("search", own, PredictedSettings, **own)
@@ -262,7 +257,7 @@ def sensitivities(
     A network whose numbers overflow has an accuracy of 0 and an infinite loss. Trials, resuming and processes are as in
     `searched`.
     """
-    axes = trace(model, parts.example).ignore(*recipe.prune.ignore)
+    axes = _cuttable(trace(model, parts.example).ignore(*recipe.prune.ignore), "curves of sensitivity")
     batches = limited(parts.plain, recipe.prune.batches, parts.device)
     judged = criterion(model, recipe.prune, parts.example, axes=axes, batches=batches, loss=parts.loss, seed=recipe.seed)
     search = sensitivity(axes, score(axes, judged), rates)
@@ -272,7 +267,7 @@ def sensitivities(
         progress("trials", asked, most, next((name for name, (a, b) in plan.widths().items() if b < a), "dense"))
 
     judge = Counted(judge_of(model, recipe, parts), told)
-    curves = _driven(search, judge, folder, many_of(model, recipe, parts, judge))
+    curves = driven(search, judge, folder, many_of(model, recipe, parts, judge), judge_facts(model, recipe))
     if recipe.search.metric == "loss":
         return dict(curves)
     return {name: tuple((rate, max(0.0, 1 - loss)) for rate, loss in curve) for name, curve in curves.items()}

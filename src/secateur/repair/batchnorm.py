@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from secateur.core.errors import SecateurError
+from secateur.core.errors import NotFinite, SecateurError
 from secateur.core.protocols import Batches
 from secateur.core.running import call, device_of, evaluating, fits, pairs, to_device
 
@@ -70,4 +70,4 @@ def _check(norms: dict[str, nn.Module]) -> None:
     for name, module in norms.items():
         if not all(torch.isfinite(value).all() for value in module.buffers(recurse=False)):
             found = f"statistics of {name!r} that are infinite or not a number"
-            raise SecateurError("batch norm re-estimated", found, "check the inputs and the weights for such values")
+            raise NotFinite("batch norm re-estimated", found, "check the inputs and the weights for such values")

@@ -9,6 +9,7 @@ from secateur.core.protocols import Batches
 from secateur.core.running import repeatable
 from secateur.repair.blocks import unrolled
 from secateur.repair.linked import known_before, linked
+from secateur.repair.restore import restoring
 
 
 def mean_bias(
@@ -23,7 +24,7 @@ def mean_bias(
     Source: the constant of Xie et al., 2021 (CaP), with the weights left alone.
     """
     batches = repeatable(batches, limit)
-    with unrolled(after) as whole:
+    with restoring(after), unrolled(after) as whole:
         layers = [each for each in linked(before, whole, batches, plan) if each.has_intercept]
         for each, (known, _) in known_before(layers, before, batches, limit):
             weight = each.weight()

@@ -6,14 +6,19 @@ from torch import nn
 
 from secateur.core.protocols import Batches, Repair
 from secateur.core.running import repeatable
+from secateur.repair.restore import restoring
 
 
 def chain(*repairs: Repair) -> Repair:
-    """One repair that does all of `repairs`, first to last: ``chain(partial(least_squares, plan=plan), batchnorm)``."""
+    """One repair that does all of `repairs`, first to last: ``chain(partial(least_squares, plan=plan), batchnorm)``.
+
+    Where one of them fails, what those before it did is undone.
+    """
 
     def repair(before: nn.Module, after: nn.Module, batches: Batches) -> None:
         batches = repeatable(batches)
-        for each in repairs:
-            each(before, after, batches)
+        with restoring(after):
+            for each in repairs:
+                each(before, after, batches)
 
     return repair

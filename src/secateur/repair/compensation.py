@@ -10,6 +10,7 @@ from secateur.core.protocols import Batches
 from secateur.core.running import repeatable
 from secateur.repair.blocks import unrolled
 from secateur.repair.linked import known_before, linked
+from secateur.repair.restore import restoring
 from secateur.repair.solve import least_error
 
 
@@ -36,7 +37,7 @@ def compensation(
     that a plan still fits.
     """
     batches = repeatable(batches, limit)
-    with unrolled(after) as whole:
+    with restoring(after), unrolled(after) as whole:
         layers = linked(before, whole, batches, plan)
         for each, (known, variance) in known_before(layers, before, batches, limit, sample=sample):
             weight, constant = least_error(

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.core.errors import SecateurError
+from secateur.core.errors import SecateurError, nearest
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches
 from secateur.core.running import repeatable
+from secateur.measure.layers import is_matrix
 from secateur.measure.shortcuts import Seen, target_moments, written
 from secateur.repair.blocks import unrolled
 from secateur.repair.linked import Linked, linked
+from secateur.repair.restore import restoring
 from secateur.repair.solve import least_error, restricted
 
 
@@ -40,13 +42,18 @@ def least_squares(
     `ridge` is a share of the mean variance of the inputs. `sample`: at most so many rows of each batch, drawn at random (all
     of them without), for images have more positions than a fit needs. `layers`: the names of those to set, all others stay.
     With `residual`, a layer whose output (or that of the batch norm behind it) is added to a shortcut is to make good the
-    shortcut's error too. The last layer of a product is fitted to the layer the product stands for.
+    shortcut's error too. The last layer of a product is fitted to the layer the product stands for. Whatever stops it, bad
+    data or Ctrl-C, `after` is then as it was.
 
     Source: He et al., 2017 (Channel Pruning), eq. 2, step (ii) and section 3.3. Weights are fitted on all rows by their
     second moments in double precision, where the authors' code samples ten points per image.
     """
+    there = dict(after.named_modules())
+    if unknown := [name for name in layers or () if name not in there]:
+        do = nearest(unknown[0], [name for name, module in there.items() if is_matrix(module)])
+        raise SecateurError(f"least squares of layer {unknown[0]!r}", "no such layer", do)
     batches = repeatable(batches, limit)
-    with unrolled(after) as whole:
+    with restoring(after), unrolled(after) as whole:
         chosen = [each for each in linked(before, whole, batches, plan) if layers is None or each.name in layers]
         targets = _targets(chosen, before, batches, limit=limit, sample=sample, residual=residual)
         for each in chosen:

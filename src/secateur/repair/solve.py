@@ -5,9 +5,13 @@ Shape legend: O outputs, D inputs of one output.
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 import torch
 from torch import Tensor
 
+from secateur.core.errors import SecateurError
 from secateur.measure.moments import Moments
 
 CUTOFF = 1e-12
@@ -22,7 +26,11 @@ def least_error(
     tell (inputs without variance) stays as it is. A and B are covariances of inputs with inputs and with targets, raw
     moments without `intercept`; r is `ridge` times the mean of A's diagonal. By Cholesky; a singular A by eigenvalues.
     `support` (O, D): each output has the weights that are True there, and is solved for with the others of its pattern.
+    Raises `SecateurError` for a ridge that is no share.
     """
+    if not isinstance(ridge, Real) or not 0 <= ridge < math.inf:
+        do = "give a number from 0, the share of the mean variance that is added to each"
+        raise SecateurError(f"ridge={ridge!r}", "no share", do)
     known = moments.centred() if intercept else moments
     if support is not None:
         return _masked(moments, known, weight, support, intercept=intercept, ridge=ridge)

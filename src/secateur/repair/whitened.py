@@ -21,6 +21,7 @@ from secateur.linalg import least_squares, patch_covariance, responses, through
 from secateur.measure.layers import is_matrix, matrix
 from secateur.measure.moments import Moments, moments_of_each
 from secateur.measure.observe import call_order
+from secateur.repair.restore import restoring
 from secateur.surgery import shapes_after, unfold
 from secateur.surgery.fingerprint import mismatches
 
@@ -57,26 +58,27 @@ def whitened(
         raise SecateurError("products fitted to data", "; ".join(wrong[:3]), do)
     products = [p for p in plan.steps[0].products if p.format != "decouple" and is_matrix(before.get_submodule(p.module))]
     batches = repeatable(batches, limit)
-    norms = _norms(after, products, batches)
+    norms = _norms(before, after, products, batches)
     by_name = {product.module: product for product in products}
-    for name, known in moments_of_each(before, list(by_name), batches, limit, sample=sample):
-        product, source = by_name[name], before.get_submodule(name)
-        last = after.get_submodule(product.module)
-        bias, norm = cast(nn.Sequential, last)[-1].bias, norms.get(product.module)
-        constant = isinstance(bias, Tensor) or norm is not None
-        covariance = known.centred().xx if constant else known.xx
-        pieces = fitted(cast(Tensor, source.weight).detach().double().cpu(), product, covariance)
-        if not all(bool(piece.isfinite().all()) for piece in pieces):
-            continue
-        with torch.no_grad():
-            for layer, piece in zip(cast(Any, last), pieces, strict=True):
-                layer.weight.copy_(piece)
-            shift = _lost(matrix(source).double().cpu(), pieces, product, known)
-            if isinstance(bias, Tensor):
-                bias.add_(shift.to(bias))
-            elif norm is not None:
-                mean = cast(Tensor, norm.running_mean)
-                mean.sub_(shift.to(mean))
+    with restoring(after):
+        for name, known in moments_of_each(before, list(by_name), batches, limit, sample=sample):
+            product, source = by_name[name], before.get_submodule(name)
+            last = after.get_submodule(product.module)
+            bias, norm = cast(nn.Sequential, last)[-1].bias, norms.get(product.module)
+            constant = isinstance(bias, Tensor) or norm is not None
+            covariance = known.centred().xx if constant else known.xx
+            pieces = fitted(cast(Tensor, source.weight).detach().double().cpu(), product, covariance)
+            if not all(bool(piece.isfinite().all()) for piece in pieces):
+                continue
+            with torch.no_grad():
+                for layer, piece in zip(cast(Any, last), pieces, strict=True):
+                    layer.weight.copy_(piece)
+                shift = _lost(matrix(source).double().cpu(), pieces, product, known)
+                if isinstance(bias, Tensor):
+                    bias.copy_(cast(Tensor, source.bias) + shift.to(bias))
+                elif norm is not None:
+                    old, new = (cast(Tensor, each.running_mean) for each in norm)
+                    new.copy_(old - shift.to(old))
 
 
 def fitted(weight: Tensor, product: Product, covariance: Tensor) -> list[Tensor]:
@@ -143,9 +145,12 @@ def _kernel(pieces: list[Tensor], product: Product) -> tuple[int, int]:
     return (wide.shape[2], wide.shape[3]) if wide.dim() == 4 else (1, 1)
 
 
-def _norms(after: nn.Module, products: list[Product], batches: Batches) -> dict[str, _BatchNorm]:
-    """Layer to the batch norm with running statistics that reads its product first."""
+def _norms(
+    before: nn.Module, after: nn.Module, products: list[Product], batches: Batches
+) -> dict[str, tuple[_BatchNorm, _BatchNorm]]:
+    """Layer to the batch norms with running statistics, before and after, that read its output and its product first."""
     ends = {f"{p.module}.{len(cast(Any, after.get_submodule(p.module))) - 1}": p.module for p in products}
     named = {name: m for name, m in after.named_modules() if isinstance(m, _BatchNorm) and isinstance(m.running_mean, Tensor)}
     _, behind = call_order(after, {name: after.get_submodule(name) for name in ends} | named, batches)
-    return {ends[writer]: named[reader] for writer, reader in behind.items() if writer in ends and reader in named}
+    found = {ends[writer]: reader for writer, reader in behind.items() if writer in ends and reader in named}
+    return {writer: (cast(_BatchNorm, before.get_submodule(reader)), named[reader]) for writer, reader in found.items()}

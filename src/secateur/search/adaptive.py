@@ -31,7 +31,7 @@ def adaptive(
     `costs`: what `settings.keep` names beyond parameters and MACs, as `allocate.file_bytes`. `recover(plan)` is called after
     each sweep that accepted a step, to train the weights that the judge sees; a replay calls it again. `report` hears
     after each trial. Every trial takes a unit, shrinks a step or ends the sweep, so the search is finite.
-    Raises `SecateurError` where an axis has no scores, or the whole model no finite loss.
+    Raises `SecateurError` where an axis has not one finite score per unit, or the whole model no finite loss.
 
     Source: the abstract of "A Pruning Method with Adaptive Adjustment of Channel Pruning Rate", PRML 2023 (the full text
     could not be had): "iterative pruning under the supervision of loss constraint", "reduce the pruning step or skip".

@@ -6,7 +6,7 @@ Shape legend: C candidates.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -15,12 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Keep, Plan
 from secateur.core.protocols import Batches, Judge, JudgeMany, Loss
-from secateur.core.running import call, device_of, size_of, to_device
+from secateur.core.running import call, device_of, pairs, size_of, to_device
+from secateur.measure.forward import without_fastpath
 from secateur.surgery import duplicate, gates, tensors
 
 
@@ -76,7 +78,10 @@ def stacked(
     `previewing` gives it to rounding. `settle`: batches that batch norms are re-estimated on, for each candidate apart.
     Plans that gates alone cannot show (several steps, products, norms over the units) are left to `otherwise`.
     C times the activations are held. It pays where a forward does not fill the machine: on a GPU, or for small batches.
+    Raises `SecateurError` for a `chunk` below 1, and for a forward or a loss that cannot be stacked, as that of an LSTM.
     """
+    if type(chunk) is not int or chunk < 1:
+        raise SecateurError(f"{chunk!r} candidates judged at once", "no such number", "give a whole number of at least 1")
 
     def some(plans: Sequence[Plan]) -> list[float]:
         with torch.no_grad():
@@ -96,7 +101,9 @@ def stacked(
 def _gated(plan: Plan) -> bool:
     """Do gates on weights alone compute what the plan would?"""
     steps = plan.steps
-    return not steps or (len(steps) == 1 and isinstance(steps[0], Keep) and all(cut.exact for cut in steps[0].cuts))
+    if not steps or len(steps) > 1 or not isinstance(steps[0], Keep):
+        return not steps
+    return all(cut.exact for cut in steps[0].cuts if len(cut.kept) < cut.units)
 
 
 class _Stack:
@@ -120,18 +127,34 @@ class _Stack:
         if settle is not None and self.norms:
             self.settle(settle)
         total, seen = torch.zeros(self.count, dtype=torch.float64), 0
-        for x, target in batches:
+        for x, target in pairs(batches):
             x, target = to_device(x, self.device), to_device(target, self.device)
 
             def one(values: dict[str, Tensor], x: Any = x, target: Any = target) -> Tensor:
                 return loss(_run(self.model, values, x), target)
 
-            size = size_of(target)
-            total += vmap(one, randomness="same")(self.values).double().cpu() * size
+            size, found = size_of(target), self.each(one)
+            if not isinstance(found, Tensor) or found.shape != total.shape:
+                do = "give a loss(output, target) that returns one number"
+                raise SecateurError("candidates judged at once", f"a loss of {_described(found)}", do)
+            total += found.double().cpu() * size
             seen += size
         if not seen:
             raise SecateurError("candidates judged at once", "no batch", "give at least one (input, target) pair")
         return [float(value) for value in total / seen]
+
+    def each(self, run: Callable[[dict[str, Tensor]], Any]) -> Any:
+        """What `run` returns for the tensors of each candidate, all in one pass. Raises `SecateurError` where it cannot be."""
+        if not self.values:  # whole models alone: nothing tells them apart
+            return torch.stack([found] * self.count) if isinstance(found := run({}), Tensor) else found
+        try:
+            with without_fastpath(), sdpa_kernel(SDPBackend.MATH):  # fused attention cannot be stacked
+                return vmap(run, randomness="same")(self.values)
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+            words = (str(error).strip().splitlines() or ["no message"])[0]
+            found = f"{type(error).__name__}: {words.rstrip('. ')}"
+            do = "judge one at a time, or give data and a loss that the model takes under torch.func.vmap"
+            raise SecateurError("candidates judged at once", found, do) from error
 
     def settle(self, batches: Batches) -> None:
         """Cumulative means of batch statistics, for each candidate apart, as `repair.batchnorm` takes them."""
@@ -141,15 +164,23 @@ class _Stack:
                 old: Tensor = getattr(norm, key)
                 self.values[f"{name}.{key}"] = torch.full((self.count, *old.shape), start).to(old)
         number = 0
-        for number, (x, _) in enumerate(batches, 1):
+        for number, (x, _) in enumerate(pairs(batches), 1):
             for norm in self.norms.values():
                 norm.momentum = 1 / number
             inputs = to_device(x, self.device)
-            vmap(lambda values, x=inputs: _run(self.model, values, x), randomness="same")(self.values)
+
+            def one(values: dict[str, Tensor], x: Any = inputs) -> Any:
+                return _run(self.model, values, x)
+
+            self.each(one)
         for norm in self.norms.values():
             norm.training = False
         if not number:
             raise SecateurError("batch norm re-estimated", "no batch", "give data that can be iterated anew for every pass")
+
+
+def _described(value: Any) -> str:
+    return f"shape {list(value.shape[1:])}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
 
 
 def _run(model: nn.Module, values: dict[str, Tensor], x: Any) -> Any:

@@ -34,8 +34,10 @@ def bisect(
     Source: Xie et al., 2021 (CaP), `bottomup_search` of the authors' code, which compensates before each judgement: give a
     judge that does. There the rate of an axis goes to 0 where the compensation fails; here only to what was accepted.
     """
-    require_bisection(fall, tries, max_rate)
+    require_bisection(fall, tries, max_rate, order)
     chosen = [axes[name] for name in order] if order is not None else list(axes.free)
+    if fixed := next((axis for axis in chosen if axis.fixed), None):
+        raise SecateurError(f"a binary search over axis {fixed.name!r}", fixed.fixed or "", "name free axes")
     kept: dict[str, list[int]] = {}
     require_scores(axes, scores)
     limit = require_loss((yield axes.plan(kept)))
@@ -55,12 +57,16 @@ def bisect(
     return axes.plan(kept)
 
 
-def require_bisection(fall: Any = 0.01, tries: Any = 7, max_rate: Any = 0.95) -> None:
-    """Raises `SecateurError` for numbers `bisect` does not take."""
+def require_bisection(fall: Any = 0.01, tries: Any = 7, max_rate: Any = 0.95, order: Any = None) -> None:
+    """Raises `SecateurError` for numbers `bisect` does not take, and for an order that is no list of names, each once."""
     numbers = type(tries) is int and all(isinstance(value, (int, float)) for value in (fall, max_rate))
     if not numbers or tries < 1 or not 0 <= fall < math.inf or not 0 <= max_rate < 1:
         found = f"tries={tries}, fall={fall}, max_rate={max_rate}"
         raise SecateurError("a binary search", found, "give tries from 1, fall from 0, max_rate from 0 and below 1")
+    listed = isinstance(order, (list, tuple)) and all(isinstance(name, str) for name in order)
+    if order is not None and (not listed or len(set(order)) < len(order)):
+        do = "give the names of axes, each once, in the order to search them"
+        raise SecateurError("a binary search", f"order={order!r}", do)
 
 
 def dearest(axis: Axis, scores: Scores, width: int) -> list[int]:

@@ -44,7 +44,7 @@ def drive(
     The losses of `history` are sent first, without judging and without being recorded again: a search that was stopped
     goes on, a finished one returns the same result (law 12). Plans that the search yields together are judged by `many`
     at once, where it is given; the history is the same either way. Raises `SecateurError` where the history is of another
-    search, naming the first trial that differs.
+    search, naming the first trial that differs, and where a judge returns no number; what it raises itself comes through.
     """
     known = list(history)
     number, answer = 0, None
@@ -57,12 +57,29 @@ def drive(
         losses = [_replayed(known[number + place], plan) for place, plan in enumerate(plans) if number + place < len(known)]
         rest = plans[len(losses) :]
         for some in [rest] if many is not None and len(rest) > 1 else [(plan,) for plan in rest]:
-            for plan, loss in zip(some, many(some) if many is not None and len(some) > 1 else [judge(some[0])], strict=True):
+            found = many(some) if many is not None and len(some) > 1 else [judge(some[0])]
+            for plan, loss in zip(some, _numbers(found, len(some)), strict=True):
                 if record is not None:
-                    record(Trial(number + len(losses), digest(plan), _widths(plan), float(loss)))
-                losses.append(float(loss))
+                    record(Trial(number + len(losses), digest(plan), _widths(plan), loss))
+                losses.append(loss)
         number += len(plans)
         answer = losses[0] if isinstance(asked, Plan) else tuple(losses)
+
+
+def _numbers(found: Any, count: int) -> list[float]:
+    """The losses a judge returned. Raises `SecateurError` where they are not one number per plan."""
+    try:
+        losses = [float(loss) for loss in found]
+    except (TypeError, ValueError, RuntimeError) as error:
+        words = str(error).strip().splitlines()[0].rstrip(". ")
+        raise SecateurError(
+            "a loss from a judge", f"no number: {words}", "return one number per plan, lower is better"
+        ) from None
+    if len(losses) != count:
+        raise SecateurError(
+            "losses from a judge", f"{len(losses)} for {count} plans", "return one number per plan, in their order"
+        )
+    return losses
 
 
 def _replayed(trial: Trial, plan: Plan) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from math import inf, isnan
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -52,6 +53,7 @@ def evolve(
     """A search over genomes: yields their plans, is sent losses (lower is better), returns the best.
 
     The first trial is `first` itself, the rest of the first population its mutants. Then a child takes the place of the oldest.
+    A loss that is no number counts as infinite.
 
     Source: Real et al., 2019 (regularised evolution), algorithm 1.
     """
@@ -70,6 +72,7 @@ def evolve(
             genome = mutate(parent, draw, trial / settings.trials)
         plan = plan_of(genome)
         loss = yield plan
+        loss = inf if isnan(loss) else loss  # nothing is lower than what is no number
         alive.append((genome, loss))
         history.append(min(loss, history[-1]) if history else loss)
         if found is None or loss < found.loss:

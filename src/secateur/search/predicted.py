@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, isnan
+from numbers import Real
 from typing import Any
 
 import torch
@@ -48,7 +49,14 @@ class PredictedSettings:
 def additive(scores: Scores) -> Predict:
     """A prediction that sums the scores of the units that go: for scores that are losses, as Taylor's and Fisher's are."""
     values = {name: torch.as_tensor(score).double().clamp_min(0) for name, score in scores.items()}
-    return lambda axis, kept: float(values[axis.name].sum() - values[axis.name][list(kept)].sum())
+
+    def predict(axis: Axis, kept: Sequence[int]) -> float:
+        if axis.name not in values:
+            do = "score every free axis, or ignore this one"
+            raise SecateurError(f"a prediction for axis {axis.name!r}", "no scores for it", do)
+        return float(values[axis.name].sum() - values[axis.name][list(kept)].sum())
+
+    return predict
 
 
 def predicted(
@@ -66,7 +74,8 @@ def predicted(
     Each candidate adds the steps of lowest predicted rise per cost saved, of any axes, several of one axis too, until the
     prediction fills a share of what the limit leaves. The judge verifies: a candidate within the limit is accepted, and
     its measured rise over the predicted one scales the next predictions; of one that is not, half of the steps are tried.
-    A single step that fails shrinks, or settles its axis. No candidate is accepted without having been judged.
+    A single step that fails shrinks, or settles its axis. No candidate is accepted without having been judged. Raises
+    `SecateurError` as `adaptive` does, and for a prediction that is no number.
 
     Every candidate takes a unit, halves what the next one takes, shrinks a step or settles an axis: the search is finite.
     Of `settings`, `trial`, `reference`, `guard`, `schedule`, `order`, `skip` and `sweeps` are not used. Ours, without a paper.
@@ -74,8 +83,21 @@ def predicted(
     state, how = State(axes, scores, settings or AdaptiveSettings(), report, costs), how or PredictedSettings()
     axes.count(how.cost)
     yield from state.begin()
-    yield from _descend(state, predict, how)
+    yield from _descend(state, _sound(predict), how)
     return state.plan()
+
+
+def _sound(predict: Predict) -> Predict:
+    """`predict`; raises `SecateurError` where it returns what no step can be ordered by."""
+
+    def told(axis: Axis, kept: Sequence[int]) -> float:
+        rise = predict(axis, kept)
+        if not isinstance(rise, (Real, torch.Tensor)) or isnan(rise):
+            do = "return a number, how much the loss rises where the axis keeps those units"
+            raise SecateurError(f"a prediction for axis {axis.name!r}", f"{rise!r}", do)
+        return float(rise)
+
+    return told
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from numbers import Real
 from typing import Any
 
 from secateur.core.axes import Axes
@@ -27,7 +28,8 @@ def sensitivity(
 
     Source: Li et al., 2017, section 3.2, figure 2b.
     """
-    if bad := [rate for rate in rates if not 0 <= rate <= 1]:
+    rates = tuple(rates)
+    if bad := [rate for rate in rates if not isinstance(rate, Real) or not 0 <= rate <= 1]:
         raise SecateurError(f"sensitivity at rate {bad[0]!r}", "no share", "give rates from 0 to 1")
     require_scores(axes, scores)
     dense = require_loss((yield axes.plan({})))

@@ -19,7 +19,7 @@ class AdaptiveSettings:
     the dense model's "params" or "macs". A step that fails is multiplied by `shrink`; an axis settles where it falls below
     `least` units (`shrink=0`: at its first failure, "skip only"). `skip="sweep"` tries it again in the next sweep instead.
     A trial may raise the loss by `trial` above that of its `reference`, and by `running` above the dense model's: a
-    "difference", or a share of it where `compare="ratio"`. `reference`: what is "current"ly accepted, what was last
+    "difference", or a share of its size where `compare="ratio"`. `reference`: what is "current"ly accepted, what was last
     "recovered" (the dense model before the first recovery), or the "dense" model. `guard`: "running" allows the whole of
     `running` at once, "linear" a part that grows with the axes settled, "none" all. An axis loses at most `max_rate` of its
     units, and keeps one.

@@ -24,10 +24,22 @@ Rank = Scores | Callable[[Plan], Scores]
 """Scores of all units of the dense model, or a function that gives them anew for what a plan leaves."""
 
 
-def require_scores(axes: Axes, scores: Scores) -> None:
-    """Raises `SecateurError` for a free axis without scores."""
-    if missing := next((axis.name for axis in axes.free if axis.name not in scores), None):
-        raise SecateurError(f"a search over axis {missing!r}", "no scores for it", "score every free axis, or ignore this one")
+def require_scores(axes: Axes, scores: Scores, left: Mapping[str, list[int]] | None = None) -> None:
+    """Raises `SecateurError` for a free axis without scores, and for scores that are not one finite number per unit.
+
+    `left`: the units of each axis that still have a score; without, all of them.
+    """
+    for axis in axes.free:
+        asked = f"a search over axis {axis.name!r}"
+        if axis.name not in scores:
+            raise SecateurError(asked, "no scores for it", "score every free axis, or ignore this one")
+        values = torch.as_tensor(scores[axis.name])
+        if values.shape != (axis.units,):
+            do = f"give one score for each of its {axis.units} units"
+            raise SecateurError(asked, f"scores of shape {list(values.shape)}", do)
+        if not torch.isfinite(values[left[axis.name]] if left is not None else values).all():
+            do = "look for weights or losses that are infinite or not a number"
+            raise SecateurError(asked, "scores that are infinite or not a number", do)
 
 
 def require_loss(loss: float) -> float:
@@ -88,7 +100,9 @@ class State:
 
     def limit(self, before: float, allowed: float) -> float:
         """The loss that is `allowed` above another."""
-        return before * (1 + allowed) if self.settings.compare == "ratio" else before + allowed
+        if self.settings.compare == "difference" or math.isinf(allowed):
+            return before + allowed
+        return before + allowed * abs(before)
 
     def above(self, after: float, before: float, allowed: float) -> bool:
         """Is a loss more than allowed above another?"""
@@ -107,12 +121,14 @@ class State:
         """How many units the next step of an axis takes; 0 where none may go."""
         left, least = len(self.kept[axis.name]), self.settings.least
         room = min(left - axis.fewest, int(self.settings.max_rate * axis.units + SLACK) - (axis.units - left))
-        wanted = min(max(least, int(self.base(axis) * self.scale[axis.name] + 0.5)), room)
+        wanted = int(min(max(least, self.base(axis) * self.scale[axis.name] + 0.5), room))
         return wanted if wanted >= least else 0
 
     def step(self, axis: Axis, size: int) -> list[int]:
         """What an axis keeps after a step of `size` units: those of lowest scores go, of equal ones the last."""
-        scores = self.scores(self.plan()) if callable(self.scores) else self.scores
+        scores = self.scores
+        if callable(scores):
+            require_scores(self.axes, scores := scores(self.plan()), self.kept)
         kept = torch.tensor(self.kept[axis.name])
         order = torch.as_tensor(scores[axis.name])[kept].argsort(descending=True, stable=True)
         return sorted(kept[order[: len(kept) - size]].tolist())
@@ -131,7 +147,7 @@ class State:
     def shrink(self, axis: Axis) -> bool:
         """Make the step of an axis smaller, or settle it; False where it is only skipped for this sweep."""
         least, scale = self.settings.least, self.scale[axis.name] * self.settings.shrink
-        if self.size(axis) > least and int(self.base(axis) * scale + 0.5) >= least:
+        if self.size(axis) > least and self.base(axis) * scale + 0.5 >= least:
             self.scale[axis.name] = scale
         elif self.settings.skip == "settle":
             self.settled.add(axis.name)

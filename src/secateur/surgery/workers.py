@@ -6,6 +6,7 @@ Shape legend: B batch, W workers.
 from __future__ import annotations
 
 import copy
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
-from secateur.core.running import call, evaluating
+from secateur.core.running import call, evaluating, fits
 from secateur.core.split import Blocks, Split
 from secateur.surgery.fingerprint import tensors
 from secateur.surgery.split import BlockDiagonal
@@ -29,19 +30,23 @@ def worker(model: nn.Module, axes: Axes, plan: Plan, rank: int, example: Any = N
     The sum over all workers of what they put out is what the split network puts out: layers that read a divided axis and
     write one that is whole keep their bias on worker 0 alone. With an `example` that is checked. No worker holds a
     weight of another.
-    Raises `SecateurError` where the plan is no split, a divided axis is normalised over, or sums do not add up.
+    Raises `SecateurError` where the plan is no split, or not the one the model was split by, where a divided axis is normalised
+    over, or sums do not add up.
     """
     step = plan.steps[0] if len(plan.steps) == 1 else None
     if not isinstance(step, Split):
         raise SecateurError("a worker's part", "a plan that is not one split step", "give the plan of allocate.partition")
-    divided = any(isinstance(module, BlockDiagonal) for module in model.modules())
+    divided = {name: module.blocks for name, module in model.named_modules() if isinstance(module, BlockDiagonal)}
+    if divided and (other := next((b.module for b in step.layers if divided.get(b.module) != b), None)):
+        found, do = f"a layer {other!r} that is divided otherwise", "give the plan that the model was split by"
+        raise SecateurError("a worker's part", found, do)
     whole = expanded(model if divided else plan.apply(model))
     parts = groups(axes, step)
     if bad := next((name for name in parts if not axes[name].exact), None):
         raise SecateurError(f"a worker's part of axis {bad!r}", "a norm over all of its units", "leave that axis whole")
     count = step.layers[0].workers
-    if not 0 <= rank < count:
-        raise SecateurError(f"worker {rank}", f"a plan of {count} workers", f"give a number from 0 to {count - 1}")
+    if not isinstance(rank, Integral) or not 0 <= rank < count:
+        raise SecateurError(f"worker {rank!r}", f"a plan of {count} workers", f"give a number from 0 to {count - 1}")
     if example is not None:
         _check(whole, [_part(whole, axes, parts, number) for number in range(count)], example)
     return _part(whole, axes, parts, rank)
@@ -136,8 +141,11 @@ def _part(whole: nn.Module, axes: Axes, parts: dict[str, list[list[int]]], rank:
 def _check(whole: nn.Module, parts: list[nn.Module], example: Any) -> None:
     outputs = []
     for network in (whole, *parts):
-        with torch.no_grad(), evaluating(network):
+        with torch.no_grad(), evaluating(network), fits(example):
             outputs.append(call(network, example))
+        if not isinstance(outputs[-1], Tensor):
+            found = f"an output of type {type(outputs[-1]).__name__}"
+            raise SecateurError("a worker's part", found, "divide a network that puts out one tensor")
     total = torch.stack(outputs[1:]).sum(0)
     error = float((total - outputs[0]).abs().max() / outputs[0].abs().max().clamp_min(1e-12))
     if error > 1e-3:

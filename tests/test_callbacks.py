@@ -67,7 +67,7 @@ def same(one: nn.Module, two: nn.Module) -> bool:
     return all(torch.allclose(a, b, atol=1e-6) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
-def trainer(model: nn.Module, folder, **changes):
+def trainer(model: nn.Module, folder, resume=None, **changes):
     transformers = pytest.importorskip("transformers")
     with suppress(SecateurError):
         torchvision()  # transformers imports it, and it may need help
@@ -92,12 +92,13 @@ def trainer(model: nn.Module, folder, **changes):
     }
     constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     hook = TRP(model, **SETTINGS)
+    callback = trainer_callback(hook, resume=resume)
     return InOrder(
         model=model,
         args=transformers.TrainingArguments(**given),
         train_dataset=samples(),
         optimizers=(optimizer, constant),
-        callbacks=[trainer_callback(hook)],
+        callbacks=[callback],
     )
 
 
@@ -117,9 +118,14 @@ def test_transformers_trainer_goes_on_from_a_checkpoint(tmp_path):
     with torch.no_grad():
         for parameter in again.parameters():
             parameter.add_(1)
-    second = trainer(again, tmp_path)
-    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    last = str(tmp_path / "checkpoint-3")
+    trainer(again, tmp_path).train(resume_from_checkpoint=last)
     assert same(whole, again)
+    elsewhere = net()
+    trainer(elsewhere, tmp_path / "other", resume=last).train(resume_from_checkpoint=last)
+    assert same(whole, elsewhere)
+    with pytest.raises(SecateurError, match="resume=folder"):
+        trainer(net(), tmp_path / "other").train(resume_from_checkpoint=last)
     (tmp_path / "checkpoint-3" / "secateur_hook.pt").write_bytes(b"no tensors")
     with pytest.raises(SecateurError, match="damaged"):
         trainer(net(), tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))

@@ -153,6 +153,7 @@ REFUSED = {
     "parts of steps": (None, {"steps": 2.5}, "steps=2.5"),
     "precision": (None, {"precision": "bf32"}, "precision='bf32'"),
     "rate": (None, {"lr": float("nan")}, "lr=nan"),
+    "rate in words": (None, {"lr": "1e-3"}, "lr='1e-3'"),
     "no pairs": (None, {"batches": [torch.zeros(2, 1, 8, 8)]}, "no pair"),
     "no batches": (None, {"batches": None}, "NoneType"),
 }

@@ -133,12 +133,28 @@ def test_products_are_fitted_to_data_by_the_repair_of_that_name(tmp_path):
         ({"method": "choose", "args": {"multiple": 0}}, "multiple=0"),
         ({"method": "choose", "args": {"sample": 0}}, "sample=0"),
         ({"method": "choose", "scratch": True}, "scratch"),
+        ({"method": "choose", "preset": "code"}, "preset of TRP alone"),
+        ({"method": "force", "preset": "code"}, "preset of TRP alone"),
         ({"method": "trpp"}, "did you mean 'trp'"),
     ],
 )
 def test_wrong_words_are_one_sentence(section, words, tmp_path):
     with pytest.raises(SecateurError, match=words):
         run(recipe(lowrank=section, train={"epochs": 0}), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"lowtrain": {"epochs": 3}}, r"lowtrain\.epochs = 3: found no lowrank\.method"),
+        ({"lowrank": {"method": "choose", "scratch": True}}, "scratch"),
+        ({"lowrank": {"method": "choose", "args": {"formats": ["tucker2"]}}, "lowtrain": {"epochs": 1}}, "'tucker2'"),
+    ],
+)
+def test_what_has_no_effect_is_refused_before_the_network_is_trained(sections, words, tmp_path):
+    with pytest.raises(SecateurError, match=words):
+        run(recipe(train={"epochs": 50}, **sections), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("trp_*.toml")), ids=lambda path: path.stem)

@@ -27,6 +27,27 @@ Train = Callable[[nn.Module, Sequence[Hook]], None]
 """(model, hooks): trains as [lowtrain] says, in place, going on from a checkpoint where there is one."""
 
 
+def require_lowrank(recipe: Recipe) -> None:
+    """Raise `SecateurError` for what [lowrank] and [lowtrain] of `recipe` say to no effect, or cannot have."""
+    section, epochs = recipe.lowrank, recipe.lowtrain.epochs
+    if section.method == "none" and epochs:
+        do = "set lowrank.method, or train in [train] or [finetune]"
+        raise SecateurError(f"lowtrain.epochs = {epochs}", "no lowrank.method to train with", do)
+    if section.method in ("force", "choose") and section.preset != "paper":
+        asked = f"lowrank.preset = {section.preset!r} with method {section.method!r}"
+        raise SecateurError(asked, "a preset of TRP alone", 'leave it out, or take method "trp"')
+    if section.method != "choose":
+        return
+    if section.scratch:
+        do = 'train from scratch by method "trp" or "force", or leave it out'
+        raise SecateurError('lowrank.scratch = true with method "choose"', "ranks chosen on the trained network", do)
+    formats = section.args.get("formats")
+    loose = [form for form in FORMATS if form not in HELD and isinstance(formats, (list, tuple)) and form in formats]
+    if loose and epochs:
+        found = f"{loose[0]!r}, which is more than one matrix per layer, with a [lowtrain] that has epochs"
+        raise SecateurError(f"lowrank.args.formats = {formats!r}", found, "choose among channel, spatial")
+
+
 def lowered(model: nn.Module, recipe: Recipe, parts: Parts, train: Train, chosen: Path) -> tuple[Plan, nn.Module]:
     """(plan, source): products for `source`, which is `model`, or with `lowrank.scratch` a fresh network, trained by `train`.
 
@@ -36,9 +57,6 @@ def lowered(model: nn.Module, recipe: Recipe, parts: Parts, train: Train, chosen
     section = recipe.lowrank
     deploy: dict[str, Any] = dict(section.deploy) or {str(what): share for what, share in recipe.prune.keep.items()}
     if section.method == "choose":
-        if section.scratch:
-            do = 'train from scratch by method "trp" or "force", or leave it out'
-            raise SecateurError('lowrank.scratch = true with method "choose"', "ranks chosen on the trained network", do)
         trains = bool(recipe.lowtrain.epochs)
         plan = _held(model, recipe, parts, deploy, train, chosen) if trains else _chosen(model, recipe, parts, deploy)
         return plan, model
@@ -67,11 +85,6 @@ def _chosen(model: nn.Module, recipe: Recipe, parts: Parts, deploy: dict[str, An
 def _held(model: nn.Module, recipe: Recipe, parts: Parts, deploy: dict[str, Any], train: Train, chosen: Path) -> Plan:
     """The same in formats that `holding` can hold, then training at these ranks, from products fitted to the responses."""
     section = recipe.lowrank
-    formats = section.args.get("formats")
-    loose = [form for form in FORMATS if form not in HELD and isinstance(formats, (list, tuple)) and form in formats]
-    if loose:
-        found = f"{loose[0]!r}, which is more than one matrix per layer, with a [lowtrain] that has epochs"
-        raise SecateurError(f"lowrank.args.formats = {formats!r}", found, "choose among channel, spatial")
     if chosen.exists():
         plan = read_plan(chosen)
     else:

@@ -17,6 +17,7 @@ from secateur.io.files import read_json, write_json
 from secateur.recipes import folder as files
 from secateur.recipes import schema
 from secateur.recipes.choose import require_normalise
+from secateur.recipes.lowering import require_lowrank
 from secateur.recipes.parts import parts
 from secateur.recipes.phases import PHASES, Job
 from secateur.recipes.progress import Progress, silent
@@ -74,6 +75,7 @@ def check(recipe: Recipe) -> None:
     for section in (recipe.train, recipe.lowtrain, recipe.finetune):
         settings_of(section, recipe.seed)
     require_search(recipe)
+    require_lowrank(recipe)
 
 
 def _phases(job: Job, state: dict[str, Any]) -> None:

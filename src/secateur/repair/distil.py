@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -81,7 +82,7 @@ def distil(
 
 def _trained(after: nn.Module, steps: int, lr: float, precision: str) -> list[nn.Parameter]:
     """The weights to train. Raises `SecateurError` where there are none, and for settings out of range."""
-    if not isinstance(steps, int) or steps < 0 or not 0 <= lr < math.inf:
+    if not isinstance(steps, int) or steps < 0 or not isinstance(lr, Real) or not 0 <= lr < math.inf:
         do = "give a whole number of steps and a learning rate, neither below 0"
         raise SecateurError("a repair by distillation", f"steps={steps!r} and lr={lr!r}", do)
     if precision not in get_args(Precision):

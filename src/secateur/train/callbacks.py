@@ -51,11 +51,13 @@ def lightning_callback(hook: Hook) -> Any:
     return HookCallback()
 
 
-def trainer_callback(hook: Hook) -> Any:
+def trainer_callback(hook: Hook, *, resume: str | Path | None = None) -> Any:
     """A `transformers.TrainerCallback` that calls `hook` around every optimizer step: ``Trainer(callbacks=[it])``.
 
     Trainer clips gradients before it asks. The hook's state lies in every checkpoint folder and is read when training
-    goes on from one. Raises `SecateurError` where transformers is missing, or a checkpoint has no state of the hook.
+    goes on from one: from that of the same step in `output_dir`, for callbacks are not told which it was, or from the folder
+    `resume`, where that is another. Raises `SecateurError` where transformers is missing, or a checkpoint has no state of the
+    hook.
     """
 
     class HookCallback(_base("transformers", "transformers")):  # type: ignore[misc]
@@ -65,7 +67,7 @@ def trainer_callback(hook: Hook) -> Any:
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             _attach(hook, rest["optimizer"])
             if state.global_step:
-                hook.load_state_dict(_read(_place(args, state)))
+                hook.load_state_dict(_read(Path(resume) / FILE if resume else _place(args, state)))
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             hook.after_backward()
@@ -104,7 +106,7 @@ def _place(args: Any, state: Any) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     asked, do = (
         f"going on from the checkpoint {str(path.parent)!r}",
-        "start anew, or give a checkpoint that was made with the hook",
+        "start anew, or give the folder that training goes on from, as in trainer_callback(hook, resume=folder)",
     )
     if not path.is_file():
         raise SecateurError(asked, f"no {path.name} in it", do)

@@ -44,11 +44,11 @@ from secateur.measure import machine
 from secateur.recipes.choose import NORMALISE
 from secateur.recipes.predictions import reconstruction
 from secateur.recipes.reconstruct import channel_pruning, repair_by_name
-from secateur.repair import distil
+from secateur.repair import batchnorm, distil
 from secateur.search import AdaptiveSettings, PredictedSettings, drive, predicted
 
 ROOT = Path(__file__).resolve().parents[1]
-REPAIRS = ("none", "batchnorm", "compensation", "least_squares+batchnorm")
+REPAIRS = ("none", "batchnorm", "compensation", "least_squares", "least_squares+batchnorm")
 GRADIENT = ("taylor", "group_fisher", "obd")
 FEATURE = ("hrank", "chip", "apoz", "thinet", "lasso", "cap")
 WEIGHT = ("random", "l1", "l2", "bn_scale", "fpgm", "rfp", "lamp", "nisp")
@@ -274,6 +274,17 @@ def row_of(bench: Bench, plan: Plan, small: nn.Module) -> dict[str, Any]:
     }
 
 
+def settled(bench: Bench, arguments: argparse.Namespace, count: int = 16) -> dict[str, Any]:
+    """Test accuracy of the dense network with statistics of batch norms anew, of plain and of augmented training images."""
+    found: dict[str, Any] = {"images": 128 * count}
+    for name, augment in (("plain", False), ("augmented", True)):
+        how = BatchSettings(batch=128, holdout=arguments.calibration + arguments.holdout, augment=augment, seed=arguments.seed)
+        model = copy.deepcopy(bench.model)
+        batchnorm(bench.model, model, loaders(cifar10(arguments.data).normalised("imagenet"), how).train, limit=count)
+        found[name] = round(accuracy(model, bench.test), 5)
+    return found
+
+
 def fast(value: Any) -> Any:
     """A network or images with channels innermost, as oneDNN has its kernels for."""
     return value.to(memory_format=torch.channels_last)
@@ -359,6 +370,8 @@ def main() -> None:
     }
     if "dense" not in value:
         value["dense"] = row_of(bench, bench.axes.plan({}), bench.model)
+    if "dense_batchnorm" not in value:
+        value["dense_batchnorm"] = settled(bench, arguments)
 
     def done() -> None:
         value["seconds"] = round(before + time.perf_counter() - start, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -11,8 +12,10 @@ from torch import nn
 
 from secateur import criteria, repair, save, score, trace
 from secateur.core.errors import SecateurError
+from secateur.data import Augment, Batches
 from secateur.recipes import demo, demo_channel, schema, zoo
 from secateur.recipes.compress import Settings, compress
+from secateur.recipes.parts import fitting
 from secateur.recipes.reconstruct import channel_pruning, repair_by_name
 from secateur.testing import awake
 
@@ -121,3 +124,33 @@ def test_the_demo_has_a_row_for_each_system(tmp_path: Path) -> None:
     assert [row["stage"] for row in found] == ["dense", *demo_channel.SYSTEMS]
     assert all(row["macs"] <= 0.51 * found[0]["macs"] for row in found[1:])
     assert all(0 <= row["accuracy"] <= 1 for row in found)
+
+
+def test_batch_norms_take_their_statistics_of_batches_as_in_training() -> None:
+    """Fits look at plain images; statistics of those would not be what a network trained on augmented ones has learnt."""
+    model, batches = network()
+    axes = trace(model, batches[0][0][:1])
+    plan = axes.plan({axis.name: range(axis.units - 2) for axis in axes.free})
+    usual = [(3 * x + 1, y) for x, y in batches]
+    small, again = plan.apply(model), plan.apply(model)
+    repair_by_name("compensation+batchnorm", plan, trained_on=usual)(model, small, batches)
+    repair.compensation(model, again, batches, plan=plan)
+    repair.batchnorm(model, again, usual)
+    assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("repair_name", ["batchnorm", "least_squares"])
+def test_a_run_repairs_on_images_as_in_training_where_batch_norms_do(repair_name: str) -> None:
+    augment = Augment(crop=2, flip=True)
+    x, y = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8), torch.arange(40) % 10
+    train = Batches(x, y, batch=10, augment=augment, shuffle=True)
+    held = SimpleNamespace(train=train, plain=train.plain(), device=torch.device("cpu"))
+    plain, usual = fitting(held, repair_name, 2)  # type: ignore[arg-type]
+    assert torch.equal(plain[0][0], next(iter(train.plain()))[0])
+    if repair_name == "batchnorm":
+        assert usual is not None
+        assert len(usual) == 2
+        assert torch.equal(usual[1][0], list(train.epoch(0))[1][0])
+        assert not torch.equal(usual[0][0], plain[0][0])
+    else:
+        assert usual is None

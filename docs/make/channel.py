@@ -21,7 +21,8 @@ HEADS = {
     "none": "no repair",
     "batchnorm": "batch norm",
     "compensation": "compensation",
-    "least_squares+batchnorm": "least squares",
+    "least_squares": "least squares",
+    "least_squares+batchnorm": "least squares, batch norm",
     "own": "its own",
     "distil": "distilled",
 }
@@ -29,7 +30,8 @@ PAINT = {
     "none": "#b9b9b3",
     "batchnorm": "#7fa8c9",
     "compensation": "#d98c3f",
-    "least_squares+batchnorm": "#1f6f54",
+    "least_squares": "#1f6f54",
+    "least_squares+batchnorm": "#8fbfa9",
     "own": "#7d3f98",
     "distil": "#b3202c",
 }
@@ -55,8 +57,8 @@ def network(value: dict[str, Any]) -> list[str]:
         f"Dense: {percent(dense['test'])} % on {images['test']:,} test images, {dense['params']:,} parameters, "
         f"{dense['macs'] / 1e6:.2f} M MACs. {images['calibration']} training images for scores and repairs, "
         f"{images['holdout']} others to choose by; test accuracy in %, difference to dense in points. Bold: the row that is "
-        "best on the held-out images. Only what is called distilled trains weights by gradient steps, without labels. "
-        f"[Run file](../../bench/results/channel/{value['model']}.json), "
+        f"best on the held-out images. {settled(value)}Only what is called distilled trains weights by gradient steps, "
+        f"without labels. [Run file](../../bench/results/channel/{value['model']}.json), "
         f"{value['seconds'] / 60:.0f} minutes on one thread; `{value['command']}`.",
         "",
     ]
@@ -84,6 +86,17 @@ def network(value: dict[str, Any]) -> list[str]:
     return lines
 
 
+def settled(value: dict[str, Any]) -> str:
+    """What statistics of plain images do to a network that was trained on augmented ones."""
+    found = value.get("dense_batchnorm")
+    return (
+        f"Batch norms are re-estimated on these plain images; on {found['images']:,} that takes the dense network itself to "
+        f"{percent(found['plain'])} %, and on as many that are augmented as in training to {percent(found['augmented'])} %. "
+        if found
+        else ""
+    )
+
+
 def distilled(rows: list[dict[str, Any]]) -> list[str]:
     """What the rows trained without labels were given."""
     told = [
@@ -108,12 +121,11 @@ def peer_sentence(rows: list[dict[str, Any]]) -> str:
     alike += ("l1 default", "l2 default", "fpgm default", "fpgm squares", "taylor default")
     pairs = {ours: f"tp {kinds.get(name := ours.split()[0], name)}" for ours in alike}
     found = {(row["criterion"], row["repair"]): row["test"] for row in rows}
-    told = [
-        f"{ours} {100 * (found[ours, repair] - found[peer, repair]):+.2f}"
-        for ours, peer in pairs.items()
-        for repair in ["least_squares+batchnorm"]
-        if (ours, repair) in found and (peer, repair) in found
-    ]
+    both = {
+        pair: [r for r in ("least_squares", "least_squares+batchnorm") if {(p, r) for p in pair} <= set(found)]
+        for pair in pairs.items()
+    }
+    told = [f"{ours} {100 * (found[ours, how[0]] - found[peer, how[0]]):+.2f}" for (ours, peer), how in both.items() if how]
     return f"Ours less Torch-Pruning's of the same kind, after least squares, in points: {', '.join(told)}." if told else ""
 
 

@@ -70,7 +70,7 @@ class Batches:
             yield self._normalised(x, scale, offset), self.y[order[span]]
 
     def plain(self) -> Batches:
-        """The same images in order, neither shuffled nor augmented: for criteria and batch-norm re-estimation."""
+        """The same images in order, neither shuffled nor augmented: for criteria, and repairs that fit outputs."""
         return replace(self, augment=Augment(), shuffle=False, drop_last=False)
 
     def first(self, images: int) -> Batches:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.core.errors import NotFinite, SecateurError
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches, Judge, JudgeMany
-from secateur.recipes.parts import Parts, limited
+from secateur.recipes.parts import Parts, fitting
 from secateur.recipes.reconstruct import repair_by_name
 from secateur.recipes.schema import Recipe
 from secateur.repair import batchnorm
@@ -46,7 +46,7 @@ def judge_of(model: nn.Module, recipe: Recipe, parts: Parts) -> Judge:
     """The loss of a plan on images of `search.select_on` after the repair of [search]; what is cut is `model` as it then is."""
     require_judge(recipe)
     section = recipe.search
-    images, settle = _images(recipe, parts), limited(parts.plain, section.batches, parts.device)
+    images, (settle, usual) = _images(recipe, parts), fitting(parts, section.repair, section.batches)
 
     def evaluate(trial: nn.Module) -> float:
         found = parts.judge(trial, images)
@@ -56,13 +56,13 @@ def judge_of(model: nn.Module, recipe: Recipe, parts: Parts) -> Judge:
         return found["loss"] if section.metric == "loss" else round(1 - found["accuracy"], DIGITS)
 
     if section.repair in ("none", "batchnorm"):
-        prepare = None if section.repair == "none" else lambda trial: batchnorm(model, trial, settle)
+        prepare = None if usual is None else lambda trial: batchnorm(model, trial, usual)
         return _sound(previewing(model, evaluate, prepare))
 
     def judge(plan: Plan) -> float:
         small = plan.apply(model)
         if plan:
-            repair_by_name(section.repair, plan)(model, small, settle)
+            repair_by_name(section.repair, plan, trained_on=usual)(model, small, settle)
         return evaluate(small.eval())
 
     return _sound(judge)
@@ -77,7 +77,7 @@ def many_of(model: nn.Module, recipe: Recipe, parts: Parts, judge: Judge) -> Jud
     section = recipe.search
     if section.at_once < 2:
         return None
-    settle = limited(parts.plain, section.batches, parts.device) if section.repair == "batchnorm" else None
+    _, settle = fitting(parts, section.repair, section.batches)
     loss = parts.loss if section.metric == "loss" else _misses
     stack = stacked(model, _images(recipe, parts), loss, settle=settle, chunk=section.at_once, otherwise=judge)
 

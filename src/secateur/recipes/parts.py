@@ -38,7 +38,11 @@ Judge = Callable[[nn.Module, Batches], dict[str, float]]
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What a run works on, on its device. `plain` are training batches without augmentation, for scores and repair."""
+    """What a run works on, on its device. `plain` are training batches without augmentation, for scores and repairs.
+
+    Statistics of batch norms are taken of `train`, the same at every pass that asks for no epoch: a network that has been
+    trained on augmented images does worse with those of plain ones.
+    """
 
     model: Callable[[], nn.Module]
     train: Batches
@@ -188,6 +192,15 @@ def first_input(batches: Batches, size: int | None = None) -> Any:
 def limited(batches: Batches, count: int, device: torch.device) -> list[tuple[Any, Any]]:
     """The first `count` batches on `device`, held in memory so that every pass sees the same."""
     return [(to_device(x, device), to_device(y, device)) for x, y in islice(iter(batches), count)]
+
+
+Held = list[tuple[Any, Any]]
+
+
+def fitting(parts: Parts, name: str, count: int) -> tuple[Held, Held | None]:
+    """What the repair `name` looks at: `count` plain batches, and for batch norms as many of training, None without any."""
+    usual = limited(parts.train, count, parts.device) if "batchnorm" in name.split("+") else None
+    return limited(parts.plain, count, parts.device), usual
 
 
 def cpu() -> torch.device:

@@ -21,7 +21,7 @@ from secateur.measure import compare, facts, peak_memory
 from secateur.recipes import folder as files
 from secateur.recipes.choose import choose
 from secateur.recipes.lowering import lowered
-from secateur.recipes.parts import Parts, first_input, limited, with_weights
+from secateur.recipes.parts import Parts, first_input, fitting, limited, with_weights
 from secateur.recipes.progress import Progress
 from secateur.recipes.reconstruct import repair_of
 from secateur.recipes.schema import Fit, Recipe
@@ -136,8 +136,9 @@ def repair(job: Job) -> None:
     """Repair the cut model on training batches."""
     model = small_model(job, "cut.safetensors")
     if job.recipe.repair.name != "none":
-        batches = limited(job.parts.plain, job.recipe.repair.batches, job.parts.device)
-        repair_of(job.recipe.repair, plan_of(job))(source_model(job), model, batches)
+        section = job.recipe.repair
+        batches, usual = fitting(job.parts, section.name, section.batches)
+        repair_of(section, plan_of(job), usual)(source_model(job), model, batches)
     path = job.file("repaired.safetensors")
     artefact.save(path, model, plan_of(job))
     if job.recipe.repair.name != "none":

@@ -26,20 +26,37 @@ Select = Callable[[nn.Module, nn.Module, Axis], Tensor]
 """(current, original, axis) to one score per unit."""
 
 
-def repair_by_name(name: str, plan: Plan, *, sample: int | None = None, steps: int = 300, lr: float = 3e-3) -> Repair:
-    """The repair that `name` stands for, "+" joining several in turn: "least_squares+batchnorm".
+def repair_by_name(
+    name: str,
+    plan: Plan,
+    *,
+    sample: int | None = None,
+    steps: int = 300,
+    lr: float = 3e-3,
+    trained_on: Batches | None = None,
+) -> Repair:
+    """The repair that `name` stands for, "+" joining several in turn: "compensation+batchnorm".
 
-    `sample`: rows that fits take of each batch; None takes all. `steps` and `lr` are those of "distil".
+    `sample`: rows that fits take of each batch; None takes all. `steps` and `lr` are those of "distil". `trained_on`: batches
+    as training sees them, of which batch norms take their statistics in place of those of the other repairs.
     """
     extra: dict[str, dict[str, Any]] = {"batchnorm": {}, "distil": {"steps": steps, "lr": lr}}
     extra |= {key: {"plan": plan} for key in ("mean_bias", "whitened")}
     parts = [(getattr(repair, part), extra.get(part, {"plan": plan, "sample": sample})) for part in name.split("+")]
-    return repair.chain(*[partial(part, **named) for part, named in parts])
+    made = [partial(part, **named) for part, named in parts]
+    if trained_on is not None:
+        made = [_on(trained_on, part) if part.func is repair.batchnorm else part for part in made]
+    return repair.chain(*made)
 
 
-def repair_of(section: Section, plan: Plan) -> Repair:
+def _on(batches: Batches, part: Repair) -> Any:
+    """`part`, which looks at `batches` whatever it is given."""
+    return lambda before, after, _: part(before, after, batches)
+
+
+def repair_of(section: Section, plan: Plan, trained_on: Batches | None = None) -> Repair:
     """The repair that [repair] of a recipe asks for."""
-    return repair_by_name(section.name, plan, steps=section.steps, lr=section.lr)
+    return repair_by_name(section.name, plan, steps=section.steps, lr=section.lr, trained_on=trained_on)
 
 
 def channel_pruning(

@@ -17,6 +17,8 @@ def batchnorm(before: nn.Module, after: nn.Module, batches: Batches, limit: int 
     The mean is cumulative: each batch counts the same, whatever the layer's momentum. Only batch norms see batch
     statistics; dropout and all else stay in evaluation mode, as they will be used. Weights, momenta and modes come out
     as they went in, and a model without running statistics is left alone. `before` is not read; every repair takes it.
+    Give batches as the network was trained on, with their augmentation: statistics of plain images cost even a network that
+    nothing was cut from. After `least_squares`, which fits the statistics there are, it does more harm than good.
 
     Raises `SecateurError`, with the old statistics put back, where there is no batch, a batch is too small to have a
     variance, or statistics come out infinite or not a number.

@@ -88,7 +88,8 @@ class Prune:
 class Repair:
     """[repair]: what `batches` training batches mend, by functions of `secateur.repair`; "+" does one after the other.
 
-    `steps` and `lr` are those of "distil".
+    Batch norms take their statistics of batches as in training, all else looks at them without augmentation. `steps` and
+    `lr` are those of "distil".
     """
 
     name: Repairs = "batchnorm"

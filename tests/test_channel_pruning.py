@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -12,10 +12,11 @@ from torch import nn
 
 from secateur import criteria, repair, save, score, trace
 from secateur.core.errors import SecateurError
-from secateur.data import Augment, Batches
-from secateur.recipes import demo, demo_channel, schema, zoo
+from secateur.io import load, read_plan
+from secateur.recipes import demo, demo_channel, run, schema, zoo
 from secateur.recipes.compress import Settings, compress
-from secateur.recipes.parts import fitting
+from secateur.recipes.judging import judge_of, many_of
+from secateur.recipes.parts import parts
 from secateur.recipes.reconstruct import channel_pruning, repair_by_name
 from secateur.testing import awake
 
@@ -139,18 +140,57 @@ def test_batch_norms_take_their_statistics_of_batches_as_in_training() -> None:
     assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), again.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("repair_name", ["batchnorm", "least_squares"])
-def test_a_run_repairs_on_images_as_in_training_where_batch_norms_do(repair_name: str) -> None:
-    augment = Augment(crop=2, flip=True)
-    x, y = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8), torch.arange(40) % 10
-    train = Batches(x, y, batch=10, augment=augment, shuffle=True)
-    held = SimpleNamespace(train=train, plain=train.plain(), device=torch.device("cpu"))
-    plain, usual = fitting(held, repair_name, 2)  # type: ignore[arg-type]
-    assert torch.equal(plain[0][0], next(iter(train.plain()))[0])
-    if repair_name == "batchnorm":
-        assert usual is not None
-        assert len(usual) == 2
-        assert torch.equal(usual[1][0], list(train.epoch(0))[1][0])
-        assert not torch.equal(usual[0][0], plain[0][0])
-    else:
-        assert usual is None
+USER = """
+import torch
+from secateur.data import Augment, DataSet, digits
+
+def shifted():
+    whole = digits()
+    part = whole.train[0][:200], whole.train[1][:200]
+    return DataSet("shifted", part, (whole.test[0][:50], whole.test[1][:50]), whole.classes, whole.mean, whole.std, Augment(3))
+"""
+
+
+def shifted_recipe(folder: Path) -> schema.Recipe:
+    """Digits cut out of a black border when they are trained on."""
+    (folder / "mine.py").write_text(USER)
+    return schema.from_dict({
+        "model": {"build": "zoo:digits_resnet", "args": {"widths": [4, 8, 8]}}, "threads": 1, "device": "cpu",
+        "data": {"name": f"{folder / 'mine.py'}:shifted", "batch": 50, "holdout": 50}, "train": {"epochs": 1},
+        "prune": {"keep": {"macs": 0.6}, "criterion": "l2"}, "repair": {"name": "batchnorm", "batches": 2},
+        "search": {"repair": "batchnorm", "batches": 2}, "finetune": {"epochs": 0}, "measure": {"latency": False},
+    })  # fmt: skip
+
+
+def test_a_run_takes_statistics_of_images_as_in_training(tmp_path: Path) -> None:
+    recipe = shifted_recipe(tmp_path)
+    run(recipe, tmp_path / "run")
+    dense = load(tmp_path / "run" / "dense.safetensors", into=zoo.digits_resnet(widths=(4, 8, 8)))
+    found = load(tmp_path / "run" / "small.safetensors", into=zoo.digits_resnet(widths=(4, 8, 8)))
+    known = parts(recipe, torch.device("cpu"))
+    far = {}
+    for name, batches in (("train", known.train), ("plain", known.plain)):
+        small = read_plan(tmp_path / "run" / "plan.json").apply(dense)
+        repair.batchnorm(dense, small, batches, limit=2)
+        state = found.state_dict()
+        far[name] = max(float((value - state[key]).abs().max()) for key, value in small.state_dict().items())
+    assert far["train"] < 1e-6
+    assert far["plain"] > 1e-2
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_judges_of_searches_take_statistics_of_images_as_in_training(tmp_path: Path, at_once: int) -> None:
+    recipe = shifted_recipe(tmp_path)
+    recipe = replace(recipe, search=replace(recipe.search, metric="loss", at_once=at_once))
+    known, model = parts(recipe, torch.device("cpu")), awake(zoo.digits_resnet(widths=(4, 8, 8))).eval()
+    axes = trace(model, known.example)
+    plans = [axes.plan({axis.name: range(axis.units - n) for axis in axes.free}) for n in (1, 2)]
+    judge = judge_of(model, recipe, known)
+    many = many_of(model, recipe, known, judge)
+    assert (many is None) == (at_once == 1)
+    found = [judge(plan) for plan in plans] if many is None else many(plans)
+    for plan, loss in zip(plans, found, strict=True):
+        small = plan.apply(model)
+        repair.batchnorm(model, small, known.train, limit=2)
+        assert known.holdout is not None
+        assert loss == pytest.approx(known.judge(small.eval(), known.holdout)["loss"], rel=1e-4)

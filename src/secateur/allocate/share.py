@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from numbers import Real
 
 from secateur.core.errors import SecateurError
+from secateur.core.numeric import is_number
 
 
 def limit(share: float, whole: int, asked: str) -> int:
@@ -17,7 +17,7 @@ def limit(share: float, whole: int, asked: str) -> int:
     >>> limit(0.29, 100, "keep")
     29
     """
-    if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share <= 1:
+    if not is_number(share) or not 0 < share <= 1:
         raise SecateurError(asked, f"{share!r}", "say what remains, as a share above 0 and at most 1")
     return int(Fraction(repr(float(share))) * whole)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from secateur.core.protocols import Batches, Repair
+from secateur.core.restore import restoring
 from secateur.core.running import repeatable
-from secateur.repair.restore import restoring
 
 
 def chain(*repairs: Repair) -> Repair:

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches
+from secateur.core.restore import restoring
 from secateur.core.running import repeatable
 from secateur.repair.blocks import unrolled
 from secateur.repair.linked import known_before, linked
-from secateur.repair.restore import restoring
 from secateur.repair.solve import least_error
 
 

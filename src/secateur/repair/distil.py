@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
-from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,7 +13,9 @@ from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.core.errors import SecateurError, nearest
+from secateur.core.numeric import is_number
 from secateur.core.protocols import Batches
+from secateur.core.restore import restoring
 from secateur.core.running import call, device_of, evaluating, fits, flat, pairs, repeatable, to_device
 
 Precision = Literal["float32", "bf16"]
@@ -44,13 +45,12 @@ def distil(
     """
     batches = repeatable(batches, limit)
     weights = _trained(after, steps, lr, precision)
-    old = {name: value.clone() for name, value in after.state_dict().items() if isinstance(value, Tensor)}
     zeros = [(p, p.detach() == 0) for p in weights if p.dim() > 1]
     optimizer = optim.Adam(weights, lr=lr)
     schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     device, losses = device_of(after), []
     try:
-        with evaluating(before), evaluating(after), _watched(before) as told, _watched(after) as found:
+        with restoring(after), evaluating(before), evaluating(after), _watched(before) as told, _watched(after) as found:
             for module in after.modules():
                 module.training = isinstance(module, _BatchNorm)
             for inputs in islice(_endless(batches, limit), steps):
@@ -71,10 +71,7 @@ def distil(
                     for weight, zero in zeros:
                         weight.masked_fill_(zero, 0)
                 losses.append(loss.detach())
-        _judge(losses, steps)
-    except BaseException:
-        after.load_state_dict(old, strict=False)
-        raise
+            _judge(losses, steps)
     finally:
         for weight in weights:
             weight.grad = None
@@ -82,7 +79,7 @@ def distil(
 
 def _trained(after: nn.Module, steps: int, lr: float, precision: str) -> list[nn.Parameter]:
     """The weights to train. Raises `SecateurError` where there are none, and for settings out of range."""
-    if not isinstance(steps, int) or steps < 0 or not isinstance(lr, Real) or not 0 <= lr < math.inf:
+    if not isinstance(steps, int) or steps < 0 or not is_number(lr) or not 0 <= lr < math.inf:
         do = "give a whole number of steps and a learning rate, neither below 0"
         raise SecateurError("a repair by distillation", f"steps={steps!r} and lr={lr!r}", do)
     if precision not in get_args(Precision):

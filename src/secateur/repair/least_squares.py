@@ -11,12 +11,12 @@ from torch import nn
 from secateur.core.errors import SecateurError, nearest
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches
+from secateur.core.restore import restoring
 from secateur.core.running import repeatable
 from secateur.measure.layers import is_matrix
 from secateur.measure.shortcuts import Seen, target_moments, written
 from secateur.repair.blocks import unrolled
 from secateur.repair.linked import Linked, linked
-from secateur.repair.restore import restoring
 from secateur.repair.solve import least_error, restricted
 
 

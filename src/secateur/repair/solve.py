@@ -6,12 +6,12 @@ Shape legend: O outputs, D inputs of one output.
 from __future__ import annotations
 
 import math
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from secateur.core.errors import SecateurError
+from secateur.core.numeric import is_number
 from secateur.measure.moments import Moments
 
 CUTOFF = 1e-12
@@ -28,7 +28,7 @@ def least_error(
     `support` (O, D): each output has the weights that are True there, and is solved for with the others of its pattern.
     Raises `SecateurError` for a ridge that is no share.
     """
-    if not isinstance(ridge, Real) or not 0 <= ridge < math.inf:
+    if not is_number(ridge) or not 0 <= ridge < math.inf:
         do = "give a number from 0, the share of the mean variance that is added to each"
         raise SecateurError(f"ridge={ridge!r}", "no share", do)
     known = moments.centred() if intercept else moments

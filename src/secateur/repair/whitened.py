@@ -16,12 +16,12 @@ from secateur.core.errors import SecateurError
 from secateur.core.factor import Factor, Product
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches
+from secateur.core.restore import restoring
 from secateur.core.running import repeatable
 from secateur.linalg import least_squares, patch_covariance, responses, through
 from secateur.measure.layers import is_matrix, matrix
 from secateur.measure.moments import Moments, moments_of_each
 from secateur.measure.observe import call_order
-from secateur.repair.restore import restoring
 from secateur.surgery import shapes_after, unfold
 from secateur.surgery.fingerprint import mismatches
 

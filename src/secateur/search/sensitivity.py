@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from numbers import Real
 from typing import Any
 
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
+from secateur.core.numeric import is_number
 from secateur.core.plan import Plan
 from secateur.core.protocols import Scores
 from secateur.search.bisect import dearest
@@ -29,7 +29,7 @@ def sensitivity(
     Source: Li et al., 2017, section 3.2, figure 2b.
     """
     rates = tuple(rates)
-    if bad := [rate for rate in rates if not isinstance(rate, Real) or not 0 <= rate <= 1]:
+    if bad := [rate for rate in rates if not is_number(rate) or not 0 <= rate <= 1]:
         raise SecateurError(f"sensitivity at rate {bad[0]!r}", "no share", "give rates from 0 to 1")
     require_scores(axes, scores)
     dense = require_loss((yield axes.plan({})))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from secateur.core.errors import SecateurError, nearest
+from secateur.core.numeric import is_number
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class AdaptiveSettings:
         if not isinstance(self.keep, Mapping):
             raise SecateurError("an adaptive search", f"keep={self.keep!r}", 'give shares by name, as in keep={"params": 0.2}')
         for what, share in self.keep.items():
-            if not _is_number(share) or not 0 < share <= 1:
+            if not is_number(share) or not 0 < share <= 1:
                 raise SecateurError(f"keep={{{what!r}: {share!r}}}", "no share", "give a number above 0 and at most 1")
 
 
@@ -71,13 +71,9 @@ def require_kinds(settings: Any, asked: str) -> None:
         value = getattr(settings, name)
         if get_origin(kind) is Literal and value not in get_args(kind):
             raise SecateurError(f"{asked} with {name}={value!r}", "no such choice", nearest(str(value), list(get_args(kind))))
-        if (kind is int and type(value) is not int) or (kind is float and not _is_number(value)):
+        if (kind is int and type(value) is not int) or (kind is float and not is_number(value)):
             do = f"give {'a whole number' if kind is int else 'a number'}"
             raise SecateurError(asked, f"{name}={value!r}", do)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
 
 
 @dataclass(frozen=True)

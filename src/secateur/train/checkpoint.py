@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn, optim
+from torch import nn, optim
 
 from secateur.core.errors import SecateurError
 from secateur.core.protocols import Hook
 from secateur.core.replacing import reason, replacing
+from secateur.core.restore import restoring
 from secateur.train.settings import FitSettings, same
 
 FORMAT = 1
@@ -66,7 +65,7 @@ def restore(
         with file:
             state = torch.load(file, map_location="cpu", weights_only=True)
         _fits(state, asked, settings, hooks)
-        with _given_back(model):
+        with restoring(model):  # or a second start would train from its weights
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             for hook, hook_state in zip(hooks, state["hooks"], strict=True):
@@ -75,17 +74,6 @@ def restore(
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SecateurError(asked, f"a file that does not fit this run ({first})", do) from error
-
-
-@contextmanager
-def _given_back(model: nn.Module) -> Iterator[None]:
-    """Around a load: where it fails half way, `model` is as it was, or a second start would train from its weights."""
-    before = {name: value.clone() if isinstance(value, Tensor) else value for name, value in model.state_dict().items()}
-    try:
-        yield
-    except Exception:
-        model.load_state_dict(before)
-        raise
 
 
 def _fits(state: dict[str, Any], asked: str, settings: FitSettings, hooks: tuple[Hook, ...]) -> None:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
+from secateur.core.numeric import is_number
 from secateur.core.plan import Plan
 from secateur.train.trp.layers import Layer, current, layers_of
 from secateur.train.trp.plan import plan_of
-from secateur.train.trp.settings import Deploy, TRPSettings, is_number
+from secateur.train.trp.settings import Deploy, TRPSettings
 
 NEAR = 1e-6
 """Squared distance of unit filters below which rounding decides the direction: those are together already."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from numbers import Real
 from typing import Any, Literal
 
 from secateur.core.errors import SecateurError, nearest
+from secateur.core.numeric import is_number
 
 Deploy = Mapping[str, Any]
 """One of {"energy": share kept}, {"value": smallest singular value}, {"rank": number, or one per layer's name},
@@ -117,11 +117,6 @@ def settings_of(preset: TRPSettings | str, changes: Mapping[str, Any]) -> TRPSet
         if name not in known:
             raise SecateurError(f"TRP with {name}={changes[name]!r}", "no such setting", nearest(name, known))
     return replace(preset, **changes)
-
-
-def is_number(value: object) -> bool:
-    """Is it a real number, and not true or false?"""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def deployment(deploy: Deploy) -> tuple[str, Any]:

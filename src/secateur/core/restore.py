@@ -1,4 +1,4 @@
-"""What a repair that fails leaves behind: nothing."""
+"""What a change in place that fails leaves behind: nothing."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from torch import nn
 from networks import ZOO
 from secateur import allocate, load, measure, read_plan, save, trace
 from secateur.allocate.partition import balanced, shares
+from secateur.core.axes import Axes
 from secateur.core.codec import dumps, from_json, loads, to_json
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan, split
@@ -290,12 +291,17 @@ def test_the_assignment_is_the_best_of_all() -> None:
         assert gain[np.arange(6), balanced(gain)].sum() == pytest.approx(best)
 
 
-def test_parts_of_workers_add_up_and_hold_no_weight_of_another() -> None:
-    model, _ = planted(3, noise=1.0)
+def divided(workers: int) -> tuple[nn.Module, nn.Module, Axes, Plan, torch.Tensor]:
+    """A planted network, what a plan for so many workers makes of it, its axes, the plan, and inputs."""
+    model, _ = planted(workers, noise=1.0)
     x = torch.randn(7, 5, dtype=torch.float64)
     axes = trace(model, x)
-    plan = allocate.partition(model, axes, 3)
-    small = plan.apply(model)
+    plan = allocate.partition(model, axes, workers)
+    return model, plan.apply(model), axes, plan, x
+
+
+def test_parts_of_workers_add_up_and_hold_no_weight_of_another() -> None:
+    _, small, axes, plan, x = divided(3)
     with torch.no_grad():
         for parameter in small.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # "trained further"
@@ -332,11 +338,7 @@ def test_a_network_whose_parts_do_not_add_up_is_refused() -> None:
 
 
 def test_a_worker_of_another_plan_other_outputs_and_numbers_that_are_none_are_told() -> None:
-    model, _ = planted(2, noise=1.0)
-    x = torch.randn(4, 5, dtype=torch.float64)
-    axes = trace(model, x)
-    plan = allocate.partition(model, axes, 2)
-    small = plan.apply(model)
+    model, small, axes, plan, x = divided(2)
 
     def striped(groups: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
         count = sum(map(len, groups))

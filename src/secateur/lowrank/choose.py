@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError, nearest
 from secateur.core.factor import Format, Product
+from secateur.core.numeric import require_finite
 from secateur.core.plan import Plan, factor
 from secateur.core.protocols import Batches
 from secateur.lowrank.cost import Costs, counted, timed
@@ -59,7 +60,9 @@ def choose(
     inputs = example if isinstance(example, tuple) else (example,)
     found = places(model, example, **which)
     for place in found:
-        _require_finite(place)
+        require_finite(
+            place.weight, f"the energy of the layer {place.name!r}", "give trained weights, or leave it out by ignore="
+        )
     offers = {p: [c for form in forms_of(p, formats) for c in candidates(p, form, multiple)] for p in found}
     if what == "latency":
         table: Mapping[Place, Costs] = timed(offers, repeats=repeats, threads=threads)
@@ -99,15 +102,6 @@ def _kept(
         for name, covariance in pairs
         for form in dict.fromkeys(product.format for product in offers[wanted[name]])
     }
-
-
-def _require_finite(place: Place) -> None:
-    """Raise `SecateurError` for a layer whose weights have no values, or some that are not finite: they have no energy."""
-    asked = f"the energy of the layer {place.name!r}"
-    if place.weight.is_meta:
-        raise SecateurError(asked, "weights on the meta device, which have no values", "load weights first")
-    if not bool(place.weight.isfinite().all()):
-        raise SecateurError(asked, "weights that are not finite numbers", "give trained weights, or leave it out by ignore=")
 
 
 def _one(keep: Mapping[str, float]) -> tuple[str, float]:

@@ -19,7 +19,7 @@ from secateur.core.factor import full_ranks
 from secateur.core.plan import Plan
 from secateur.linalg import Stack, newton_schulz, stack, truncate, unstack
 from secateur.surgery import fold, unfold
-from secateur.train.trp.layers import Layer, current, layers_of, require_finite
+from secateur.train.trp.layers import Layer, current, layers_of, require_numbers
 from secateur.train.trp.momentum import project_momentum_
 from secateur.train.trp.period import Periods
 from secateur.train.trp.plan import plan_of
@@ -75,7 +75,7 @@ class TRP:
         self._bases: dict[tuple[str, ...], Tensor] = {}  # of each stack, where the next truncation starts
         self._held: dict[str, Tensor] = {}  # weights as the last truncation left them, for adaptive periods
         self._last: dict[str, int] = {}
-        require_finite(self.layers)
+        require_numbers(self.layers)
         self._truncate(self.layers)
 
     def attach(self, optimizer: optim.Optimizer) -> None:
@@ -288,6 +288,6 @@ def _solvable(layers: Sequence[Layer]) -> Iterator[None]:
     try:
         yield
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        require_finite(layers)
+        require_numbers(layers)
         asked, do = f"a truncation of {', '.join(layer.name for layer in layers)}", "lower the learning rate"
         raise SecateurError(asked, "weights too large to be squared", do) from error

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
 from secateur.core.factor import Format
+from secateur.core.numeric import require_finite
 from secateur.core.patterns import matches, patterns
 from secateur.train.trp.settings import TRPSettings
 
@@ -74,15 +75,11 @@ def _weight(model: nn.Module, layer: Layer) -> Tensor:
     raise SecateurError(f"low rank in training for the layer {layer.name!r} of weight {list(shape)}", f"{found} there now", do)
 
 
-def require_finite(layers: Sequence[Layer]) -> None:
+def require_numbers(layers: Sequence[Layer]) -> None:
     """Raise `SecateurError` naming the first layer with weights that have no values, or some that are not finite."""
+    do = "give trained weights, or lower the learning rate they were trained with"
     for layer in layers:
-        asked = f"low rank in training for the layer {layer.name!r}"
-        if layer.weight.is_meta:
-            raise SecateurError(asked, "weights on the meta device, which have no values", "load weights first")
-        if not bool(layer.weight.isfinite().all()):
-            do = "give trained weights, or lower the learning rate they were trained with"
-            raise SecateurError(asked, "weights that are not finite numbers", do)
+        require_finite(layer.weight, f"low rank in training for the layer {layer.name!r}", do)
 
 
 def _wanted(module: nn.Conv2d, settings: TRPSettings) -> bool:

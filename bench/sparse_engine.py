@@ -219,7 +219,7 @@ def machine() -> dict[str, Any]:
     """What the numbers depend on."""
     import torch
 
-    from secateur.runtime import library
+    from secateur.native import library
     from secateur.runtime.tune import _machine
 
     lib = library.library()

@@ -107,7 +107,7 @@ class Truncations:
     def timed(self, turn: int, device: torch.device) -> dict[str, float]:
         """Seconds of each, who comes first going by `turn`."""
         start = {layer.name: layer.weight.detach().clone() for layer in self.methods["warm"].layers}
-        self.methods["cold"]._bases.clear()
+        self.methods["cold"]._kernels.forget()
         for hook in (self.methods["cold"], self.other):
             with torch.no_grad():
                 for layer in hook.layers:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from secateur.cli.main import application
-from secateur.runtime import library
+from secateur.native import library
 
 MISSING = library.missing()
 

@@ -19,7 +19,7 @@ from engine_networks import (
 )
 from secateur import runtime
 from secateur.core.errors import SecateurError
-from secateur.runtime import library
+from secateur.native import library
 from secateur.runtime.capture import capture
 from secateur.runtime.fuse import fuse
 

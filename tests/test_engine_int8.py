@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from engine_networks import MODEL, NETWORKS, network, spoiled, told
 from secateur import runtime
 from secateur.core.errors import SecateurError
-from secateur.runtime import library, plan
+from secateur.native import library
+from secateur.runtime import plan
 from secateur.runtime.coding import code_of, weight_codes
 
 MISSING = library.missing()

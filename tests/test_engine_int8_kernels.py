@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from secateur.runtime import library
+from secateur.native import library
 from secateur.runtime.coding import Coding, code_of, ranges_of
 from secateur.runtime.graph import Graph, Node, Ref
 from secateur.runtime.lower import lower

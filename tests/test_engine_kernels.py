@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from secateur.runtime import library
+from secateur.native import library
 from secateur.runtime.graph import Graph, Node, Ref
 from secateur.runtime.lower import lower
 from secateur.runtime.pack import pack, rounded
@@ -418,6 +418,6 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_library_knows_its_sources() -> None:
-    from secateur.runtime import build
+    from secateur.native import build
 
     assert library.library().secateur_source().decode() == build.digest() or os.environ.get("SECATEUR_ENGINE_LIBRARY")

@@ -2,7 +2,7 @@
 
 scikit-build-core's own editable modes either put an import hook before PYTHONPATH, so that no second checkout can be tried in
 the same environment, or build inside the source tree. The kernels of an editable install are built on first use
-(secateur/runtime/build.py), which also follows every change of their sources.
+(secateur/native/build.py), which also follows every change of their sources.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from secateur.runtime.coding import ranges_of, require_finite
 from secateur.runtime.compiled import CompiledModel, known_precision
 from secateur.runtime.file import load, save
 from secateur.runtime.fuse import fuse
-from secateur.runtime.library import missing
+from secateur.native.library import missing
 
 __all__ = ["CompiledModel", "compile", "load", "missing", "prepare", "save"]
 

@@ -14,7 +14,7 @@ from secateur.runtime.coding import Coding, Range
 from secateur.runtime.dense import run_dense
 from secateur.runtime.fuse import sparsity
 from secateur.runtime.graph import Graph, Node
-from secateur.runtime.library import missing, path
+from secateur.native.library import missing, path
 from secateur.runtime.plan import Plan, make_plan
 from secateur.runtime.tune import Choice
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from secateur.runtime.coding import Code, Coding
 from secateur.runtime.graph import Node
-from secateur.runtime.library import Activation, Op
+from secateur.runtime.structs import Activation, Op
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 
-from secateur.runtime.library import Plane
+from secateur.runtime.structs import Plane
 
 LINE = 16
 """Floats in a line of cache, and in the widest vector."""

@@ -15,10 +15,10 @@ from secateur.runtime.coding import Coding, codes_of
 from secateur.runtime.endings import coded_layer
 from secateur.runtime.graph import Graph, Node, refs
 from secateur.runtime.layout import LINE, Layout, Reach, flat, round_up, sizes, spread
-from secateur.runtime.library import Activation, Kind, Op
 from secateur.runtime.pack import by_group, offsets
 from secateur.runtime.placing import KINDS, direct, gaps_of, only_outside, placed, reaches
 from secateur.runtime.program import Buffer, Layer, Program, Step, take
+from secateur.runtime.structs import Activation, Kind, Op
 
 SLACK = 4096
 """Floats before and behind the arena: tiles at an edge read, and never use, what lies beyond their tensor."""

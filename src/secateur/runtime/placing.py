@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.runtime.coding import MOST, Code
 from secateur.runtime.graph import Graph, Node, compute
 from secateur.runtime.layout import Layout, Reach, reach
-from secateur.runtime.library import Activation
+from secateur.runtime.structs import Activation
 
 KINDS = {"clamp": Activation.CLAMP, "relu": Activation.CLAMP, "hardswish": Activation.HARDSWISH, "silu": Activation.SILU,
          "sigmoid": Activation.SIGMOID, "hardsigmoid": Activation.HARDSIGMOID, "gelu": Activation.GELU}  # fmt: skip

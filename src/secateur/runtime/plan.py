@@ -16,7 +16,7 @@ from secateur.core.errors import SecateurError
 from secateur.runtime.coding import Coding
 from secateur.runtime.dense import halved, halved_graph, is_half, run_dense, run_node, single
 from secateur.runtime.graph import Graph, Node, fill
-from secateur.runtime.library import library, path
+from secateur.native.library import library, path
 from secateur.runtime.lower import lower
 from secateur.runtime.placing import shapes_of
 from secateur.runtime.program import Program, Step

@@ -14,8 +14,8 @@ from torch import Tensor
 from secateur.runtime.endings import Ending
 from secateur.runtime.graph import Node
 from secateur.runtime.layout import Layout
-from secateur.runtime.library import Op
 from secateur.runtime.pack import Packed, pack
+from secateur.runtime.structs import Op
 
 
 @dataclass

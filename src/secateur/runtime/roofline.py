@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from secateur.native.library import library, path
 from secateur.runtime.compiled import CompiledModel
-from secateur.runtime.library import library, path
 from secateur.runtime.tune import peak
 
 

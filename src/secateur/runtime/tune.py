@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from secateur.runtime.build import cache_folder
+from secateur.native.build import cache_folder
+from secateur.native.library import library, path, plain
 from secateur.runtime.dense import run_node
 from secateur.runtime.graph import Node
-from secateur.runtime.library import Kind, library, path, plain
 from secateur.runtime.program import Layer, Program, address, choose
+from secateur.runtime.structs import Kind
 
 TILES = {"avx512": (2, 3, 4, 5, 6, 7, 8, 10, 12, 14), "avx2": (1, 2, 3, 4, 5, 6, 7), "portable": (1, 2, 3, 4)}
 """Lines of 16 floats whose sums fit in the registers of each instruction set."""

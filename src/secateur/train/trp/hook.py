@@ -19,6 +19,7 @@ from secateur.core.factor import full_ranks
 from secateur.core.plan import Plan
 from secateur.linalg import Stack, newton_schulz, stack, truncate, unstack
 from secateur.surgery import fold, unfold
+from secateur.train.trp.kernels import Kernels
 from secateur.train.trp.layers import Layer, current, layers_of, require_numbers
 from secateur.train.trp.momentum import project_momentum_
 from secateur.train.trp.period import Periods
@@ -72,7 +73,7 @@ class TRP:
                     f"a rank for the layer {name!r}", "no layer TRP acts on", nearest(name, list(self._by_name))
                 )
         self._polar: dict[str, Tensor] = {}
-        self._bases: dict[tuple[str, ...], Tensor] = {}  # of each stack, where the next truncation starts
+        self._kernels = Kernels()
         self._held: dict[str, Tensor] = {}  # weights as the last truncation left them, for adaptive periods
         self._last: dict[str, int] = {}
         require_numbers(self.layers)
@@ -152,7 +153,7 @@ class TRP:
             "periods": self.periods.state(),
             "polar": {name: value.clone() for name, value in self._polar.items()},
             "held": {name: value.clone() for name, value in self._held.items()},
-            "bases": {"\n".join(names): value.clone() for names, value in self._bases.items()},
+            "bases": self._kernels.state(),
             "settings": settings,
         }
 
@@ -179,7 +180,7 @@ class TRP:
         for part, held in (("polar", self._polar), ("held", self._held)):
             for name, value in state[part].items():
                 held[name].copy_(value)
-        self._bases = {tuple(names.split("\n")): value.clone() for names, value in state["bases"].items()}
+        self._kernels.load(state["bases"], self._by_name)
 
     def _follow(self) -> None:
         """Act on the weights the model holds now."""
@@ -200,7 +201,10 @@ class TRP:
         if settings.adaptive and self.step:
             self.periods.adapt({layer.name: (layer.weight, self._held[layer.name]) for layer in layers}, self.step, self._last)
         pushes = settings.nuclear > 0 and settings.nuclear_by == "gradient"
-        for group, names in self._stacks(layers):
+        left = layers
+        if discarded > 0 and not settings.project_momentum and settings.nuclear_by != "proximal":
+            left = self._kernels.truncate(layers, discarded, self._highest, self._polar if pushes else None)
+        for group, names in self._stacks(left):
             with _solvable([self._by_name[name] for name in names]):
                 found = truncate(
                     group.matrices,
@@ -208,10 +212,10 @@ class TRP:
                     most=self._most(group),
                     shrink=self._shrink(group),
                     polar=pushes or settings.project_momentum,
-                    basis=self._bases.get(names),
+                    basis=self._kernels.stacked.get(names),
                 )
             if found.basis is not None and discarded > 0:
-                self._bases[names] = found.basis
+                self._kernels.keep(group, [self._by_name[name] for name in names], found.basis)
             if found.polar is not None:
                 self._use_polar(group, found.polar, pushes)
             if found.kept is not group.matrices:
@@ -249,18 +253,21 @@ class TRP:
             yield self._by_name[name], part
 
     def _most(self, group: Stack) -> Tensor | None:
-        """The highest rank (B,) of each matrix at this step: from full ranks down to those of the settings, by a cube."""
+        """The highest rank (B,) of each matrix at this step."""
+        ranks = [(self._highest(part.name), part.rows) for part in group.parts]
+        rows = [rank for rank, number in ranks if rank is not None for _ in range(number)]
+        return torch.tensor(rows, device=group.matrices.device) if rows else None
+
+    def _highest(self, name: str) -> int | None:
+        """The highest rank of a layer at this step, from its full one down to that of the settings, by a cube."""
         wanted, descent = self.settings.ranks, self.settings.descent
         if wanted is None:
             return None
         left = max(0.0, 1 - self.step / descent) ** 3 if descent else 0.0
-        rows: list[int] = []
-        for part in group.parts:
-            layer = self._by_name[part.name]
-            full = full_ranks(layer.format, tuple(layer.weight.shape))[0]
-            least = min(wanted.get(part.name, full), full)
-            rows += [least + round((full - least) * left)] * part.rows
-        return torch.tensor(rows, device=group.matrices.device)
+        layer = self._by_name[name]
+        full = full_ranks(layer.format, tuple(layer.weight.shape))[0]
+        least = min(wanted.get(name, full), full)
+        return least + round((full - least) * left)
 
     def _shrink(self, group: Stack) -> Tensor | None:
         """What each singular value (B,) loses to the proximal nuclear norm."""

@@ -1,6 +1,7 @@
 // What every instruction set provides.
 #pragma once
 #include "engine.h"
+#include "lowrank.h"
 
 template <typename Element, typename Mask>
 struct Job {
@@ -47,6 +48,7 @@ struct Path {
   void (*halve)(float* y, const float* x, int64_t height, int64_t width, int64_t y_row, int64_t x_row);
   double (*burn)(int64_t rounds);                        // multiply-adds done
   double (*read)(const float* x, int64_t count);
+  bool (*truncate)(Truncation& job);                     // false: nothing was done
 };
 
 struct Halves {

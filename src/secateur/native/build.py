@@ -29,7 +29,7 @@ X86["bytes_avx512"] = (*X86["path_avx512"], EXACT)
 X86["bytes_avx512_vnni"] = X86["bytes_avx512_vnni_half"] = (*X86["path_avx512"], "-mavx512vnni", EXACT)
 """Flags of the files that serve one instruction set; CMakeLists.txt has the same."""
 PLAIN: dict[str, tuple[str, ...]] = {
-    "path_portable": (), "bytes_portable": (EXACT,), "pool": (), "dispatch": (), "program": (EXACT,)
+    "path_portable": (), "bytes_portable": (EXACT,), "pool": (), "dispatch": (), "lowrank": (), "program": (EXACT,)
 }  # fmt: skip
 NEWER = {
     "SECATEUR_HAS_BF16": ("path_avx512_bf16",),

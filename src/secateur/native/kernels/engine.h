@@ -1,4 +1,4 @@
-// The engine's C interface: plain structs and pointers, read by Python through ctypes (runtime/library.py mirrors them).
+// The engine's C interface: plain structs and pointers, read by Python through ctypes (runtime/structs.py mirrors them).
 //
 // A tensor of C channels lies channel by channel. Of one channel every image is a plane of rows; the gap behind each row and
 // between planes holds zeros, so that the shifted reads of a convolution need no special case at a border; what a tile reads

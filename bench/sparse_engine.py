@@ -148,7 +148,7 @@ def engines(network: str, x: Any, threads: int, wanted: list[tuple[float, str]])
             plan = fast.plan(x)
             about[name] = {
                 "sparsity": sparsity, "spread": spread, "precision": precision, "relative_error": error, "parts": plan.parts,
-                "threads_in_a_part": plan.inner, "layers": layers(fast, x),
+                "threads_in_a_part": plan.inner, "whole_in": plan.runtime, "layers": layers(fast, x),
             }  # fmt: skip
             runs[name] = lambda fast=fast: fast(x)
     return runs, about

@@ -9,6 +9,9 @@ SEED = int(os.environ.get("SECATEUR_SEED", "20261122"))
 """Of the random networks; a failure names the seed of its case, and SECATEUR_SEED=... runs it again."""
 
 torch.set_num_threads(1)
+os.environ.setdefault(
+    "SECATEUR_ENGINE_OTHERS", "off"
+)  # exporting networks to other runtimes takes seconds; its own tests do it
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import torch
 
 Run = Callable[[], Any]
+REST = 0.02
+"""Seconds between two turns: threads of the one before that wait for more work in a loop have gone to sleep then."""
 LEAST_SECONDS = 0.03
 """A turn repeats a run until it should have lasted so long."""
 
@@ -18,7 +20,7 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Milliseconds of one run of each candidate, in each of `rounds`; every round starts with the next one.
 
-    A turn is one run that warms the caches and then the mean of as many as fill `least` seconds.
+    A turn is a rest, one run that warms the caches, and then the mean of as many as fill `least` seconds.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     repeats: dict[str, int] = {}
@@ -29,6 +31,7 @@ def in_turns(
             run()
             repeats[name] = max(1, round(least / max(perf_counter() - begin, 1e-6)))
         for name in turns(list(runs), rounds):
+            sleep(REST)
             runs[name]()
             begin = clock()
             for _ in range(repeats[name]):

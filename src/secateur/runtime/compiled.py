@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError, nearest
+from secateur.native.library import missing, path
 from secateur.runtime.coding import Coding, Range
 from secateur.runtime.dense import run_dense
 from secateur.runtime.fuse import sparsity
 from secateur.runtime.graph import Graph, Node
-from secateur.native.library import missing, path
 from secateur.runtime.plan import Plan, make_plan
 from secateur.runtime.tune import Choice
 
@@ -38,13 +38,21 @@ class CompiledModel(nn.Module):
     `threads`: of the engine; 0 takes PyTorch's number at the first run of a size. Inputs are positional float32 tensors on
     the CPU, and so are outputs. `precision` "bf16": values and weights are rounded to bf16, sums are float32. "int8":
     both are rounded to 8 bits, sums are exact; `ranges` of all values say what the 8 bits stand for. Where the engine is
-    missing, PyTorch computes everything in float32, and `note` says why.
+    missing, PyTorch computes everything in float32, and `note` says why. `others`: dense runtimes that are installed may run
+    the whole where that is faster.
     """
 
     def __init__(
-        self, graph: Graph, threads: int = 0, precision: str = "float32", ranges: Mapping[str, Range] | None = None
+        self,
+        graph: Graph,
+        threads: int = 0,
+        precision: str = "float32",
+        ranges: Mapping[str, Range] | None = None,
+        *,
+        others: bool = True,
     ) -> None:
         super().__init__()
+        self.others = others
         self.coding = Coding(ranges or {})
         self.graph = graph
         self.threads = threads
@@ -75,7 +83,8 @@ class CompiledModel(nn.Module):
         if found is None:
             _require(self.graph, inputs)
             with self._lock, torch.inference_mode():
-                found = make_plan(self.graph, inputs, threads, size=PRECISIONS[self.precision], coding=self.coding)
+                size = PRECISIONS[self.precision]
+                found = make_plan(self.graph, inputs, threads, size=size, coding=self.coding, others=self.others)
                 while len(self._plans) >= MOST_PLANS:
                     del self._plans[next(iter(self._plans))]
                 self._plans[key] = found
@@ -90,7 +99,7 @@ class CompiledModel(nn.Module):
         for node in self.graph.nodes:
             if node.op in ("conv", "linear"):
                 choice = plan.choices.get(node.name)
-                rows.append(_row(node, "engine" if choice else "dense", choice))
+                rows.append(_row(node, "engine" if choice else plan.runtime or "dense", choice))
                 if not choice:
                     rows[-1]["values"] = "bf16" if plan.dense_halves(node.name) else "float32"
         return rows

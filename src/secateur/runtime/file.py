@@ -75,12 +75,14 @@ def save(path: str | os.PathLike[str], model: CompiledModel, example: tuple[Tens
         file.write(body)
 
 
-def load(path: str | os.PathLike[str], threads: int = 0) -> CompiledModel:
-    """The model in a file `save` wrote, ready to be called. No code from the file runs.
+def load(path: str | os.PathLike[str], threads: int = 0, *, others: bool = True) -> CompiledModel:
+    """The model in a file `save` wrote, ready to be called; `threads` and `others` as of `compile`. No code from the file runs.
 
     Raises `SecateurError` where the file is damaged or holds what such a file may not.
     """
-    return read(path, threads)[0]
+    model = read(path, threads)[0]
+    model.others = others
+    return model
 
 
 def read(path: str | os.PathLike[str], threads: int = 0) -> tuple[CompiledModel, tuple[Tensor, ...]]:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from secateur.core.errors import SecateurError
+from secateur.native.library import library, path
 from secateur.runtime.coding import Coding
 from secateur.runtime.dense import halved, halved_graph, is_half, run_dense, run_node, single
+from secateur.runtime.elsewhere import Run, elsewhere
 from secateur.runtime.graph import Graph, Node, fill
-from secateur.native.library import library, path
 from secateur.runtime.lower import lower
 from secateur.runtime.placing import shapes_of
 from secateur.runtime.program import Program, Step
@@ -30,6 +31,8 @@ LONGEST = 4_000_000_000
 """Nanoseconds after which one run has to do."""
 BRIEF = 1_000_000
 """Nanoseconds of a run of several threads below which one is tried too: they may wait for each other longer than they save."""
+SHORTEST = 300_000
+"""Nanoseconds of a run below which other runtimes are not tried: calling them takes a good part of that."""
 COPY_RATE = 6e9
 """Bytes per second assumed for a tensor on its way between PyTorch and the engine."""
 
@@ -38,8 +41,8 @@ COPY_RATE = 6e9
 class Plan:
     """One way to run a graph on inputs of one size.
 
-    `parts`: into how many pieces the batch is cut; `inner`: threads working on one piece. `program` is None where PyTorch
-    computes everything.
+    `parts`: into how many pieces the batch is cut; `inner`: threads working on one piece. `program` is None where `other`, or
+    PyTorch, computes everything; `runtime` says who.
     """
 
     graph: Graph
@@ -50,6 +53,8 @@ class Plan:
     inner: int
     arenas: list[Tensor]
     outputs: Mapping[str, tuple[int, ...]]
+    other: Run | None = None
+    runtime: str = ""
 
     def dense_halves(self, name: str) -> bool:
         """Does PyTorch compute the layer `name` in bf16?"""
@@ -67,6 +72,8 @@ class Plan:
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
         """The output for `inputs` of the planned size."""
+        if self.other is not None:
+            return self.other(inputs)
         if self.program is None:
             return run_dense(self.graph, inputs)
         values: dict[str, Any] = {**self.graph.constants, **dict(zip(self.graph.inputs, inputs, strict=True))}
@@ -98,10 +105,19 @@ class Plan:
             )
 
 
-def make_plan(graph: Graph, inputs: Sequence[Tensor], threads: int, *, size: int = 4, coding: Coding | None = None) -> Plan:
+def make_plan(
+    graph: Graph,
+    inputs: Sequence[Tensor],
+    threads: int,
+    *,
+    size: int = 4,
+    coding: Coding | None = None,
+    others: bool = False,
+) -> Plan:
     """The fastest plan found for inputs of this size: ways to cut the batch, kernels per layer, dense where that wins.
 
-    `size`: bytes of a value, 2 in bf16; 1 in int8, by `coding`, or in what is faster and more exact.
+    `size`: bytes of a value, 2 in bf16; 1 in int8, by `coding`, or in what is faster and more exact. `others`: the whole
+    may also run in another dense runtime that is installed.
     """
     values = _shapes(graph, inputs)
     found: list[tuple[int, Plan]] = []
@@ -122,6 +138,9 @@ def make_plan(graph: Graph, inputs: Sequence[Tensor], threads: int, *, size: int
         for each in (graph, halved_graph(graph)) if halves and HARDWARE in path() else (graph,):
             dense = Plan(each, None, {}, threads, 1, threads, [], {})
             best = _faster([best, dense], inputs)
+    if others and found[0][0] > max(dense_floor(graph, values, threads), SHORTEST):
+        made = elsewhere(graph, inputs, threads).items()
+        best = _faster([best, *(Plan(graph, None, {}, threads, 1, threads, [], {}, run, name) for name, run in made)], inputs)
     return best
 
 
@@ -267,7 +286,8 @@ def dense_floor(graph: Graph, values: Mapping[str, Any], threads: int) -> float:
 def _time(plan: Plan, inputs: Sequence[Tensor], tries: int = TRIES) -> int:
     """Nanoseconds of the fastest of some runs; of one thread CPU time, which others on the machine do not lengthen."""
     best, before = 1 << 62, torch.get_num_threads()
-    clock = time.thread_time_ns if plan.threads == 1 else time.perf_counter_ns
+    alone = time.process_time_ns if plan.other else time.thread_time_ns  # others may work on a thread of their own
+    clock = alone if plan.threads == 1 else time.perf_counter_ns
     torch.set_num_threads(plan.threads)
     try:
         for _ in range(tries):

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from secateur.measure.turns import Run
 
+Server = Callable[[Sequence[Tensor]], Sequence[Any]]
+"""Inputs to arrays, one for each output."""
+
 
 @dataclass(frozen=True, eq=False)
 class Dense:
@@ -49,7 +52,7 @@ def rivals(given: Dense, names: Sequence[str] | None = None) -> tuple[dict[str, 
     """
     runs: dict[str, Run] = {}
     absent: dict[str, str] = {}
-    with torch.inference_mode(), _without_remarks():
+    with torch.inference_mode(), without_remarks():
         for name in RIVALS if names is None else names:
             try:
                 run = RIVALS[name](given)
@@ -63,7 +66,7 @@ def rivals(given: Dense, names: Sequence[str] | None = None) -> tuple[dict[str, 
 
 
 @contextmanager
-def _without_remarks() -> Iterator[None]:
+def without_remarks() -> Iterator[None]:
     """Exporters and quantisers warn of things nobody here can change."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -89,14 +92,14 @@ def _compiled(given: Dense) -> Run:
     return lambda: fast(*given.inputs)
 
 
-def _session(given: Dense, path: Path) -> Run:
+def _session(given: Dense, path: Path) -> Server:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = given.threads, 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    named = {place.name: x.numpy() for place, x in zip(session.get_inputs(), given.inputs, strict=True)}
-    return lambda: session.run(None, named)
+    names = [place.name for place in session.get_inputs()]
+    return lambda inputs: session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
 
 
 def _onnx_int8(given: Dense) -> Run:
@@ -114,25 +117,35 @@ def _onnx_int8(given: Dense) -> Run:
 
     thin = given.folder / "int8.onnx"
     quantization.quantize_static(source, str(thin), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True)
-    return _session(given, thin)
+    return _bound(_session(given, thin), given)
 
 
-def _openvino(given: Dense) -> Run:
+def _openvino(given: Dense) -> Server:
     import openvino
 
     core = openvino.Core()
     options = {"INFERENCE_NUM_THREADS": given.threads, "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
     request = core.compile_model(core.read_model(str(given.exported())), "CPU", options).create_infer_request()
-    inputs = [x.numpy() for x in given.inputs]
-    return lambda: list(request.infer(inputs).values())
+    return lambda inputs: list(request.infer([x.numpy() for x in inputs], share_inputs=True).values())
+
+
+def _bound(serve: Server, given: Dense) -> Run:
+    return lambda: serve(given.inputs)
+
+
+SERVERS: dict[str, Callable[[Dense], Server]] = {
+    "ONNX Runtime": lambda given: _session(given, given.exported()),
+    "OpenVINO": _openvino,
+}
+"""Runtimes that read the exported model, as functions of inputs of the same sizes."""
 
 
 RIVALS: dict[str, Callable[[Dense], Run]] = {
     "PyTorch eager": _eager,
     "PyTorch eager, channels_last": lambda given: given.converted(),
     "torch.compile": _compiled,
-    "ONNX Runtime": lambda given: _session(given, given.exported()),
-    "OpenVINO": _openvino,
+    "ONNX Runtime": lambda given: _bound(SERVERS["ONNX Runtime"](given), given),
+    "OpenVINO": lambda given: _bound(SERVERS["OpenVINO"](given), given),
     "PyTorch bf16": lambda given: given.converted(torch.bfloat16),
     "ONNX Runtime int8": _onnx_int8,
 }

@@ -20,7 +20,8 @@ from secateur.allocate.partition import balanced, shares
 from secateur.core.axes import Axes
 from secateur.core.codec import dumps, from_json, loads, to_json
 from secateur.core.errors import SecateurError
-from secateur.core.plan import Plan, split
+from secateur.core.factor import Product
+from secateur.core.plan import Plan, factor, split
 from secateur.core.split import Blocks, blocks_of
 from secateur.io import write_plan
 from secateur.surgery import BlockDiagonal, fingerprint, shapes_after
@@ -451,3 +452,35 @@ def test_two_processes_put_out_what_one_does_and_share_trials(tmp_path: Path) ->
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr[-3000:]
+
+
+@pytest.mark.parametrize("kind", ["blocks", "product"])
+def test_hooks_on_a_layer_go_on_with_what_replaces_it(kind):
+    model, seen = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), []
+    first = model[0]
+    handles = [
+        first.register_forward_pre_hook(lambda module, args: seen.append(("before", tuple(args[0].shape)))),
+        first.register_forward_hook(
+            lambda module, args, kwargs, output: seen.append(("after", tuple(output.shape))), with_kwargs=True
+        ),
+        first.register_full_backward_hook(lambda module, into, out: seen.append(("back", tuple(out[0].shape)))),
+    ]
+    if kind == "blocks":
+        plan = split(fingerprint(model), [Blocks("0", ((0, 1), (2, 3)), ((0, 1, 2), (3, 4, 5)))])
+    else:
+        plan = factor(fingerprint(model), [Product("0", "linear", (1,))])
+    x = torch.randn(5, 4, requires_grad=True)
+    wanted = [("before", (5, 4)), ("after", (5, 6)), ("back", (5, 6))]
+    small = plan.apply(model)
+    small(x).sum().backward()
+    assert seen == wanted, "a copy has them"
+    plan.apply_(model)
+    assert model[0] is not first
+    seen.clear()
+    model(x).sum().backward()
+    assert seen == wanted
+    for handle in handles:
+        handle.remove()
+    seen.clear()
+    model(x).sum().backward()
+    assert not seen, "handles know where they are"

@@ -10,6 +10,7 @@ from torch import Tensor, nn, optim
 from secateur.core.errors import SecateurError
 from secateur.core.factor import Factor, Product, factored, piece_shapes
 from secateur.surgery.fingerprint import fingerprint, tensors
+from secateur.surgery.replace import replace_module
 from secateur.surgery.unfold import pieces, project
 
 _KINDS: dict[type, str] = {nn.Conv2d: "convolution", nn.Linear: "linear layer"}
@@ -25,7 +26,7 @@ def factor_(step: Factor, model: nn.Module, optimizer: optim.Optimizer | None = 
     made = [(product, _built(product, layer)) for product, layer in _layers(step, model)]
     for product, sequence in made:
         old: Any = model.get_submodule(product.module)
-        model.set_submodule(product.module, sequence)
+        replace_module(model, product.module, sequence)
         if optimizer is not None:
             _swap(optimizer, old, list(sequence))
 

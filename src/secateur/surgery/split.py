@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from secateur.core.errors import SecateurError
 from secateur.core.split import Blocks, Split, split_shapes
 from secateur.surgery.fingerprint import fingerprint, tensors
+from secateur.surgery.replace import replace_module
 
 _CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d}
 
@@ -111,7 +112,7 @@ def split_(step: Split, model: nn.Module, optimizer: optim.Optimizer | None = No
     """
     made = [(blocks, layer.weight, BlockDiagonal(layer, blocks)) for blocks, layer in _layers(step, model)]
     for blocks, old, layer in made:
-        model.set_submodule(blocks.module, layer)
+        replace_module(model, blocks.module, layer)
         if optimizer is not None:
             _carry(optimizer, old, layer.weight, blocks)
 

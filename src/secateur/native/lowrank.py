@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,9 +15,9 @@ from torch import Tensor
 from secateur.native.library import library, missing
 
 LONGEST = 128
-"""Rows from which the eigenproblem is left to LAPACK, whose blocks pay there."""
+"""Rows above which the whole eigenproblem is left to LAPACK, whose blocks pay there."""
 FOLLOWED = (80, 256)
-"""Rows of matrices whose vectors are kept for the next time: below, the whole eigenproblem takes no longer."""
+"""Rows of matrices whose vectors are kept for the next time: below, the whole eigenproblem takes no longer; above, LAPACK's."""
 
 
 class Job(ctypes.Structure):
@@ -40,7 +39,6 @@ class Matrices:
     even: bool
     basis: Tensor | None = None  # R at most, M
     followed: int = 0
-    strides: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def kept(self) -> int:
@@ -61,7 +59,7 @@ def matrices_of(weight: Tensor, unfold: Callable[[Tensor], Tensor]) -> Matrices 
     if rows.shape[1] > FOLLOWED[1] or not torch.equal(places, rows[:, :, None] + columns):
         return None
     even = torch.equal(columns, torch.arange(len(columns)))
-    found = Matrices(rows.contiguous(), columns.contiguous(), even, strides=weight.stride())
+    found = Matrices(rows.contiguous(), columns.contiguous(), even)
     if len(rows) == 1 and FOLLOWED[0] <= rows.shape[1]:
         found.basis = torch.empty(found.kept, rows.shape[1])
     return found
@@ -101,8 +99,4 @@ def truncate_all(
     left = lib.secateur_truncate(ctypes.addressof(jobs), len(owners), start, step, threads)
     for name, job in zip(owners, jobs, strict=True):
         weights[name][2].followed = job.followed
-    return _left(owners, jobs) if left else []
-
-
-def _left(owners: list[str], jobs: Any) -> list[str]:
-    return list(dict.fromkeys(name for name, job in zip(owners, jobs, strict=True) if job.rank < 0))
+    return list(dict.fromkeys(name for name, job in zip(owners, jobs, strict=True) if job.rank < 0)) if left else []

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from secateur.core.errors import SecateurError
 from secateur.native.library import library, path
+from secateur.runtime.bounds import HARDWARE, dense_floor, dense_gain, layer_floor
 from secateur.runtime.coding import Coding
 from secateur.runtime.dense import halved, halved_graph, is_half, run_dense, run_node, single
 from secateur.runtime.elsewhere import Run, elsewhere
@@ -21,7 +22,7 @@ from secateur.runtime.graph import Graph, Node, fill
 from secateur.runtime.lower import lower
 from secateur.runtime.placing import shapes_of
 from secateur.runtime.program import Program, Step
-from secateur.runtime.tune import Choice, dense_nanoseconds, peak, pointers, tune
+from secateur.runtime.tune import Choice, dense_nanoseconds, pointers, tune
 
 TRIES = 5
 """Runs of each way to cut a batch; the fastest counts."""
@@ -162,18 +163,6 @@ def forms_of(size: int) -> tuple[int, ...]:
     return (1, 2 if HARDWARE in path() else 4) if size == 1 else (size,)
 
 
-HARDWARE = "bf16"
-"""In the name of instruction sets that have one for bf16; without it PyTorch's bf16 is slower than its float32."""
-
-
-def dense_gain(halves: bool) -> float:
-    """How many times the multiply-adds of float32 dense bf16 can do at most: more where the CPU has matrix registers."""
-    if not halves or HARDWARE not in path():
-        return 1.0
-    matrix = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return 16.0 if matrix() else 2.0
-
-
 def _shapes(graph: Graph, inputs: Sequence[Tensor]) -> dict[str, Any]:
     try:
         return shapes_of(graph, inputs)
@@ -263,24 +252,6 @@ def _better_dense(program: Program, choices: Mapping[str, Choice], threads: int,
         if (cost < taken + border) if linear else (cost + border < taken):
             found[name] = forms[costs.index(cost)]
     return found
-
-
-def macs(node: Node, shape: Sequence[int]) -> int:
-    """Multiply-adds of a dense layer with an output of `shape`."""
-    weight = node.tensors["weight"]
-    positions = torch.Size(shape).numel() // len(weight)
-    return positions * weight.numel()
-
-
-def layer_floor(node: Node, shapes: Mapping[str, Sequence[int]], threads: int) -> float:
-    """Nanoseconds no dense kernel can beat on this machine."""
-    return macs(node, shapes[node.name]) / peak(path(), threads) * 1e9
-
-
-def dense_floor(graph: Graph, values: Mapping[str, Any], threads: int) -> float:
-    """The same for all layers."""
-    layers = [node for node in graph.nodes if node.op in ("conv", "linear")]
-    return sum(layer_floor(node, {node.name: values[node.name].shape}, threads) for node in layers)
 
 
 def _time(plan: Plan, inputs: Sequence[Tensor], tries: int = TRIES) -> int:

@@ -13,6 +13,9 @@ like ours.
 images, trained without labels towards the original's block outputs (`repair.distil`) on `--distil-images` further training
 images.
 
+`--repairs two_sided` fits both sides of every cut, on `--two-sided-images` further training images, as they are; its rows
+are judged on all test images too, for report alone.
+
 Evaluation runs in bfloat16, the dense network too. docs/results/channel.md is made by docs/make/channel.py.
 """
 
@@ -25,7 +28,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +40,24 @@ from common import command, parted, pretrained
 from secateur import allocate, criteria, measure, score, trace
 from secateur.core.axes import Axes
 from secateur.core.plan import Plan
+from secateur.core.protocols import Batches
 from secateur.criteria.scoring import NetSettings, ScorerSettings, ScorerStage, ScoringNet, Task, fit_
 from secateur.data import BatchSettings, cifar10, loaders
 from secateur.io import write_json
 from secateur.measure import machine
+from secateur.measure.moments import input_moments
 from secateur.recipes.choose import NORMALISE
 from secateur.recipes.predictions import reconstruction
 from secateur.recipes.reconstruct import channel_pruning, repair_by_name
 from secateur.repair import batchnorm, distil
+from secateur.repair.linked import linked
+from secateur.repair.solve import least_error, restricted
 from secateur.search import AdaptiveSettings, PredictedSettings, drive, predicted
 
 ROOT = Path(__file__).resolve().parents[1]
 REPAIRS = ("none", "batchnorm", "compensation", "least_squares", "least_squares+batchnorm")
+FURTHER = ("two_sided",)
+"""Repairs that take more images than the others, and are asked for by name."""
 GRADIENT = ("taylor", "group_fisher", "obd")
 FEATURE = ("hrank", "chip", "apoz", "thinet", "lasso", "cap")
 WEIGHT = ("random", "l1", "l2", "bn_scale", "fpgm", "rfp", "lamp", "nisp")
@@ -62,8 +71,11 @@ The rows of the plain names have the arithmetic of the papers.
 """
 LEARNED = ("scoring net",)
 """Trained anew at each speedup, on the calibration images and for `NET_EPOCHS`."""
+CURVES = ("loss curves",)
+"""Widths by how the answers move away from the dense network's as each axis alone is cut and compensated, units by CaP."""
 WHOLE = ("whole-model lasso", "whole-model cap", "predicted search")
 PEER = ("tp random", "tp l1", "tp l2", "tp bn scale", "tp fpgm", "tp lamp", "tp taylor", "tp hessian")
+EVERY = OURS + ENERGY + DEFAULT + LEARNED + CURVES + PEER + WHOLE
 NET_EPOCHS = 75
 SAMPLE = 4096
 """Rows of each batch of 128 images that fits take."""
@@ -80,9 +92,12 @@ class Bench:
     calibration: list[tuple[Tensor, Tensor]]
     holdout: list[tuple[Tensor, Tensor]]
     test: list[tuple[Tensor, Tensor]]
+    further: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    every: Batches = ()
+    """Further training images, for repairs that ask for more, and all test images."""
 
 
-def accuracy(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
+def accuracy(model: nn.Module, batches: Batches) -> float:
     """The share of images whose label comes first, in bfloat16."""
     network = copy.deepcopy(model).eval().to(memory_format=torch.channels_last).bfloat16()  # type: ignore[call-overload]
     hits = total = 0
@@ -126,6 +141,13 @@ def plans(name: str, bench: Bench, shares: list[float], seed: int) -> Iterator[t
         for share in shares:
             yield share, learned(bench, share, seed), None
         return
+    if name in CURVES:
+        scores = score(
+            bench.axes,
+            criteria.loss_curves(bench.axes, criteria.cap(bench.model, bench.calibration, sample=SAMPLE), away(bench)),
+        )
+        yield from ((share, ranked(bench.axes, scores, share), None) for share in shares)
+        return
     scores = scores_of("cap" if name in WHOLE else name.removesuffix(" energy"), bench, seed)
     for share in shares:
         normalise: Any = "none" if name in ("cap", *WHOLE) else "energy" if name in ENERGY else "mean"
@@ -159,6 +181,31 @@ def learned(bench: Bench, share: float, seed: int) -> Plan:
     how = ScorerSettings(stages=(ScorerStage(epochs=NET_EPOCHS),), keeps=(share,), seed=seed)
     fit_(net, [Task(bench.model, bench.axes, batches, F.cross_entropy, ranked)], how)
     return ranked(bench.axes, score(bench.axes, net.criterion(bench.model, bench.axes)), share)
+
+
+def away(bench: Bench, heat: float = 4.0) -> Callable[[Plan], float]:
+    """A judge: how far the answers to held-out images are from the dense network's (Kullback-Leibler, at temperature `heat`).
+
+    After compensation, by moments that are taken once; where one axis alone is cut, that is least squares. Without labels: of
+    images the network was trained on it knows nearly all.
+    """
+    held = [x for x, _ in bench.holdout[:2]]
+    readers = sorted({slot.tensor.rpartition(".")[0] for axis in bench.axes.free for slot in axis.readers()})
+    known = input_moments(bench.model, readers, bench.further or bench.calibration, sample=SAMPLE)
+    with torch.no_grad():
+        dense = [(bench.model(x) / heat).log_softmax(1) for x in held]
+
+    def judge(plan: Plan) -> float:
+        small = plan.apply(bench.model)
+        for each in linked(bench.model, small, [(held[0][:1], None)], plan):
+            part = restricted(known[each.name], each.columns, each.rows)
+            each.write_(*least_error(part, each.weight(), intercept=each.has_intercept, ridge=1e-6))
+        with torch.no_grad():
+            now = [(small(x) / heat).log_softmax(1) for x in held]
+        apart = [F.kl_div(a, b, log_target=True, reduction="sum") for a, b in zip(now, dense, strict=True)]
+        return float(sum(apart)) * heat**2 / sum(map(len, held))
+
+    return judge
 
 
 def searched(bench: Bench, scores: dict[str, Tensor], share: float) -> Plan:
@@ -257,10 +304,13 @@ def bench_of(arguments: argparse.Namespace) -> Bench:
     )
     calibration, holdout = parted(made.holdout or [], [arguments.calibration, arguments.holdout])
     test = [pair for _, pair in zip(range(arguments.test // 250), made.test, strict=False)]
+    plain = BatchSettings(batch=128, holdout=held, augment=False, seed=arguments.seed)
+    source = loaders(cifar10(arguments.data).normalised("imagenet"), plain).train
+    further = [pair for _, pair in zip(range(getattr(arguments, "two_sided_images", 0) // 128), source, strict=False)]
     axes = trace(model, test[0][0][:1])
     inside = [axis if axis.name.endswith(".conv1") else axis.freeze("a residual stream, left whole here") for axis in axes]
     axes = Axes(tuple(inside), axes.fingerprint, axes.terms, axes.notes)
-    return Bench(model, axes, calibration, holdout, test)
+    return Bench(model, axes, calibration, holdout, test, further, made.test)
 
 
 def row_of(bench: Bench, plan: Plan, small: nn.Module) -> dict[str, Any]:
@@ -317,7 +367,7 @@ def distilled(bench: Bench, arguments: argparse.Namespace, known: list[dict[str,
 def rows(bench: Bench, arguments: argparse.Namespace, known: list[dict[str, Any]], done: Callable[[], None]) -> None:
     """Every row that is not known yet, appended to `known`."""
     speedups = [float(word) for word in arguments.speedups.split(",")]
-    for name in arguments.criteria.split(",") if arguments.criteria else OURS + ENERGY + DEFAULT + LEARNED + PEER + WHOLE:
+    for name in arguments.criteria.split(",") if arguments.criteria else EVERY:
         have = {(row["speedup"], row["repair"]) for row in known if row["criterion"] == name}
         repairs = ["own"] if name.startswith("whole") else arguments.repairs.split(",")
         missing = [s for s in speedups if any((s, repair) not in have for repair in repairs)]
@@ -330,9 +380,13 @@ def rows(bench: Bench, arguments: argparse.Namespace, known: list[dict[str, Any]
                 begun = time.perf_counter()
                 small = made if made is not None else plan.apply(bench.model)
                 if repair not in ("none", "own"):
-                    repair_by_name(repair, plan, sample=SAMPLE)(bench.model, small, bench.calibration)
+                    batches = bench.further if repair in FURTHER else bench.calibration
+                    repair_by_name(repair, plan, sample=SAMPLE)(bench.model, small, batches)
                 seconds = {"select": round(chosen, 2), "repair": round(time.perf_counter() - begun, 2)}
                 row = {"criterion": name, "repair": repair, "speedup": speedup} | row_of(bench, plan, small)
+                if repair in FURTHER:
+                    images = sum(len(x) for x, _ in bench.further)
+                    row |= {"images": images, "test_all": round(accuracy(small, bench.every), 5)}
                 known.append(row | {"seconds": seconds})
                 print(json.dumps(known[-1]), flush=True)
                 done()
@@ -350,6 +404,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=1024)
     parser.add_argument("--holdout", type=int, default=1024)
     parser.add_argument("--test", type=int, default=10000)
+    parser.add_argument("--two-sided-images", type=int, default=512)
     parser.add_argument("--distil", type=int, default=0, metavar="STEPS")
     parser.add_argument("--distil-images", type=int, default=8192)
     parser.add_argument("--seed", type=int, default=0)
@@ -370,6 +425,8 @@ def main() -> None:
     }
     if "dense" not in value:
         value["dense"] = row_of(bench, bench.axes.plan({}), bench.model)
+    if set(arguments.repairs.split(",")) & set(FURTHER) and "test_all" not in value["dense"]:
+        value["dense"]["test_all"] = round(accuracy(bench.model, bench.every), 5)
     if "dense_batchnorm" not in value:
         value["dense_batchnorm"] = settled(bench, arguments)
 

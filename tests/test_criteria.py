@@ -69,6 +69,13 @@ def rows(model: handmade.Small, axis: Axis, group: bool) -> list[np.ndarray]:
 BRIEF = ScorerSettings(stages=(ScorerStage(epochs=1),), limit=2)
 
 
+def moved(model: nn.Module, plan: Plan) -> float:
+    """How far a cut moves the outputs."""
+    x, dense = data()[0][0], deepcopy(model).eval()
+    with torch.no_grad():
+        return float((plan.apply(dense)(x) - dense(x)).square().mean())
+
+
 def half(axes: Axes, scores: Scores, share: float) -> Plan:
     """The allocator a Scoring Net is trained with."""
     return allocate.budget(axes, scores, {"macs": share}, normalise="none")
@@ -91,6 +98,9 @@ FACTORIES = {
     "nisp": lambda model: criteria.nisp(model, handmade.axes(model)),
     "isomorphic": lambda model: criteria.isomorphic(model, handmade.axes(model), criteria.l2(model)),
     "per_cost": lambda model: criteria.per_cost(handmade.axes(model), criteria.l2(model)),
+    "loss_curves": lambda model: criteria.loss_curves(
+        handmade.axes(model), criteria.l2(model), lambda plan: moved(model, plan)
+    ),
     "thinet": lambda model: criteria.thinet(model, data()),
     "rfp": lambda model: criteria.rfp(model, group=True),
     "obd": lambda model: criteria.obd(model, data(), LOSS),

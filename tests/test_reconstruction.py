@@ -30,6 +30,7 @@ REPAIRS = {
     "compensation": repair.compensation,
     "compensation rescaled": partial(repair.compensation, rescale=True),
     "mean_bias": repair.mean_bias,
+    "two_sided": repair.two_sided,
 }
 
 

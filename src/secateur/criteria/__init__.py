@@ -16,6 +16,7 @@ from secateur.criteria.l1 import l1
 from secateur.criteria.l2 import l2
 from secateur.criteria.lamp import lamp
 from secateur.criteria.lasso import lasso
+from secateur.criteria.loss_curves import loss_curves
 from secateur.criteria.nisp import nisp
 from secateur.criteria.obd import obd
 from secateur.criteria.per_cost import per_cost
@@ -43,6 +44,7 @@ __all__ = [
     "l2",
     "lamp",
     "lasso",
+    "loss_curves",
     "nisp",
     "obd",
     "per_cost",

@@ -177,21 +177,33 @@ def target_moments(
 
     Source: He et al., 2017, section 3.3, "Y2 + (Y1 - Y1')".
     """
-    scale = _scale(current.get_submodule(outlet)) if outlet is not None and outlet != name else None
+    scale = scale_behind(current, name, outlet)
     sums: list[Tensor] = []
     count = 0
     for inputs, then in targets:
         summand = {name: outlet if then.added is not None else None}
         now = seen(current, summand, inputs, "reads", sample=sample, until={name: then})[name]
-        for number, (part, target) in enumerate(zip(now.rows, then.rows, strict=False)):
-            part, target = part.double(), target.double()[:, kept.to(target.device)]
-            if number == 0 and now.added is not None and then.added is not None:
-                missing = then.added.double()[:, kept.to(target.device)] - now.added.double()
-                target = target + (missing if scale is None else missing * scale)
+        for part, target in zip(now.rows, goals(then, now, kept, scale), strict=False):
+            part = part.double()
             parts = [value.cpu() for value in (part.sum(0), target.sum(0), part.T @ part, part.T @ target)]
             sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
             count += len(part)
     return Moments(*(total / count for total in sums)) if count else None
+
+
+def goals(then: Seen, now: Seen, kept: Tensor, scale: Tensor | None) -> Iterator[Tensor]:
+    """For each call what it shall write, (M, O') float64: what it wrote then, and what is missing in its shortcut."""
+    for number, target in enumerate(then.rows):
+        target = target.double()[:, kept.to(target.device)]
+        if number == 0 and now.added is not None and then.added is not None:
+            missing = then.added.double()[:, kept.to(target.device)] - now.added.double()
+            target = target + (missing if scale is None else missing * scale)
+        yield target
+
+
+def scale_behind(current: nn.Module, name: str, outlet: str | None) -> Tensor | None:
+    """By what a difference behind the batch norm `outlet` of a layer is multiplied to stand before it; None without one."""
+    return _scale(current.get_submodule(outlet)) if outlet is not None and outlet != name else None
 
 
 def _scale(norm: Any) -> Tensor:

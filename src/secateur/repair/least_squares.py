@@ -55,24 +55,32 @@ def least_squares(
     batches = repeatable(batches, limit)
     with restoring(after), unrolled(after) as whole:
         chosen = [each for each in linked(before, whole, batches, plan) if layers is None or each.name in layers]
-        targets = _targets(chosen, before, batches, limit=limit, sample=sample, residual=residual)
+        targets = targets_of(chosen, before, batches, limit=limit, sample=sample, residual=residual)
         for each in chosen:
-            outlet = each.outlet if residual and each.head is None else None
-            known = target_moments(whole, each.name, outlet, targets(each), kept=each.rows, sample=sample)
-            if known is None:
-                raise SecateurError("a pass over data", "no batch", "give data that can be iterated anew for every pass")
-            known = restricted(known, each.own, torch.arange(len(known.y)))
-            constant = each.has_intercept
-            weight, added = least_error(known, each.weight(), intercept=constant, ridge=ridge, support=each.support)
-            if torch.isfinite(weight).all():
-                each.write_(weight, added)
+            fit_(whole, each, targets(each), ridge=ridge, sample=sample, residual=residual)
+
+
+def fit_(whole: nn.Module, each: Linked, targets: Targets, *, ridge: float, sample: int | None, residual: bool = True) -> None:
+    """Set one layer of `whole` so that it writes `targets`; the rest is as in `least_squares`."""
+    known = target_moments(whole, each.name, outlet_of(each, residual), targets, kept=each.rows, sample=sample)
+    if known is None:
+        raise SecateurError("a pass over data", "no batch", "give data that can be iterated anew for every pass")
+    known = restricted(known, each.own, torch.arange(len(known.y)))
+    weight, added = least_error(known, each.weight(), intercept=each.has_intercept, ridge=ridge, support=each.support)
+    if torch.isfinite(weight).all():
+        each.write_(weight, added)
+
+
+def outlet_of(each: Linked, residual: bool = True) -> str | None:
+    """The module whose output may be added to a shortcut; None where that is of no interest."""
+    return each.outlet if residual and each.head is None else None
 
 
 Targets = Iterable[tuple[Any, Seen]]
 """The inputs of each batch and what a layer of the network before wrote."""
 
 
-def _targets(
+def targets_of(
     layers: list[Linked], before: nn.Module, batches: Batches, *, limit: int | None, sample: int | None, residual: bool
 ) -> Callable[[Linked], Targets]:
     """What each layer is fitted to.
@@ -80,7 +88,7 @@ def _targets(
     A list of batches is the same at every pass: with a `sample`, which bounds what has to be held, one pass of `before`
     tells of all layers. Other data may be drawn anew every time, and every layer sees its batches through both networks.
     """
-    names = {each.source_name: each.outlet if residual and each.head is None else None for each in layers}
+    names = {each.source_name: outlet_of(each, residual) for each in layers}
     if sample is not None and isinstance(batches, (list, tuple)):
         held = list(written(before, names, batches, limit=limit, sample=sample))
         return lambda each: ((inputs, found[each.source_name]) for inputs, found in held)

@@ -61,6 +61,13 @@ class Linked:
         """What the layer holds now for the inputs it has; (O', D') float64 on the CPU."""
         return matrix(self.layer).double().cpu()[:, self.own]
 
+    def constant_behind(self) -> Tensor:
+        """The constant (O',) that a layer without a bias has in the running mean of the batch norm behind it; zero without."""
+        if self.norm is None or isinstance(self.layer.bias, Tensor):
+            return torch.zeros(len(self.rows), dtype=torch.float64)
+        old, new = (cast(Tensor, norm.running_mean).double().cpu() for norm in self.norm)
+        return old[self.rows] - new
+
     def write_(self, weight: Tensor, intercept: Tensor | None) -> None:
         """Set the weights (O', D') and the constant (O',) of the layer; without a bias, by the batch norm behind it."""
         with torch.no_grad():

@@ -107,9 +107,10 @@ def main() -> None:
     known = read_json(OUT) if OUT.exists() else {"networks": {}}
     for name in asked.networks:
         if name not in known["networks"] or asked.again:
-            known["networks"][name] = network(name, asked, known["networks"].get(name))
+            ran = command("scoring_cifar.py", FOLDER=asked.data, WORK=asked.work)
+            known["networks"][name] = network(name, asked, known["networks"].get(name)) | {"command": ran}
             known |= {
-                "command": command("scoring_cifar.py", FOLDER=asked.data, WORK=asked.work),
+                "command": known.get("command", ran),
                 "versions": machine.versions(),
                 "hardware": machine.hardware(torch.device("cpu"), 1),
                 "seed": 0,
@@ -153,12 +154,12 @@ def plans(
         return lambda: by_mean(axes, score(axes, make()), SHARE)
 
     def asking(path: Path) -> Callable[[], Plan]:
-        return lambda: ranked(axes, score(axes, load_scorer(path).criterion(model, axes)), SHARE)
+        return lambda: ranked(axes, score(axes, load_scorer(path).on(model, axes, plain, F.cross_entropy)), SHARE)
 
     def weighing(path: Path) -> Callable[[], Plan]:
         def plan() -> Plan:
             task = Task(model, axes, plain, F.cross_entropy, ranked)
-            found = weighed(load_scorer(path).criterion(model, axes), task, SHARE)
+            found = weighed(load_scorer(path).on(model, axes, plain, F.cross_entropy), task, SHARE)
             print(f"{name}, {path.stem}: followed to {found.trust:g}; losses {dict(found.losses)}", flush=True)
             return ranked(axes, score(axes, found.criterion), SHARE)
 

@@ -41,7 +41,6 @@ from secateur.train import FitSettings, evaluate, fit
 SHARES = (0.5, 0.3)
 TRAINED_AT = (0.7, 0.5, 0.3)
 WEIGHED = "scoring net, weighed"
-BLIND = "scoring net, without data"
 
 
 class Patches(nn.Module):
@@ -166,14 +165,13 @@ class Network:
     def rows(self, net: ScoringNet, *, weigh: bool = False) -> dict[str, Any]:
         """The net, and with `weigh` also the net weighed on training batches, against L1 and random scores at every share."""
         own = net.on(self.model, self.axes, self.plain, F.cross_entropy)
-        learned, blind = score(self.axes, own), score(self.axes, net.criterion(self.model, self.axes))
+        learned = score(self.axes, own)
         hand = {"l1": criteria.l1(self.model), "random": criteria.random(self.model)}
         found: dict[str, Any] = {"dense": evaluate(self.model, self.test)["accuracy"]}
         for share in SHARES:
             rows = {name: self.accuracy(ranked(self.axes, score(self.axes, c), share, "mean")) for name, c in hand.items()}
             found[str(share)] = rows | {"scoring net": self.accuracy(ranked(self.axes, learned, share))}
             if weigh:
-                found[str(share)] |= {BLIND: self.accuracy(ranked(self.axes, blind, share))}
                 told = weighed(own, self.task(), share)
                 plan = ranked(self.axes, score(self.axes, told.criterion), share)
                 found[str(share)] |= {WEIGHED: self.accuracy(plan), "trust": told.trust}
@@ -246,7 +244,6 @@ def main() -> None:
         "unseen": rows,
         "gain_over_l1": gains(rows),
         "gain_over_l1_weighed": gains(rows, WEIGHED),
-        "gain_over_l1_without_data": gains(rows, BLIND),
         "beats_l1": min(gains(rows).values()) > 0,
     }
     write_json(asked.out / "scoring_net_meta.json", found)

@@ -227,7 +227,7 @@ def cifar(known: Mapping[str, Any]) -> list[str]:
 
 
 SIZES = {"deeper resnet": "resnet of two blocks"}
-ASKED = ("scoring net", "scoring net, weighed", "scoring net, without data")
+ASKED = ("scoring net", "scoring net, weighed")
 
 
 def family(known: Mapping[str, Any]) -> list[str]:
@@ -238,8 +238,8 @@ def family(known: Mapping[str, Any]) -> list[str]:
         'perceptrons; digits and two tables), then asked once about others: `load_scorer("pretrained")`. Test accuracy (%)',
         "without retraining, batch norms re-estimated; mean and standard error over seeds. The family has networks of these",
         "kinds, of other widths. The Scoring Net is untouched: it reads weights, and activations of 20 training batches, no",
-        "labels. Weighed: against L1 on training batches, without training, as recipes do (`scoring.weighed`). Without data:",
-        "by weights alone. The larger networks below are a harder test.",
+        "labels. Weighed: against L1 on training batches, without training, as recipes do (`scoring.weighed`). Without data it",
+        "is L1. The larger networks below are a harder test.",
         "",
         "What is learned corrects a criterion of activations, `flows.columns`, as far as networks of the family that were held",
         "out say; 0 is that criterion as it is. Points to L1 on these networks, by the bound of the correction:",
@@ -255,10 +255,10 @@ def family(known: Mapping[str, Any]) -> list[str]:
         for share in shares:
             found = [percent([row[share][name] for row in own]) for name in ("random", "l1", *ASKED)]
             rows.append([SIZES.get(kind, kind), percent([row["dense"] for row in own]), f"{100 * float(share):.0f} %", *found])
-    lines += table(["network", "dense", "MACs left", "random", "L1", "Scoring Net", "weighed", "without data"], rows)
+    lines += table(["network", "dense", "MACs left", "random", "L1", "Scoring Net", "weighed"], rows)
     lines += ["", "Gain over L1 in points, both shares, mean and standard error over seeds:", ""]
     gains = [[SIZES.get(kind, kind), *(gain(unseen, kind, name, shares) for name in ASKED)] for kind in known["gain_over_l1"]]
-    lines += table(["network", "Scoring Net", "weighed", "without data"], gains)
+    lines += table(["network", "Scoring Net", "weighed"], gains)
     seeds = sum(row["network"] == unseen[0]["network"] for row in unseen)
     return [*lines, "", under(META, known, seeds)]
 

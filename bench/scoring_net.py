@@ -24,7 +24,7 @@ from common import command
 from secateur import allocate, criteria, repair, score, trace
 from secateur.core.axes import Axes
 from secateur.core.plan import Plan
-from secateur.criteria.scoring import NetSettings, ScorerSettings, ScoringNet, Slopes, Task, fit_, weighed
+from secateur.criteria.scoring import NetSettings, ScorerSettings, ScoringNet, Task, fit_, weighed
 from secateur.criteria.scoring.units import units_of
 from secateur.data import BatchSettings, digits, loaders
 from secateur.io import load_scorer, read_json, write_json
@@ -43,6 +43,7 @@ TUNE = FitSettings(epochs=3, lr=0.05)
 TRIALS = 200
 LONG = 1000
 CORRECTION = {"prior": "l1", "bound": 0.5}
+FLOWING = {"prior": "flows", "relative": True, "bound": 0.25}
 TRAVELLING = (0.5, 0.3, 0.2)
 """Shares that nets which go to other networks are trained at."""
 
@@ -135,13 +136,12 @@ class Bench:
 
     def scores(self, scorer: ScoringNet) -> dict[str, torch.Tensor]:
         """In one pass."""
-        slopes = Slopes(self.model, self.plain, F.cross_entropy) if scorer.settings.gradients else None
-        return score(self.axes, scorer.criterion(self.model, self.axes, slopes))
+        return score(self.axes, scorer.on(self.model, self.axes, self.plain, F.cross_entropy))
 
     def weighed(self, scorer: ScoringNet) -> Plan:
         """By a net that was trained elsewhere, followed as far as the training data bear out."""
         task = Task(self.model, self.axes, self.plain, F.cross_entropy, ranked)
-        found = weighed(scorer.criterion(self.model, self.axes), task, 0.3)
+        found = weighed(scorer.on(self.model, self.axes, self.plain, F.cross_entropy), task, 0.3)
         return ranked(self.axes, score(self.axes, found.criterion), 0.3)
 
 
@@ -249,6 +249,7 @@ def transfer(seed: int) -> dict[str, Any]:
     source = Bench("resnet", seed, streams=False)
     scorer, _ = source.trained(*TRAVELLING)
     corrected, _ = source.trained(*TRAVELLING, **CORRECTION)
+    flowing, _ = source.trained(*TRAVELLING, **FLOWING)
     shipped = load_scorer("pretrained")
     found = {}
     for name in ("deeper, narrower resnet", "plain"):
@@ -259,6 +260,8 @@ def transfer(seed: int) -> dict[str, Any]:
             "scoring net, transferred, weighed": target.weighed(scorer),
             "scoring net on L1, transferred": ranked(target.axes, target.scores(corrected), 0.3),
             "scoring net on L1, transferred, weighed": target.weighed(corrected),
+            "scoring net on activations, transferred": ranked(target.axes, target.scores(flowing), 0.3),
+            "scoring net on activations, transferred, weighed": target.weighed(flowing),
             "scoring net of the package": ranked(target.axes, target.scores(shipped), 0.3),
             "scoring net of the package, weighed": target.weighed(shipped),
             "scoring net, trained here": ranked(target.axes, target.scores(own), 0.3),

@@ -12,7 +12,7 @@ import handmade
 from secateur import allocate, score
 from secateur.core.axes import Axes
 from secateur.core.plan import Plan
-from secateur.criteria.scoring import NetSettings, ScorerSettings, ScorerStage, ScoringNet, Slopes, Task
+from secateur.criteria.scoring import NetSettings, ScorerSettings, ScorerStage, ScoringNet, Task
 
 KINDS = {
     "stats": NetSettings(),
@@ -26,6 +26,8 @@ KINDS = {
     "prior": NetSettings(prior="l1"),
     "prior and gradients": NetSettings(prior="l1", gradients=True),
     "prior of raw": NetSettings(prior="l1", encoder="raw"),
+    "flows": NetSettings(prior="flows", relative=True),
+    "flows of raw": NetSettings(prior="flows", encoder="raw"),
 }
 
 
@@ -56,8 +58,7 @@ def fresh(settings: NetSettings, seed: int = 0) -> ScoringNet:
 
 
 def scores_of(net: ScoringNet, model: nn.Module, axes: Axes) -> dict[str, Tensor]:
-    slopes = Slopes(model, data(), F.cross_entropy) if net.settings.gradients else None
-    return score(axes, net.criterion(model, axes, slopes))
+    return score(axes, net.on(model, axes, data(), F.cross_entropy))
 
 
 def task(model: nn.Module, allocator: Any = budget) -> Task:

@@ -221,7 +221,7 @@ def test_any_axis_is_scored_and_the_exported_network_is_the_gated_one(name: str,
 BAD = {
     "encoder='row'.*did you mean 'raw'": lambda: NetSettings(encoder="row"),  # type: ignore[arg-type]
     "width=7": lambda: NetSettings(width=7),
-    "prior='l2'.*known: l1": lambda: NetSettings(prior="l2"),  # type: ignore[arg-type]
+    "prior='l2'.*known: flows, l1": lambda: NetSettings(prior="l2"),  # type: ignore[arg-type]
     "bound=0": lambda: NetSettings(prior="l1", bound=0),
     "prior='l1' with scale=False": lambda: NetSettings(prior="l1", scale=False),
     "no weight on task": lambda: Objective(task=0, kl=0),

@@ -39,7 +39,8 @@ def score(
     """Score every unit that can be cut, in one pass and without training; higher is dearer.
 
     A Scoring Net is trained, and kept, by secateur plan --criterion scoring_net. --with scores by the net alone, reading --data
-    only where the net reads gradients; --weigh mixes its order with that of L1 and tells how far it is trusted, from 0 to 1.
+    where the net reads gradients or activations; --weigh mixes its order with that of L1 and tells how far it is trusted, from
+    0 to 1.
     """
     from secateur.cli.inputs import scoring_inputs, source
     from secateur.cli.outputs import require_free

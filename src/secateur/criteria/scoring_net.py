@@ -15,12 +15,11 @@ from secateur.criteria.scoring.fit import Record, fit_
 from secateur.criteria.scoring.gates import Allocate
 from secateur.criteria.scoring.network import ScoringNet
 from secateur.criteria.scoring.settings import NetSettings, ScorerSettings
-from secateur.criteria.scoring.slopes import Slopes
 from secateur.criteria.scoring.task import Task
 from secateur.criteria.scoring.weigh import weighed
 
 MOST = 20
-"""Batches that `weighed` and `Slopes` look at, at most."""
+"""Batches that `weighed`, `Slopes` and `Flows` look at, at most."""
 OnTrained = Callable[[ScoringNet, list[Record]], None]
 
 
@@ -62,6 +61,5 @@ def scoring_net(
         net = fresh
         if on_trained:
             on_trained(net, records)
-    slopes = Slopes(model, batches, loss) if net.settings.gradients else None
-    learned = net.criterion(model, axes, slopes)
+    learned = net.on(model, axes, batches, loss)
     return weighed(learned, task, share).criterion if given and share is not None else learned

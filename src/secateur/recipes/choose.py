@@ -17,7 +17,7 @@ from secateur.core.plan import Plan
 from secateur.core.protocols import Batches, Criterion, Loss
 from secateur.core.strict import parse
 from secateur.criteria.score import score
-from secateur.criteria.scoring import Allocate, Slopes, Task, Weighed, weighed
+from secateur.criteria.scoring import Allocate, Task, Weighed, weighed
 from secateur.criteria.scoring_net import OnTrained
 from secateur.graph import trace
 from secateur.io.files import read_text
@@ -131,8 +131,7 @@ def weighing(model: nn.Module, prune: Prune, *, axes: Axes, batches: Batches, lo
     """How far `batches` bear out the Scoring Net in the file of `prune.args`, at the first budget of `prune.keep`, a count."""
     net = load_scorer(prune.args["file"])
     (count, share), by_share = _judging(prune, {}, None)
-    slopes = Slopes(model, batches, loss) if net.settings.gradients else None
-    return weighed(net.criterion(model, axes, slopes), Task(model, axes, batches, loss, by_share, count), share)
+    return weighed(net.on(model, axes, batches, loss), Task(model, axes, batches, loss, by_share, count), share)
 
 
 def require_normalise(prune: Prune) -> None:

@@ -73,7 +73,7 @@ def fit_(
         layers = tuple(dict.fromkeys(layer for stage in settings.stages for layer in stage.objective.layers))
         ready = [prepare(task, net.settings, settings.limit, settings.mode, layers) for task in tasks]
         samples = [measured(p, settings, generator) for p in ready] if settings.variant == "regress" else []
-        if net.settings.prior != "none":
+        if net.settings.prior == "l1":
             spreads = [spread for spread in (net.settings.spread, *(p.units.spread for p in ready)) if spread > 0]
             net.settings = replace(net.settings, spread=min(spreads, default=0.0))
         run = _Training(net, ready, settings, samples, generator)

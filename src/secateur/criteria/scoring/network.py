@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from secateur.core.axes import Axes
 from secateur.core.axis import Axis
 from secateur.core.errors import SecateurError, nearest
-from secateur.core.protocols import Criterion
+from secateur.core.protocols import Batches, Criterion, Loss
+from secateur.criteria.scoring.flows import FLOWS, Flows
 from secateur.criteria.scoring.sets import TAPS
 from secateur.criteria.scoring.settings import NetSettings
 from secateur.criteria.scoring.slopes import Slopes
@@ -29,8 +30,9 @@ class ScoringNet(nn.Module):
     what reads the unit: an untrained net is a criterion of norms. From that is taken what the unit shares with another: a
     non-negative multiple of its largest cosine with one, less a non-negative multiple of its distance from the others, so of
     two units that are otherwise equal the one that has a twin is never dearer. A unit without weights has a score of 0 and
-    all others a positive one. With a `prior` all that is learned is a bounded correction of the L1 norm; it starts at zero, and
-    its mean over the network is taken off before it is bounded: what all units share ranks none, and would end at the bound.
+    all others a positive one. With a `prior` all that is learned is a bounded correction of that criterion; it starts at
+    zero, and its mean over the network is taken off before it is bounded: what all units share ranks none, and would end at
+    the bound.
 
     The scores follow a permutation of the units; equal units have equal scores, and allocators then go by index.
     Source: "ScoringNet" (Wang, 2023, Scientific Programming) names the idea, one network from weights and gradients to
@@ -48,6 +50,7 @@ class ScoringNet(nn.Module):
             wide = TAPS * (2 if settings.gradients else 1)
             self.members = nn.Sequential(nn.Linear(wide, POOLED // 2), nn.GELU(), nn.Linear(POOLED // 2, POOLED // 2))
             known = POOLED
+        known += FLOWS if settings.prior == "flows" else 0
         wide = settings.width
         told = CONTEXT if settings.prior == "none" else 1
         self.body = nn.Sequential(
@@ -94,14 +97,17 @@ class ScoringNet(nn.Module):
         """The scores that raw ones (U,) stand for."""
         return units.split(torch.where(units.dead, 0.0, F.softplus(raw.double().clamp(-600, None))))
 
-    def criterion(self, model: nn.Module, axes: Axes, slopes: Slopes | None = None) -> Criterion:
-        """Scores of `model` in one pass, without training. Raises `SecateurError` where the net wants `slopes` and has none."""
+    def criterion(self, model: nn.Module, axes: Axes, slopes: Slopes | None = None, *, flows: Flows | None = None) -> Criterion:
+        """Scores of `model` in one pass, without training. `flows` are for a net of that prior, which is L1 without them.
+
+        Raises `SecateurError` where the net wants `slopes` and has none.
+        """
         if self.settings.gradients and not isinstance(slopes, Slopes):
             do = "give Slopes(model, batches, loss), or a net without gradients"
             raise SecateurError("scores by a Scoring Net that reads gradients", "no gradients", do)
         with torch.no_grad():
             slopes = slopes if self.settings.gradients else None
-            found = self.scores(units_of(model, axes, self.settings, slopes)) if axes.free else {}
+            found = self.scores(units_of(model, axes, self.settings, slopes, flows)) if axes.free else {}
 
         def score(axis: Axis) -> Tensor:
             if axis.name not in found:
@@ -110,18 +116,26 @@ class ScoringNet(nn.Module):
 
         return score
 
+    def on(self, model: nn.Module, axes: Axes, batches: Batches, loss: Loss) -> Criterion:
+        """The same, with what this net reads of `batches`: gradients of `loss`, activations, or nothing."""
+        slopes = Slopes(model, batches, loss) if self.settings.gradients else None
+        flows = Flows(model, axes, batches) if self.settings.prior == "flows" else None
+        return self.criterion(model, axes, slopes, flows=flows)
+
     def _followed(self, units: Units) -> float:
         """How far a correction is followed: less where norms differ less than where it was learned, not at all from half on."""
+        if units.bare:
+            return 0.0
         return min(1.0, max(0.0, 2 * units.spread / self.settings.spread - 1)) if self.settings.spread else 1.0
 
     def _encoded(self, units: Units) -> Tensor:
         if self.settings.encoder == "stats":
-            return units.stats
+            return torch.cat([units.stats, units.flows], 1)
         rows = []
         for members in units.sets:
             h = self.members(members)  # (N, M, 32)
             rows.append(torch.cat([h.mean(1), h.amax(1)], 1))
-        return torch.cat(rows)
+        return torch.cat([torch.cat(rows), units.flows], 1)
 
     def _seen(self, h: Tensor, units: Units) -> Tensor:
         """What the other units of the axis add to each (U, W)."""

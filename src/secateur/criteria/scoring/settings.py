@@ -14,7 +14,7 @@ from secateur.core.errors import SecateurError, nearest
 CHOICES = {
     "encoder": ("stats", "raw"),
     "context": ("deepsets", "attention", "none"),
-    "prior": ("none", "l1"),
+    "prior": ("none", "l1", "flows"),
     "mode": ("post", "init"),
     "variant": ("gates", "regress", "reinforce"),
     "spend": ("network", "axis"),
@@ -36,6 +36,8 @@ class NetSettings:
     width and cost. `spread` is that deviation, the least of the networks the net was trained on, written by training (0:
     not known). Where norms differ less than that, what the net reads of them is noise, and the bound shrinks: at half of it
     and below, as in a network that is hardly trained, the net is L1.
+    `prior` "flows" corrects a criterion of activations in the same way, and reads them: `flows.columns`, of `Flows` on a few
+    batches without labels. Where there is none, the net is L1. It reads nothing of an axis beyond those columns.
     `width` of the hidden layers.
     """
 
@@ -44,7 +46,7 @@ class NetSettings:
     context: Literal["deepsets", "attention", "none"] = "deepsets"
     scale: bool = True
     relative: bool = False
-    prior: Literal["none", "l1"] = "none"
+    prior: Literal["none", "l1", "flows"] = "none"
     bound: float = 0.5
     spread: float = 0.0
     width: int = 64

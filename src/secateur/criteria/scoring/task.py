@@ -15,6 +15,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.protocols import Batches, Loss
 from secateur.core.running import call, device_of, evaluating, fits, flat, pairs, repeatable, to_device
 from secateur.criteria.places import parameters
+from secateur.criteria.scoring.flows import Flows
 from secateur.criteria.scoring.gates import Allocate, budget_of
 from secateur.criteria.scoring.matching import Matching, watching
 from secateur.criteria.scoring.settings import NetSettings, Objective
@@ -85,7 +86,7 @@ def prepare(task: Task, net: NetSettings, limit: int, mode: str = "post", layers
             raise SecateurError(
                 "training a Scoring Net", f"{name!r} with numbers that are not finite", "mend the network first"
             )
-    batches = repeatable(task.batches, max(limit, 10))
+    batches = repeatable(task.batches, max(limit, 20))
     task, device, held = replace(task, batches=batches, loss=_checked(task.loss)), device_of(task.model), []
     gated = Gated(task.axes.free, task.model)
     on_batch_statistics(gated.model)
@@ -103,8 +104,9 @@ def prepare(task: Task, net: NetSettings, limit: int, mode: str = "post", layers
     if not held:
         raise SecateurError("training a Scoring Net", "no batch", "give data that can be iterated anew for every pass")
     slopes = Slopes(task.model, task.batches, task.loss) if net.gradients else None
-    units = units_of(task.model, task.axes, net, slopes)
-    passes = len(held) + (slopes.batches if slopes else 0) + (matching.passes if matching else 0)
+    flows = Flows(task.model, task.axes, task.batches) if net.prior == "flows" else None
+    units = units_of(task.model, task.axes, net, slopes, flows)
+    passes = len(held) + (slopes.batches if slopes else 0) + sum(part.passes for part in (flows, matching) if part)
     return Prepared(task, units, gated, held, budget_of(task.axes, task.budget), passes, matching)
 
 

@@ -17,6 +17,7 @@ from secateur.core.axis import Axis
 from secateur.criteria.fpgm import sum_of_distances
 from secateur.criteria.places import Place, parameters, places
 from secateur.criteria.scoring.counts import unit_costs
+from secateur.criteria.scoring.flows import FLOWS, Flows, columns
 from secateur.criteria.scoring.sets import sets_of
 from secateur.criteria.scoring.settings import NetSettings
 from secateur.criteria.scoring.slopes import Slopes
@@ -35,8 +36,9 @@ class Units:
     `stats` (U, F) standardised within each axis, but for a first column of relative sizes where the net reads them;
     `context` (A, C), the same for all units of an axis; `owner` (U,) the axis of each unit; `alike` (U,) the largest cosine to
     another unit; `apart` (U,) standardised distance from the others; `dead` (U,) units without weights; `first` (U,) the first
-    unit that is equal in every bit; `prior` (U,) the logarithm of the relative L1 norm, in deviations; `spread` that
-    deviation; `sets` one tensor (N, members, entries) per axis for the raw encoder.
+    unit that is equal in every bit; `prior` (U,) the logarithm of the relative L1 norm, or what `flows` say, in deviations;
+    `spread` that deviation; `flows` (U, F) of `Flows`, without columns where the net reads none; `sets` one tensor
+    (N, members, entries) per axis for the raw encoder; `bare` where a net reads flows and there are none, which makes it L1.
     """
 
     names: tuple[str, ...]
@@ -49,7 +51,9 @@ class Units:
     dead: Tensor
     first: Tensor
     prior: Tensor
+    flows: Tensor
     spread: float = 0.0
+    bare: bool = False
     sets: tuple[Tensor, ...] = ()
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
@@ -57,7 +61,9 @@ class Units:
         return dict(zip(self.names, values.split(list(self.sizes)), strict=True))
 
 
-def units_of(model: nn.Module, axes: Axes, settings: NetSettings, slopes: Slopes | None = None) -> Units:
+def units_of(
+    model: nn.Module, axes: Axes, settings: NetSettings, slopes: Slopes | None = None, flows: Flows | None = None
+) -> Units:
     """The rows of every free axis of `model`. `slopes` are needed where `settings.gradients` is set.
 
     Statistics of a unit are those of the weights that write it, all writers of a residual sum as one vector, and of the
@@ -72,7 +78,14 @@ def units_of(model: nn.Module, axes: Axes, settings: NetSettings, slopes: Slopes
         for number, row in enumerate(rows)
     ]
     stats = [row.stats(relative=settings.relative) for row in rows]
-    prior, spread = _prior(rows)
+    prior = torch.cat([row.prior() for row in rows] or [torch.zeros(0)])
+    table = prior.new_zeros(len(prior), 0)
+    if settings.prior == "flows" and flows is None:
+        table = prior.new_zeros(len(prior), FLOWS)
+    elif flows is not None and settings.prior == "flows":
+        macs = [float(costs["macs"][position[row.axis.name]]) for row in rows]
+        table, prior = columns(axes, macs, prior.exp().split([row.axis.units for row in rows]), flows)
+    prior, spread = _in_deviations(prior, rows)
     return Units(
         names=tuple(axis.name for axis in axes.free),
         sizes=tuple(axis.units for axis in axes.free),
@@ -86,7 +99,9 @@ def units_of(model: nn.Module, axes: Axes, settings: NetSettings, slopes: Slopes
         dead=torch.cat([row.dead for row in rows]) if rows else torch.zeros(0, dtype=torch.bool),
         first=_first([row.key for row in rows]),
         prior=prior.float(),
-        spread=spread,
+        flows=table.float(),
+        spread=spread if settings.prior == "l1" else 0.0,
+        bare=settings.prior == "flows" and flows is None,
         sets=tuple(sets_of(row.writers, slopes if settings.gradients else None) for row in rows)
         if settings.encoder == "raw"
         else (),
@@ -179,11 +194,11 @@ class _Rows:
         return torch.tensor([*numbers, *kind], dtype=torch.float32)
 
 
-def _prior(rows: Sequence[_Rows]) -> tuple[Tensor, float]:
-    """(U,): `_Rows.prior` over the deviation of all units that are not dead, which leaves their order as it is; and that."""
+def _in_deviations(found: Tensor, rows: Sequence[_Rows]) -> tuple[Tensor, float]:
+    """`found` (U,) over the deviation of all units that are not dead, which leaves their order as it is; and that."""
     if not rows:
         return torch.zeros(0, dtype=torch.float64), 0.0
-    found, dead = torch.cat([row.prior() for row in rows]), torch.cat([row.dead for row in rows])
+    dead = torch.cat([row.dead for row in rows])
     deviation = float(found[~dead].std(unbiased=False)) if not dead.all() else 0.0
     return (found / deviation, deviation) if deviation > 1e-6 else (torch.zeros_like(found), 0.0)
 

@@ -71,11 +71,13 @@ The rows of the plain names have the arithmetic of the papers.
 """
 LEARNED = ("scoring net",)
 """Trained anew at each speedup, on the calibration images and for `NET_EPOCHS`."""
+FLOWING = ("flows",)
+"""On the calibration images, scores as they are."""
 CURVES = ("loss curves",)
 """Widths by how the answers move away from the dense network's as each axis alone is cut and compensated, units by CaP."""
 WHOLE = ("whole-model lasso", "whole-model cap", "predicted search")
 PEER = ("tp random", "tp l1", "tp l2", "tp bn scale", "tp fpgm", "tp lamp", "tp taylor", "tp hessian")
-EVERY = OURS + ENERGY + DEFAULT + LEARNED + CURVES + PEER + WHOLE
+EVERY = OURS + ENERGY + DEFAULT + LEARNED + FLOWING + CURVES + PEER + WHOLE
 NET_EPOCHS = 75
 SAMPLE = 4096
 """Rows of each batch of 128 images that fits take."""
@@ -140,6 +142,10 @@ def plans(name: str, bench: Bench, shares: list[float], seed: int) -> Iterator[t
     if name in LEARNED:
         for share in shares:
             yield share, learned(bench, share, seed), None
+        return
+    if name in FLOWING:
+        scores = score(bench.axes, criteria.flows(bench.model, bench.axes, bench.calibration))
+        yield from ((share, ranked(bench.axes, scores, share), None) for share in shares)
         return
     if name in CURVES:
         scores = score(

@@ -41,7 +41,10 @@ from secateur.train import FitSettings, evaluate, fit
 OUT = Path(__file__).parent / "results" / "scoring_net_cifar.json"
 FIRST = OUT.with_name("scoring_net_cifar.safetensors")
 FIRST_ON_L1 = OUT.with_name("scoring_net_cifar_l1.safetensors")
+FIRST_ON_FLOWS = OUT.with_name("scoring_net_cifar_flows.safetensors")
 CORRECTION = NetSettings(prior="l1", bound=0.5)
+FLOWING = NetSettings(prior="flows", relative=True, bound=0.25)
+"""As in bench/scoring_net.py."""
 SHARE = 1 / 2.1
 SHARES = (0.7, SHARE, 0.35)
 """That nets which go to other networks are trained at."""
@@ -174,7 +177,7 @@ def plans(
             fit_(net, [Task(model, axes, plain, F.cross_entropy, ranked)], how)
             if path:
                 save_scorer(path, net)
-            return ranked(axes, score(axes, net.criterion(model, axes)), SHARE)
+            return ranked(axes, score(axes, net.on(model, axes, plain, F.cross_entropy)), SHARE)
 
         return plan
 
@@ -184,7 +187,11 @@ def plans(
         "fpgm": by_hand(lambda: criteria.fpgm(model)),
         "taylor": by_hand(lambda: criteria.taylor(model, plain, F.cross_entropy)),
     }
-    others = {"scoring net of ResNet-20": (NetSettings(), FIRST), "scoring net on L1, of ResNet-20": (CORRECTION, FIRST_ON_L1)}
+    others = {
+        "scoring net of ResNet-20": (NetSettings(), FIRST),
+        "scoring net on L1, of ResNet-20": (CORRECTION, FIRST_ON_L1),
+        "scoring net on activations, of ResNet-20": (FLOWING, FIRST_ON_FLOWS),
+    }
     if name == "resnet20":
         found |= {f"{key}, at three shares": training(settings, SHARES, path) for key, (settings, path) in others.items()}
     known = {} if name == "resnet20" else {key: path for key, (_, path) in others.items()}

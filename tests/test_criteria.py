@@ -96,6 +96,7 @@ FACTORIES = {
     "taylor of all data": lambda model: criteria.taylor(model, data(), LOSS, reduce="data"),
     "lamp": criteria.lamp,
     "nisp": lambda model: criteria.nisp(model, handmade.axes(model)),
+    "flows": lambda model: criteria.flows(model, handmade.axes(model), data()),
     "isomorphic": lambda model: criteria.isomorphic(model, handmade.axes(model), criteria.l2(model)),
     "per_cost": lambda model: criteria.per_cost(handmade.axes(model), criteria.l2(model)),
     "loss_curves": lambda model: criteria.loss_curves(

@@ -36,11 +36,11 @@ BY_FEATURE = ("hrank", "chip", "apoz", "thinet", "lasso", "cap")
 """Criteria of batches alone; axes without features of that kind are scored by L2."""
 AT_START = ("snip", "grasp", "synflow", "three_sp")
 """Criteria for networks that were not trained yet; axes that no parameter reads are scored by L2."""
-COMPARES_AXES = ("scoring_net", "three_sp")
+COMPARES_AXES = ("scoring_net", "three_sp", "flows")
 """Criteria whose scores compare across axes as they are; `prune.normalise` is of no effect on them."""
 NORMALISE: dict[str, Any] = {"l1": "energy", "l2": "energy", "fpgm": "energy", "taylor": "energy", "cap": "none"}
 """How the scores of a criterion are best compared across axes; by their "mean" where it is not said."""
-DATA_DRIVEN = BY_GRADIENT + BY_FEATURE
+DATA_DRIVEN = (*BY_GRADIENT, *BY_FEATURE, "flows")
 
 
 def choose(
@@ -119,6 +119,7 @@ def criterion(
     given: tuple[Any, ...] = (model, batches, loss) if prune.criterion in BY_GRADIENT else (model,)
     given = (model, batches) if prune.criterion in BY_FEATURE else given
     given = (model, axes) if prune.criterion == "nisp" else given
+    given = (model, axes, batches) if prune.criterion == "flows" else given
     given = (model, axes, batches, loss) if prune.criterion == "three_sp" else given
     given = (model, example) if prune.criterion == "synflow" else given
     named: dict[str, Any] = {"seed": seed} if prune.criterion == "random" else {}

@@ -117,7 +117,7 @@ def _some(then: Seen, sample: int | None) -> Seen:
 
 def _refine_(whole: nn.Module, pair: Pair, held: Held, part: Held, *, how: _How) -> None:
     """Fit both layers of `pair` together, as long as it lowers the error."""
-    lacking = _lacking(whole, pair.reader, held)
+    lacking = _lacking(whole, pair, held)
     for _ in range(how.rounds):
         seen_by = [straight(whole, pair, inputs) for inputs, _ in held]
         known = [one for one in seen_by if one is not None]
@@ -127,7 +127,7 @@ def _refine_(whole: nn.Module, pair: Pair, held: Held, part: Held, *, how: _How)
         least, before = _error(lacking), pair.values()
         for share in SHARES:
             pair.move_(change, share)
-            lacking = _lacking(whole, pair.reader, held)
+            lacking = _lacking(whole, pair, held)
             if _error(lacking) < least:
                 break
             pair.set_(before)
@@ -135,23 +135,24 @@ def _refine_(whole: nn.Module, pair: Pair, held: Held, part: Held, *, how: _How)
             return
         moved = pair.values()
         fit_(whole, pair.reader, part, ridge=how.ridge, sample=how.sample)
-        again = _lacking(whole, pair.reader, held)
+        again = _lacking(whole, pair, held)
         if _error(again) < _error(lacking):
             lacking = again
         else:  # rows that were drawn, or a ridge
             pair.set_(moved)
 
 
-def _lacking(whole: nn.Module, each: Linked, held: Held) -> list[Tensor]:
-    """Of each batch, what a layer shall write less what it writes with its constant; (M, O) float64."""
-    outlet = outlet_of(each)
+def _lacking(whole: nn.Module, pair: Pair, held: Held) -> list[Tensor]:
+    """Of each batch, what a reader shall write less what it writes with its constant, behind its norm; (M, O) float64."""
+    each, outlet = pair.reader, outlet_of(pair.reader)
+    behind = pair.scale()
     scale, constant = scale_behind(whole, each.name, outlet), each.constant_behind()
     found = []
     for inputs, then in held:
         summand = {each.name: outlet if then.added is not None else None}
         now = seen(whole, summand, inputs, "writes", until={each.name: then})[each.name]
         (goal,) = goals(then, now, each.rows, scale)
-        found.append(goal - now.rows[0].double() - constant.to(goal.device))
+        found.append((goal - now.rows[0].double() - constant.to(goal.device)) * behind.to(goal.device))
     return found
 
 

@@ -74,10 +74,11 @@ def two_sided(
     lowers the true error is taken, and the reader is fitted once more. `damping`: added to the covariance of what each of
     both reads, a share of its mean variance.
 
-    On `batches` a layer's error is so never above that of the plain fit in its turn. What a pair reads of all `batches` (at
-    most `limit`) is held in memory while it is fitted, and so is what the reader wrote; `sample` is for the plain fits. All
-    weights are solutions of linear systems; no loss of the network is descended. Only a `plan` tells of writers: without one,
-    this is `least_squares`. Ours, without a paper.
+    Errors count as they stand behind the batch norm that takes the reader's output. On `batches` a layer's error is so never
+    above that of the plain fit in its turn. What a pair reads of all `batches` (at most `limit`) is held in memory while it is
+    fitted, and so is what the reader wrote; `sample` is for the plain fits. All weights are solutions of linear systems; no
+    loss of the network is descended. Only a `plan` tells of writers: without one, this is `least_squares`. Ours, without a
+    paper.
 
     Source: He et al., 2017 (Channel Pruning), section 3.3, for the targets; linearised as by Gauss and Newton, damped as by
     Levenberg, 1944.

@@ -75,9 +75,14 @@ FLOWING = ("flows",)
 """On the calibration images, scores as they are."""
 CURVES = ("loss curves",)
 """Widths by how the answers move away from the dense network's as each axis alone is cut and compensated, units by CaP."""
+ELIMINATION = ("whole-model elimination",)
+"""Widths by such curves, units layer by layer by backward elimination in the network as cut and fitted so far.
+
+Takes the further images of `two_sided`. The repair then starts from the original's weights.
+"""
 WHOLE = ("whole-model lasso", "whole-model cap", "predicted search")
 PEER = ("tp random", "tp l1", "tp l2", "tp bn scale", "tp fpgm", "tp lamp", "tp taylor", "tp hessian")
-EVERY = OURS + ENERGY + DEFAULT + LEARNED + FLOWING + CURVES + PEER + WHOLE
+EVERY = OURS + ENERGY + DEFAULT + LEARNED + FLOWING + CURVES + ELIMINATION + PEER + WHOLE
 NET_EPOCHS = 75
 SAMPLE = 4096
 """Rows of each batch of 128 images that fits take."""
@@ -154,6 +159,9 @@ def plans(name: str, bench: Bench, shares: list[float], seed: int) -> Iterator[t
         )
         yield from ((share, ranked(bench.axes, scores, share), None) for share in shares)
         return
+    if name in ELIMINATION:
+        yield from eliminated(bench, shares)
+        return
     scores = scores_of("cap" if name in WHOLE else name.removesuffix(" energy"), bench, seed)
     for share in shares:
         normalise: Any = "none" if name in ("cap", *WHOLE) else "energy" if name in ENERGY else "mean"
@@ -172,6 +180,21 @@ def plans(name: str, bench: Bench, shares: list[float], seed: int) -> Iterator[t
             widths = {axis: after for axis, (_, after) in plan.widths().items()}
             plan, small = channel_pruning(bench.model, bench.axes, widths, bench.calibration, select=select, sample=SAMPLE)
         yield share, plan, small
+
+
+def eliminated(bench: Bench, shares: list[float]) -> Iterator[tuple[float, Plan, None]]:
+    """By backward elimination, for widths by curves of the loss whose order is that of the dense network."""
+    images = bench.further or bench.calibration
+    base = criteria.elimination(bench.model, images, sample=SAMPLE)
+    scores = score(bench.axes, criteria.loss_curves(bench.axes, base, away(bench)))
+
+    def select(current: nn.Module, original: nn.Module, axis: Any) -> Tensor:
+        return criteria.elimination(current, images, original=original, sample=SAMPLE)(axis)
+
+    for share in shares:
+        widths = {axis: after for axis, (_, after) in ranked(bench.axes, scores, share).widths().items()}
+        plan, _ = channel_pruning(bench.model, bench.axes, widths, images, select=select, sample=SAMPLE)
+        yield share, plan, None
 
 
 def ranked(axes: Axes, scores: Any, share: float) -> Plan:
@@ -375,7 +398,7 @@ def rows(bench: Bench, arguments: argparse.Namespace, known: list[dict[str, Any]
     speedups = [float(word) for word in arguments.speedups.split(",")]
     for name in arguments.criteria.split(",") if arguments.criteria else EVERY:
         have = {(row["speedup"], row["repair"]) for row in known if row["criterion"] == name}
-        repairs = ["own"] if name.startswith("whole") else arguments.repairs.split(",")
+        repairs = ["own"] if name in WHOLE and name.startswith("whole") else arguments.repairs.split(",")
         missing = [s for s in speedups if any((s, repair) not in have for repair in repairs)]
         if not missing:
             continue

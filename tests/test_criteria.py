@@ -117,10 +117,11 @@ FACTORIES = {
     "scoring_net": lambda model: criteria.scoring_net(
         model, data(), LOSS, axes=handmade.axes(model), allocate=half, settings=BRIEF
     ),
+    "elimination": lambda model: criteria.elimination(model, data(30)),
     "cap": lambda model: criteria.cap(model, data(30)),  # fewer samples than a unit has entries explain everything at once
 }
 """The conformance table: every criterion has a row."""
-TIES = ("hrank", "apoz", "chip", "lasso", "cap", "group_fisher", "rfp")
+TIES = ("hrank", "apoz", "chip", "lasso", "cap", "elimination", "group_fisher", "rfp")
 """Ranks, shares and heights of merges can agree, and units that never fire add nothing."""
 SIGNED = ("grasp",)
 """Dropping a unit may raise what is kept up."""

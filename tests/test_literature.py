@@ -322,7 +322,7 @@ def test_without_readers_a_default_is_needed_and_the_model_stays(name: str) -> N
         getattr(criteria, name)(model, [])(handmade.axes(model)["one"])
 
 
-@pytest.mark.parametrize("name", ["lasso", "cap", "thinet", "apoz", "rfp", "lamp"])
+@pytest.mark.parametrize("name", ["lasso", "cap", "elimination", "thinet", "apoz", "rfp", "lamp"])
 def test_weights_that_are_no_numbers_are_told(name: str) -> None:
     model = handmade.small()
     model.one.weight.data[3, 0, 0, 0] = torch.nan

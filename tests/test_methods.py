@@ -13,7 +13,7 @@ from secateur import allocate, criteria, measure, score, trace
 from secateur.core.axes import Axes
 from secateur.core.protocols import Criterion
 
-FEATURES = ("hrank", "chip", "apoz", "thinet", "lasso", "cap")
+FEATURES = ("hrank", "chip", "apoz", "thinet", "lasso", "cap", "elimination")
 
 
 def features(name: str, model: nn.Module, x: Any) -> Criterion:

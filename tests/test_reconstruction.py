@@ -115,7 +115,7 @@ def test_numbers_that_make_no_sense_are_told_and_nothing_is_set(fixed: Any) -> N
         ):
             fixed(model, small, data(), plan=plan, **given)
         assert all(torch.equal(value, old[key]) for key, value in small.state_dict().items())
-    for method in (criteria.lasso, criteria.cap):
+    for method in (criteria.lasso, criteria.cap, criteria.elimination):
         with pytest.raises(SecateurError, match="sample=0: found no number of rows"):
             score(axes, method(model, data(), sample=0, default=criteria.l2(model)))
 

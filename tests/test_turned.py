@@ -63,7 +63,7 @@ def test_a_repair_is_that_of_the_twin(fixed) -> None:
     agree(made[1], made[0])
 
 
-@pytest.mark.parametrize("name", ["cap", "lasso", "thinet", "chip", "apoz"])
+@pytest.mark.parametrize("name", ["cap", "elimination", "lasso", "thinet", "chip", "apoz"])
 def test_scores_by_features_are_those_of_the_twin(name: str) -> None:
     found = []
     for net in twins():

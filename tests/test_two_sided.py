@@ -238,3 +238,24 @@ def test_under_a_budget_the_sum_of_rises_is_the_least_there_is() -> None:
     assert judge(plan) <= 1.25 * best
     with pytest.raises(SecateurError, match="curves of the loss"):
         criteria.loss_curves(axes, criteria.l2(net), judge, shares=(0.0,))
+
+
+def test_a_batch_norm_behind_the_reader_is_as_if_folded_into_it() -> None:
+    """The writer is moved for all outputs, and they count as they leave the norm, however large they were before."""
+    net, x = convolution()
+    with torch.no_grad():
+        folded = Between(net.one, net.between, nn.Conv2d(6, 3, 3, stride=2)).double().eval()
+        norm = nn.BatchNorm2d(3).double().eval()
+        norm.weight.copy_(torch.tensor([30.0, -0.5, 0.02]))
+        norm.running_var.copy_(torch.tensor([2.0, 0.3, 5.0]))
+        normed = Between(net.one, net.between, nn.Sequential(net.two, norm)).double().eval()
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        folded.two.weight.copy_(net.two.weight * scale[:, None, None, None])
+        folded.two.bias.copy_(net.two.bias * scale)
+    found = []
+    for each in (folded, normed):
+        plan = cut(each, x)
+        small = plan.apply(each)
+        repair.two_sided(each, small, [(x, None)], plan=plan, ridge=0.0)
+        found.append(small(x))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-8)

@@ -7,6 +7,7 @@ from secateur.criteria.apoz import apoz
 from secateur.criteria.bn_scale import bn_scale
 from secateur.criteria.cap import cap
 from secateur.criteria.chip import chip
+from secateur.criteria.elimination import elimination
 from secateur.criteria.flows import flows
 from secateur.criteria.fpgm import fpgm
 from secateur.criteria.grasp import grasp
@@ -36,6 +37,7 @@ __all__ = [
     "bn_scale",
     "cap",
     "chip",
+    "elimination",
     "flows",
     "fpgm",
     "grasp",

@@ -32,13 +32,20 @@ from secateur.repair import batchnorm
 
 BY_GRADIENT = ("taylor", "group_fisher", "obd", "snip", "grasp", "three_sp")
 """Criteria of batches and a loss."""
-BY_FEATURE = ("hrank", "chip", "apoz", "thinet", "lasso", "cap")
+BY_FEATURE = ("hrank", "chip", "apoz", "thinet", "lasso", "cap", "elimination")
 """Criteria of batches alone; axes without features of that kind are scored by L2."""
 AT_START = ("snip", "grasp", "synflow", "three_sp")
 """Criteria for networks that were not trained yet; axes that no parameter reads are scored by L2."""
 COMPARES_AXES = ("scoring_net", "three_sp", "flows")
 """Criteria whose scores compare across axes as they are; `prune.normalise` is of no effect on them."""
-NORMALISE: dict[str, Any] = {"l1": "energy", "l2": "energy", "fpgm": "energy", "taylor": "energy", "cap": "none"}
+NORMALISE: dict[str, Any] = {
+    "l1": "energy",
+    "l2": "energy",
+    "fpgm": "energy",
+    "taylor": "energy",
+    "cap": "none",
+    "elimination": "none",
+}
 """How the scores of a criterion are best compared across axes; by their "mean" where it is not said."""
 DATA_DRIVEN = (*BY_GRADIENT, *BY_FEATURE, "flows")
 

@@ -52,6 +52,20 @@ class Pair:
         places = [(cast(Tensor | None, getattr(layer, "bias", None)), norm) for layer, norm in zip(layers, norms, strict=True)]
         return [(bias, None if bias is not None or norm is None else norm.running_mean) for bias, norm in places]
 
+    def scale(self) -> Tensor:
+        """By what the batch norm behind the reader multiplies each of its outputs, (O,) float64; ones without a norm.
+
+        Outputs count as they stand behind it: changes of the writer reach all of them, and before a norm the channels that it
+        makes small may be the largest.
+        """
+        size = len(self.reader.rows)
+        if self.reader.norm is None:
+            return torch.ones(size, dtype=torch.float64)
+        norm = self.reader.norm[1]
+        weight = torch.ones(size) if norm.weight is None else norm.weight.detach()
+        scale = weight.double().cpu() / (cast(Tensor, norm.running_var).double().cpu() + norm.eps).sqrt()
+        return torch.where(weight.cpu().abs() > 1e-6, scale, 0.0)
+
     def values(self) -> list[Tensor]:
         """A copy of all that is changed."""
         return [value.detach().clone() for value in self._tensors()]
@@ -118,13 +132,13 @@ class Straight:
     h: Tensor
 
     def __call__(self, pair: Pair, change: Changes) -> Tensor:
-        """What `change` adds to the reader's output, as far as it is linear; (M, O)."""
+        """What `change` adds to the reader's output behind its norm, as far as it is linear; (M, O)."""
         writer, reader = pair.writer.layer, pair.reader.layer
         weight = cast(Tensor, reader.weight).detach()
         inner = self.slope * _through(writer, as_weight(writer, change[0]), change[1], self.x)
         zero = torch.zeros_like(change[3])
         outer = _through(reader, weight, zero, inner) + _through(reader, as_weight(reader, change[2]), change[3], self.h)
-        return outputs(reader, outer)
+        return outputs(reader, outer) * pair.scale().to(outer)
 
 
 def _through(layer: nn.Module, weight: Tensor, constant: Tensor, x: Tensor) -> Tensor:
@@ -178,14 +192,22 @@ def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
 def solution(
     pair: Pair, parts: Sequence[Straight], lacking: Sequence[Tensor], *, iterations: int, damping: float, sample: int | None
 ) -> Changes:
-    """The changes that best make good what is `lacking` (M, O), batch by batch, by so many conjugate gradients from zero.
+    """The changes that best make good what is `lacking` behind the norm (M, O), by so many conjugate gradients from zero.
 
     The normal equations ``(J'J + P) c = J'r``: J is applied part by part, P is what `damping` adds. They are conditioned by
     the covariances of what writer and reader read, without which the first directions would be those of largest variance.
     """
     count = sum(len(part) for part in lacking)
     inner = cast(Tensor, pair.reader.layer.weight).detach()
-    squared = matrix(pair.reader.layer).double().square().sum(0).reshape(len(matrix(pair.writer.layer)), -1).sum(1).cpu()
+    scale = pair.scale().square()
+    even = torch.where(scale > 0, 1 / scale, 0.0)
+    squared = (
+        (scale.to(inner)[:, None] * matrix(pair.reader.layer).double().square())
+        .sum(0)
+        .reshape(len(matrix(pair.writer.layer)), -1)
+        .sum(1)
+        .cpu()
+    )
     slope = torch.stack([_mean_square(pair.writer.layer, part.slope) for part in parts]).mean(0)
     weigh = (squared * slope).clamp_min(1e-12)  # how much each unit counts in the outputs
     first, last = (
@@ -196,10 +218,15 @@ def solution(
 
     def add_prior(change: Changes, product: Changes) -> Changes:
         one = product[0] + first[1] * weigh[:, None] * change[0]
-        return one, product[1], product[2] + last[1] * change[2], product[3]
+        return one, product[1], product[2] + last[1] * scale[:, None] * change[2], product[3]
 
     def condition(g: Changes) -> Changes:
-        return (g[0] @ first[0]) / weigh[:, None], allowed[0] * g[1] / weigh, g[2] @ last[0], allowed[1] * g[3]
+        return (
+            (g[0] @ first[0]) / weigh[:, None],
+            allowed[0] * g[1] / weigh,
+            even[:, None] * g[2] @ last[0],
+            allowed[1] * even * g[3],
+        )
 
     def normal(change: Changes) -> Changes:
         return add_prior(change, _gradients(pair, parts, change, None, count, inner))

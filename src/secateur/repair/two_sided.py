@@ -74,10 +74,11 @@ def two_sided(
     lowers the true error is taken, and the reader is fitted once more. `damping`: added to the covariance of what each of
     both reads, a share of its mean variance.
 
-    On `batches` a layer's error is so never above that of the plain fit in its turn. What a pair reads of all `batches` (at
-    most `limit`) is held in memory while it is fitted, and so is what the reader wrote; `sample` is for the plain fits. All
-    weights are solutions of linear systems; no loss of the network is descended. Only a `plan` tells of writers: without one,
-    this is `least_squares`. Ours, without a paper.
+    Errors count as they stand behind the batch norm that takes the reader's output. On `batches` a layer's error is so never
+    above that of the plain fit in its turn. What a pair reads of all `batches` (at most `limit`) is held in memory while it is
+    fitted, and so is what the reader wrote; `sample` is for the plain fits. All weights are solutions of linear systems; no
+    loss of the network is descended. Only a `plan` tells of writers: without one, this is `least_squares`. Ours, without a
+    paper.
 
     Source: He et al., 2017 (Channel Pruning), section 3.3, for the targets; linearised as by Gauss and Newton, damped as by
     Levenberg, 1944.
@@ -117,7 +118,7 @@ def _some(then: Seen, sample: int | None) -> Seen:
 
 def _refine_(whole: nn.Module, pair: Pair, held: Held, part: Held, *, how: _How) -> None:
     """Fit both layers of `pair` together, as long as it lowers the error."""
-    lacking = _lacking(whole, pair.reader, held)
+    lacking = _lacking(whole, pair, held)
     for _ in range(how.rounds):
         seen_by = [straight(whole, pair, inputs) for inputs, _ in held]
         known = [one for one in seen_by if one is not None]
@@ -127,7 +128,7 @@ def _refine_(whole: nn.Module, pair: Pair, held: Held, part: Held, *, how: _How)
         least, before = _error(lacking), pair.values()
         for share in SHARES:
             pair.move_(change, share)
-            lacking = _lacking(whole, pair.reader, held)
+            lacking = _lacking(whole, pair, held)
             if _error(lacking) < least:
                 break
             pair.set_(before)
@@ -135,23 +136,24 @@ def _refine_(whole: nn.Module, pair: Pair, held: Held, part: Held, *, how: _How)
             return
         moved = pair.values()
         fit_(whole, pair.reader, part, ridge=how.ridge, sample=how.sample)
-        again = _lacking(whole, pair.reader, held)
+        again = _lacking(whole, pair, held)
         if _error(again) < _error(lacking):
             lacking = again
         else:  # rows that were drawn, or a ridge
             pair.set_(moved)
 
 
-def _lacking(whole: nn.Module, each: Linked, held: Held) -> list[Tensor]:
-    """Of each batch, what a layer shall write less what it writes with its constant; (M, O) float64."""
-    outlet = outlet_of(each)
+def _lacking(whole: nn.Module, pair: Pair, held: Held) -> list[Tensor]:
+    """Of each batch, what a reader shall write less what it writes with its constant, behind its norm; (M, O) float64."""
+    each, outlet = pair.reader, outlet_of(pair.reader)
+    behind = pair.scale()
     scale, constant = scale_behind(whole, each.name, outlet), each.constant_behind()
     found = []
     for inputs, then in held:
         summand = {each.name: outlet if then.added is not None else None}
         now = seen(whole, summand, inputs, "writes", until={each.name: then})[each.name]
         (goal,) = goals(then, now, each.rows, scale)
-        found.append(goal - now.rows[0].double() - constant.to(goal.device))
+        found.append((goal - now.rows[0].double() - constant.to(goal.device)) * behind.to(goal.device))
     return found
 
 

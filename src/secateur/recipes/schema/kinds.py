@@ -36,5 +36,5 @@ Repairs = Literal[
 ]  # fmt: skip
 Criterion = Literal[
     "random", "l1", "l2", "bn_scale", "fpgm", "taylor", "hrank", "chip", "rfp", "apoz", "thinet", "group_fisher", "obd", "lamp",
-    "lasso", "cap", "nisp", "flows", "scoring_net", "snip", "grasp", "synflow", "three_sp",
+    "lasso", "cap", "elimination", "nisp", "flows", "scoring_net", "snip", "grasp", "synflow", "three_sp",
 ]  # fmt: skip

@@ -65,7 +65,8 @@ class Prune:
 
     `keep` names "macs", "params", "bytes" of the saved tensors, "memory" of activations, "latency"; the last by the file
     `table` that `secateur measure --table` wrote, or measured here and now, where it holds for the cut network by the clock.
-    `normalise` "auto" is "energy" for norms, distances and first-order scores, "none" for "cap" and "mean" for the others.
+    `normalise` "auto" is "energy" for norms, distances and first-order scores, "none" for "cap" and
+    "elimination", "mean" for the others.
     `isomorphic` ranks units only among axes of like layers; `normalise` is then of no effect. On "scoring_net" and "three_sp",
     whose scores compare across axes, it would be of none, and is refused but for "auto" and "none".
     """

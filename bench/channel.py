@@ -69,7 +69,7 @@ DEFAULT = ("l1 default", "l2 default", "fpgm default", "fpgm squares", "taylor d
 
 The rows of the plain names have the arithmetic of the papers.
 """
-LEARNED = ("scoring net",)
+LEARNED = {"scoring net": NetSettings(), "scoring net on activations": NetSettings(prior="flows", relative=True, bound=0.25)}
 """Trained anew at each speedup, on the calibration images and for `NET_EPOCHS`."""
 FLOWING = ("flows",)
 """On the calibration images, scores as they are."""
@@ -82,7 +82,7 @@ Takes the further images of `two_sided`. The repair then starts from the origina
 """
 WHOLE = ("whole-model lasso", "whole-model cap", "predicted search")
 PEER = ("tp random", "tp l1", "tp l2", "tp bn scale", "tp fpgm", "tp lamp", "tp taylor", "tp hessian")
-EVERY = OURS + ENERGY + DEFAULT + LEARNED + FLOWING + CURVES + ELIMINATION + PEER + WHOLE
+EVERY = OURS + ENERGY + DEFAULT + tuple(LEARNED) + FLOWING + CURVES + ELIMINATION + PEER + WHOLE
 NET_EPOCHS = 75
 SAMPLE = 4096
 """Rows of each batch of 128 images that fits take."""
@@ -146,7 +146,7 @@ def plans(name: str, bench: Bench, shares: list[float], seed: int) -> Iterator[t
         return
     if name in LEARNED:
         for share in shares:
-            yield share, learned(bench, share, seed), None
+            yield share, learned(bench, LEARNED[name], share, seed), None
         return
     if name in FLOWING:
         scores = score(bench.axes, criteria.flows(bench.model, bench.axes, bench.calibration))
@@ -202,14 +202,14 @@ def ranked(axes: Axes, scores: Any, share: float) -> Plan:
     return allocate.budget(axes, scores, {"macs": share}, normalise="none", floor=0.1)
 
 
-def learned(bench: Bench, share: float, seed: int) -> Plan:
+def learned(bench: Bench, settings: NetSettings, share: float, seed: int) -> Plan:
     """By the scores of a Scoring Net that is trained at this share on frozen weights."""
     batches = [pair for x, y in bench.calibration for pair in zip(x.split(64), y.split(64), strict=True)]
     torch.manual_seed(seed)
-    net = ScoringNet(NetSettings())
+    net = ScoringNet(settings)
     how = ScorerSettings(stages=(ScorerStage(epochs=NET_EPOCHS),), keeps=(share,), seed=seed)
     fit_(net, [Task(bench.model, bench.axes, batches, F.cross_entropy, ranked)], how)
-    return ranked(bench.axes, score(bench.axes, net.criterion(bench.model, bench.axes)), share)
+    return ranked(bench.axes, score(bench.axes, net.on(bench.model, bench.axes, batches, F.cross_entropy)), share)
 
 
 def away(bench: Bench, heat: float = 4.0) -> Callable[[Plan], float]:

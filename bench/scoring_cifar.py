@@ -186,6 +186,7 @@ def plans(
         "l1": by_hand(lambda: criteria.l1(model)),
         "fpgm": by_hand(lambda: criteria.fpgm(model)),
         "taylor": by_hand(lambda: criteria.taylor(model, plain, F.cross_entropy)),
+        "flows": lambda: ranked(axes, score(axes, criteria.flows(model, axes, plain)), SHARE),
     }
     others = {
         "scoring net of ResNet-20": (NetSettings(), FIRST),

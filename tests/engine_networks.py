@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,6 +17,16 @@ from secateur.cli.main import application
 from secateur.native import library
 
 MISSING = library.missing()
+
+
+@contextmanager
+def forced(isa: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The instruction set `isa`, forced as a user would force it; afterwards the best of this CPU again."""
+    monkeypatch.setenv("SECATEUR_ENGINE_ISA", isa)
+    assert library.path() == isa
+    yield isa
+    monkeypatch.delenv("SECATEUR_ENGINE_ISA")
+    library.library()
 
 
 needs_kernels = pytest.mark.skipif(bool(MISSING), reason=MISSING or "the engine is there")

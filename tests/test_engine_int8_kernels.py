@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine_networks import forced
 from secateur.native import library
 from secateur.runtime.coding import Coding, code_of, ranges_of
 from secateur.runtime.graph import Graph, Node, Ref
@@ -41,10 +42,8 @@ Case = dict[str, Any]
 @pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each instruction set this CPU has, forced as a user would force it."""
-    monkeypatch.setenv("SECATEUR_ENGINE_ISA", request.param)
-    yield request.param
-    monkeypatch.delenv("SECATEUR_ENGINE_ISA")
-    library.library()
+    with forced(request.param, monkeypatch) as isa:
+        yield isa
 
 
 kernels = {

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine_networks import forced
 from secateur.native import library
 from secateur.runtime.graph import Graph, Node, Ref
 from secateur.runtime.lower import lower
@@ -36,11 +37,8 @@ FEW, MANY = 60, 600
 @pytest.fixture(params=PATHS, autouse=True)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each instruction set this CPU has, forced as a user would force it."""
-    monkeypatch.setenv("SECATEUR_ENGINE_ISA", request.param)
-    assert library.path() == request.param
-    yield request.param
-    monkeypatch.delenv("SECATEUR_ENGINE_ISA")
-    library.library()
+    with forced(request.param, monkeypatch) as isa:
+        yield isa
 
 
 def plan_of(

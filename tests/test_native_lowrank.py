@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from engine_networks import forced
 from secateur import TRP
 from secateur.native import library
 from secateur.native.lowrank import FOLLOWED, LONGEST, Matrices, matrices_of, truncate_all
@@ -27,11 +28,8 @@ SINGLE = [path for path in (library.usable() if not MISSING else ()) if library.
 @pytest.fixture(params=SINGLE)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each instruction set this CPU has, forced as a user would force it."""
-    monkeypatch.setenv("SECATEUR_ENGINE_ISA", request.param)
-    assert library.path() == request.param
-    yield request.param
-    monkeypatch.delenv("SECATEUR_ENGINE_ISA")
-    library.library()
+    with forced(request.param, monkeypatch) as isa:
+        yield isa
 
 
 def decaying(shape: tuple[int, ...], form: str, *, fall: float = 2.0, seed: int = 0) -> Tensor:

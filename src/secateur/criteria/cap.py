@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from secateur.core.axis import Axis
 from secateur.core.protocols import Batches, Criterion
 from secateur.criteria.features import otherwise, readers
+from secateur.criteria.greedy import greedy
 from secateur.criteria.places import plain
 from secateur.measure.layers import matrix
 from secateur.measure.moments import input_moments
@@ -97,14 +98,12 @@ class Unexplained:
 
 def greedy_selection(layers: list[Unexplained]) -> tuple[list[int], Tensor]:
     """Units in the order they are selected, and the variance each explains beyond those before it; (N,)."""
-    units = len(layers[0].blocks)
-    left = list(range(units))
-    order, gains = [], torch.zeros(units, dtype=torch.float64)
-    for place in range(units):
-        offers = torch.stack([layer.gains(torch.tensor(left)) for layer in layers]).sum(0)
-        best = int(offers.argmax())
-        gains[place] = offers[best]
-        order.append(left.pop(best))
+
+    def offers(left: Tensor) -> Tensor:
+        return torch.stack([layer.gains(left) for layer in layers]).sum(0)
+
+    def take(unit: int) -> None:
         for layer in layers:
-            layer.select_(order[-1])
-    return order, gains
+            layer.select_(unit)
+
+    return greedy(len(layers[0].blocks), offers, take)

@@ -19,6 +19,7 @@ from secateur.core.numeric import is_number
 from secateur.core.protocols import Batches, Criterion
 from secateur.core.running import repeatable
 from secateur.criteria.features import Reader, otherwise, readers
+from secateur.criteria.greedy import greedy
 from secateur.measure.layers import matrix
 from secateur.measure.moments import Moments
 from secateur.measure.shortcuts import Seen, outlets, target_moments, written
@@ -111,17 +112,16 @@ class Remaining:
 
 def backward_elimination(layers: Sequence[Remaining]) -> tuple[list[int], Tensor]:
     """Units in the order they go, and by how much the error rises as each does; (N,)."""
-    units = len(layers[0].blocks)
-    left = list(range(units))
-    order, rises = [], torch.zeros(units, dtype=torch.float64)
-    for place in range(units):
-        offers = torch.stack([layer.rises(torch.tensor(left)) for layer in layers]).sum(0)
-        best = int(offers.argmin())
-        rises[place] = offers[best].clamp_min(0)
-        order.append(left.pop(best))
+
+    def offers(left: Tensor) -> Tensor:
+        return -torch.stack([layer.rises(left) for layer in layers]).sum(0)
+
+    def take(unit: int) -> None:
         for layer in layers:
-            layer.remove_(order[-1])
-    return order, rises
+            layer.remove_(unit)
+
+    order, offered = greedy(len(layers[0].blocks), offers, take)
+    return order, (-offered).clamp_min(0)
 
 
 def _known(

@@ -20,6 +20,7 @@ from secateur.core.protocols import Batches
 from secateur.core.running import call, device_of, evaluating, fits, flat, pairs, to_device
 from secateur.criteria.features import Reader, readers
 from secateur.criteria.places import plain
+from secateur.criteria.thinet import greedy_removal
 from secateur.measure.layers import matrix
 from secateur.measure.moments import contributions, moments_of_each
 
@@ -109,15 +110,9 @@ def lost(gram: Tensor) -> Tensor:
 
 def removed(gram: Tensor) -> Tensor:
     """1_R' G 1_R, R being all that is gone when each unit goes, in the order that keeps it lowest; never less than before."""
-    cost, alive = gram.diagonal().clone(), torch.ones(len(gram), dtype=torch.bool)
-    found, error, most = torch.zeros_like(cost), 0.0, 0.0
-    for _ in range(len(gram)):
-        unit = int(torch.where(alive, cost, torch.inf).argmin())
-        error += float(cost[unit])
-        most = max(most, error)
-        found[unit], alive[unit] = most, False
-        cost = cost + 2 * gram[unit]
-    return found
+    order = torch.tensor(greedy_removal(gram), dtype=torch.int64)
+    errors = gram[order][:, order].cumsum(0).cumsum(1).diagonal().clamp_min(0).cummax(0).values
+    return torch.empty_like(errors).scatter_(0, order, errors)
 
 
 def _carried(

@@ -5,12 +5,14 @@ A single process needs nothing of Accelerate and pays nothing for it.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from secateur.core.errors import SecateurError
@@ -58,6 +60,15 @@ def share(model: nn.Module) -> Share:
         from accelerate import Accelerator
     except ImportError as error:
         raise SecateurError("training on several processes", "no Accelerate", "pip install accelerate") from error
+    begun = dist.is_available() and dist.is_initialized()
     accelerator = Accelerator(cpu=next(model.parameters()).device.type == "cpu")
+    if not begun:
+        atexit.register(_end_group)
     wrapped = accelerator.prepare_model(model)
     return Share(wrapped, accelerator.process_index, accelerator.num_processes, accelerator)
+
+
+def _end_group() -> None:
+    """Joins the threads of the process group: one that still lets go of tensors while Python ends would abort the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -13,8 +13,8 @@ like ours.
 images, trained without labels towards the original's block outputs (`repair.distil`) on `--distil-images` further training
 images.
 
-`--repairs two_sided` fits both sides of every cut, on `--two-sided-images` further training images, as they are; its rows
-are judged on all test images too, for report alone.
+`--repairs two_sided` fits both sides of every cut, on `--two-sided-images` further training images, as they are, in
+`--rounds`; its rows are judged on all test images too, for report alone. "elimination of both sides" is always repaired so.
 
 Evaluation runs in bfloat16, the dense network too. docs/results/channel.md is made by docs/make/channel.py.
 """
@@ -29,6 +29,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ from secateur.measure.moments import input_moments
 from secateur.recipes.choose import NORMALISE
 from secateur.recipes.predictions import reconstruction
 from secateur.recipes.reconstruct import channel_pruning, repair_by_name
-from secateur.repair import batchnorm, distil
+from secateur.repair import batchnorm, distil, least_squares, two_sided
 from secateur.repair.linked import linked
 from secateur.repair.solve import least_error, restricted
 from secateur.search import AdaptiveSettings, PredictedSettings, drive, predicted
@@ -80,9 +81,11 @@ ELIMINATION = ("whole-model elimination",)
 
 Takes the further images of `two_sided`. The repair then starts from the original's weights.
 """
+BOTH = ("elimination of both sides",)
+"""The same, but each axis is fitted on both sides before the next is selected: what selection makes is what is judged."""
 WHOLE = ("whole-model lasso", "whole-model cap", "predicted search")
 PEER = ("tp random", "tp l1", "tp l2", "tp bn scale", "tp fpgm", "tp lamp", "tp taylor", "tp hessian")
-EVERY = OURS + ENERGY + DEFAULT + tuple(LEARNED) + FLOWING + CURVES + ELIMINATION + PEER + WHOLE
+EVERY = OURS + ENERGY + DEFAULT + tuple(LEARNED) + FLOWING + CURVES + ELIMINATION + BOTH + PEER + WHOLE
 NET_EPOCHS = 75
 SAMPLE = 4096
 """Rows of each batch of 128 images that fits take."""
@@ -102,6 +105,8 @@ class Bench:
     further: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     every: Batches = ()
     """Further training images, for repairs that ask for more, and all test images."""
+    rounds: int = 1
+    """In which both sides of a cut are fitted."""
 
 
 def accuracy(model: nn.Module, batches: Batches) -> float:
@@ -160,7 +165,10 @@ def plans(name: str, bench: Bench, shares: list[float], seed: int) -> Iterator[t
         yield from ((share, ranked(bench.axes, scores, share), None) for share in shares)
         return
     if name in ELIMINATION:
-        yield from eliminated(bench, shares)
+        yield from ((share, plan, None) for share, plan, _ in eliminated(bench, shares, least_squares))
+        return
+    if name in BOTH:
+        yield from eliminated(bench, shares, partial(two_sided, rounds=bench.rounds))
         return
     scores = scores_of("cap" if name in WHOLE else name.removesuffix(" energy"), bench, seed)
     for share in shares:
@@ -182,7 +190,7 @@ def plans(name: str, bench: Bench, shares: list[float], seed: int) -> Iterator[t
         yield share, plan, small
 
 
-def eliminated(bench: Bench, shares: list[float]) -> Iterator[tuple[float, Plan, None]]:
+def eliminated(bench: Bench, shares: list[float], fit: Callable[..., None]) -> Iterator[tuple[float, Plan, nn.Module]]:
     """By backward elimination, for widths by curves of the loss whose order is that of the dense network."""
     images = bench.further or bench.calibration
     base = criteria.elimination(bench.model, images, sample=SAMPLE)
@@ -193,8 +201,7 @@ def eliminated(bench: Bench, shares: list[float]) -> Iterator[tuple[float, Plan,
 
     for share in shares:
         widths = {axis: after for axis, (_, after) in ranked(bench.axes, scores, share).widths().items()}
-        plan, _ = channel_pruning(bench.model, bench.axes, widths, images, select=select, sample=SAMPLE)
-        yield share, plan, None
+        yield share, *channel_pruning(bench.model, bench.axes, widths, images, select=select, sample=SAMPLE, fit=fit)
 
 
 def ranked(axes: Axes, scores: Any, share: float) -> Plan:
@@ -339,7 +346,7 @@ def bench_of(arguments: argparse.Namespace) -> Bench:
     axes = trace(model, test[0][0][:1])
     inside = [axis if axis.name.endswith(".conv1") else axis.freeze("a residual stream, left whole here") for axis in axes]
     axes = Axes(tuple(inside), axes.fingerprint, axes.terms, axes.notes)
-    return Bench(model, axes, calibration, holdout, test, further, made.test)
+    return Bench(model, axes, calibration, holdout, test, further, made.test, getattr(arguments, "rounds", 1))
 
 
 def row_of(bench: Bench, plan: Plan, small: nn.Module) -> dict[str, Any]:
@@ -398,7 +405,8 @@ def rows(bench: Bench, arguments: argparse.Namespace, known: list[dict[str, Any]
     speedups = [float(word) for word in arguments.speedups.split(",")]
     for name in arguments.criteria.split(",") if arguments.criteria else EVERY:
         have = {(row["speedup"], row["repair"]) for row in known if row["criterion"] == name}
-        repairs = ["own"] if name in WHOLE and name.startswith("whole") else arguments.repairs.split(",")
+        own = ["own"] if name in WHOLE and name.startswith("whole") else ["two_sided"] if name in BOTH else []
+        repairs = own or arguments.repairs.split(",")
         missing = [s for s in speedups if any((s, repair) not in have for repair in repairs)]
         if not missing:
             continue
@@ -408,14 +416,15 @@ def rows(bench: Bench, arguments: argparse.Namespace, known: list[dict[str, Any]
             for repair in repairs:
                 begun = time.perf_counter()
                 small = made if made is not None else plan.apply(bench.model)
-                if repair not in ("none", "own"):
+                if repair != "none" and not own:
                     batches = bench.further if repair in FURTHER else bench.calibration
-                    repair_by_name(repair, plan, sample=SAMPLE)(bench.model, small, batches)
+                    how = partial(two_sided, plan=plan, sample=SAMPLE, rounds=bench.rounds) if repair in FURTHER else None
+                    (how or repair_by_name(repair, plan, sample=SAMPLE))(bench.model, small, batches)
                 seconds = {"select": round(chosen, 2), "repair": round(time.perf_counter() - begun, 2)}
                 row = {"criterion": name, "repair": repair, "speedup": speedup} | row_of(bench, plan, small)
                 if repair in FURTHER:
                     images = sum(len(x) for x, _ in bench.further)
-                    row |= {"images": images, "test_all": round(accuracy(small, bench.every), 5)}
+                    row |= {"images": images, "rounds": bench.rounds, "test_all": round(accuracy(small, bench.every), 5)}
                 known.append(row | {"seconds": seconds})
                 print(json.dumps(known[-1]), flush=True)
                 done()
@@ -434,6 +443,7 @@ def main() -> None:
     parser.add_argument("--holdout", type=int, default=1024)
     parser.add_argument("--test", type=int, default=10000)
     parser.add_argument("--two-sided-images", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--distil", type=int, default=0, metavar="STEPS")
     parser.add_argument("--distil-images", type=int, default=8192)
     parser.add_argument("--seed", type=int, default=0)
@@ -454,7 +464,8 @@ def main() -> None:
     }
     if "dense" not in value:
         value["dense"] = row_of(bench, bench.axes.plan({}), bench.model)
-    if set(arguments.repairs.split(",")) & set(FURTHER) and "test_all" not in value["dense"]:
+    asked = {*arguments.repairs.split(","), *(arguments.criteria or ",".join(EVERY)).split(",")}
+    if asked & set(FURTHER + BOTH) and "test_all" not in value["dense"]:
         value["dense"]["test_all"] = round(accuracy(bench.model, bench.every), 5)
     if "dense_batchnorm" not in value:
         value["dense_batchnorm"] = settled(bench, arguments)

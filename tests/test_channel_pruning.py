@@ -68,6 +68,38 @@ def test_a_duplicate_is_found_and_costs_nothing() -> None:
     assert distance(model, small, batches) < 1e-10
 
 
+def test_both_sides_fitted_in_between_are_those_of_the_whole_plan() -> None:
+    """Within blocks, where no layer is in two pairs: the plan comes from what was fitted before, and the fits are the same."""
+    model, batches = network()
+    axes = trace(model, batches[0][0][:1])
+    widths = {axis.name: axis.units // 2 for axis in axes.free if ".conv1" in axis.name}
+    plan, small = channel_pruning(model, axes, widths, batches, fit=repair.two_sided)
+    again = plan.apply(model)
+    repair.two_sided(model, again, batches, plan=plan)
+    assert len(widths) > 1
+    torch.testing.assert_close(small.state_dict(), again.state_dict(), rtol=1e-6, atol=1e-8)
+
+
+def test_both_sides_of_a_chain_are_nearer_than_its_readers_alone() -> None:
+    model, batches = chain()
+    axes = trace(model, batches[0][0][:1])
+    widths = {axis.name: axis.units // 2 for axis in axes.free}
+    plan, small = channel_pruning(model, axes, widths, batches, fit=repair.two_sided)
+    one = plan.apply(model)
+    repair.least_squares(model, one, batches, plan=plan)
+    assert distance(model, small, batches) < 0.9 * distance(model, one, batches)
+
+
+def chain() -> tuple[nn.Module, list[tuple[torch.Tensor, None]]]:
+    """Each layer within is the reader of one axis and the writer of the next."""
+    torch.manual_seed(0)
+    parts: list[nn.Module] = []
+    for wide, to in ((5, 10), (10, 12), (12, 8)):
+        parts += [nn.Linear(wide, to, bias=False), nn.BatchNorm1d(to), nn.ReLU()]
+    model = awake(nn.Sequential(*parts, nn.Linear(8, 3))).double().eval()
+    return model, [(torch.randn(60, 5, dtype=torch.float64), None) for _ in range(2)]
+
+
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_the_stream_of_a_transformer_is_fitted_as_its_norms_see_it(norm_first: bool) -> None:
     """Units that are silent still count in a layer norm: what is fitted so is not what is left after the cut."""

@@ -19,6 +19,7 @@ from secateur.core.plan import Plan
 from secateur.core.protocols import Batches, Repair
 from secateur.recipes.schema import Repair as Section
 from secateur.repair.least_squares import least_squares
+from secateur.repair.linked import kept_entries
 from secateur.search.bisect import dearest
 from secateur.surgery import duplicate, tensors
 
@@ -68,14 +69,17 @@ def channel_pruning(
     select: Select | None = None,
     limit: int | None = None,
     sample: int | None = None,
+    fit: Callable[..., None] = least_squares,
 ) -> tuple[Plan, nn.Module]:
     """(plan, small): each axis in forward order is cut to `widths` of its units, and what reads it fitted to the original.
 
     For each named axis: units are selected by the LASSO (or `select`) with inputs from the network as cut so far and targets
     from `model`; the rest is silenced in a copy; the layers that read the axis are fitted by least squares to the outputs
     they have in `model`. Two passes over `batches` (at most `limit`, of each at most `sample` rows) per axis, of both networks.
-    `model` stays. The end of a residual branch makes good the error of its shortcut. Where a norm reduces over the units of
-    an axis, as over the stream of a transformer, all layers are fitted once more in the network that is cut.
+    `model` stays. With `repair.two_sided` (or a `partial` of it) for `fit`, the layer that alone writes an axis is fitted along
+    with its reader, and what is selected behind sees fewer errors. The end of a residual branch makes good the error of its
+    shortcut. Where a norm reduces over the units of an axis, as over the stream of a transformer, all layers are fitted once
+    more in the network that is cut.
     Axes that no linear layer or convolution reads are selected by L2. Raises `SecateurError` for an unknown or a fixed
     axis, one that is silenced as a whole (the width of an attention head), and widths out of range.
 
@@ -101,11 +105,14 @@ def channel_pruning(
         kept[axis.name] = dearest(axis, {axis.name: scores}, width)
         silence_(current, axis, kept[axis.name])
         readers = {slot.tensor.rpartition(".")[0] for slot in axis.readers()}
-        least_squares(model, current, batches, limit=limit, layers=readers, sample=sample)
+        so_far = axes.plan(kept)
+        small = so_far.apply(current)
+        fit(model, small, batches, plan=so_far, limit=limit, layers=readers, sample=sample)
+        put_back_(current, small, so_far)
     plan = axes.plan(kept)
     small = plan.apply(current)
     if not all(axes[name].exact for name in kept):  # a norm over these units saw the silent ones too
-        least_squares(model, small, batches, plan=plan, limit=limit, sample=sample)
+        fit(model, small, batches, plan=plan, limit=limit, sample=sample)
     return plan, small
 
 
@@ -117,3 +124,15 @@ def silence_(model: nn.Module, axis: Axis, kept: list[int]) -> None:
         for slot in axis.readers():
             entries = torch.from_numpy(slot.of(dropped).reshape(-1)).to(named[slot.tensor].device)
             named[slot.tensor].index_fill_(slot.dim, entries, 0)
+
+
+def put_back_(model: nn.Module, small: nn.Module, plan: Plan) -> None:
+    """Set what `plan` left of `model` to the values it has in `small`."""
+    kept, _ = kept_entries(plan, model)
+    named = dict(tensors(model))
+    with torch.no_grad():
+        for name, value in tensors(small):
+            if value.dim():
+                named[name][np.ix_(*(kept[name, dim] for dim in range(value.dim())))] = value
+            else:
+                named[name].copy_(value)

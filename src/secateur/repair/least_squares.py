@@ -48,16 +48,21 @@ def least_squares(
     Source: He et al., 2017 (Channel Pruning), eq. 2, step (ii) and section 3.3. Weights are fitted on all rows by their
     second moments in double precision, where the authors' code samples ten points per image.
     """
+    batches = repeatable(batches, limit)
+    with restoring(after), unrolled(after) as whole:
+        chosen = of_layers(linked(before, whole, batches, plan), after, layers)
+        targets = targets_of(chosen, before, batches, limit=limit, sample=sample, residual=residual)
+        for each in chosen:
+            fit_(whole, each, targets(each), ridge=ridge, sample=sample, residual=residual)
+
+
+def of_layers(chosen: list[Linked], after: nn.Module, layers: Collection[str] | None) -> list[Linked]:
+    """Those of `chosen` that are named, or all. Raises `SecateurError` for a name that no layer of `after` has."""
     there = dict(after.named_modules())
     if unknown := [name for name in layers or () if name not in there]:
         do = nearest(unknown[0], [name for name, module in there.items() if is_matrix(module)])
         raise SecateurError(f"least squares of layer {unknown[0]!r}", "no such layer", do)
-    batches = repeatable(batches, limit)
-    with restoring(after), unrolled(after) as whole:
-        chosen = [each for each in linked(before, whole, batches, plan) if layers is None or each.name in layers]
-        targets = targets_of(chosen, before, batches, limit=limit, sample=sample, residual=residual)
-        for each in chosen:
-            fit_(whole, each, targets(each), ridge=ridge, sample=sample, residual=residual)
+    return [each for each in chosen if layers is None or each.name in layers]
 
 
 def fit_(whole: nn.Module, each: Linked, targets: Targets, *, ridge: float, sample: int | None, residual: bool = True) -> None:

@@ -7,6 +7,7 @@ positions).
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -23,7 +24,7 @@ from secateur.measure.layers import matrix
 from secateur.measure.moments import drawn
 from secateur.measure.shortcuts import Seen, goals, scale_behind, seen
 from secateur.repair.blocks import unrolled
-from secateur.repair.least_squares import fit_, outlet_of, targets_of
+from secateur.repair.least_squares import fit_, of_layers, outlet_of, targets_of
 from secateur.repair.linked import Linked, linked
 from secateur.repair.straight import Pair, solution, straight, writers
 
@@ -63,6 +64,7 @@ def two_sided(
     rounds: int = 1,
     iterations: int = 8,
     damping: float = 1e-3,
+    layers: Collection[str] | None = None,
 ) -> None:
     """Set each layer of `after` that lost inputs, and the layer that writes them, so that the first writes what it wrote.
 
@@ -74,11 +76,11 @@ def two_sided(
     lowers the true error is taken, and the reader is fitted once more. `damping`: added to the covariance of what each of
     both reads, a share of its mean variance.
 
-    Errors count as they stand behind the batch norm that takes the reader's output. On `batches` a layer's error is so never
-    above that of the plain fit in its turn. What a pair reads of all `batches` (at most `limit`) is held in memory while it is
-    fitted, and so is what the reader wrote; `sample` is for the plain fits. All weights are solutions of linear systems; no
-    loss of the network is descended. Only a `plan` tells of writers: without one, this is `least_squares`. Ours, without a
-    paper.
+    `layers`: the names of the readers to fit, with their writers; all others stay. Errors count as they stand behind the batch
+    norm that takes the reader's output. On `batches` a layer's error is so never above that of the plain fit in its turn. What
+    a pair reads of all `batches` (at most `limit`) is held in memory while it is fitted, and so is what the reader wrote;
+    `sample` is for the plain fits. All weights are solutions of linear systems; no loss of the network is descended. Only a
+    `plan` tells of writers: without one, this is `least_squares`. Ours, without a paper.
 
     Source: He et al., 2017 (Channel Pruning), section 3.3, for the targets; linearised as by Gauss and Newton, damped as by
     Levenberg, 1944.
@@ -86,7 +88,7 @@ def two_sided(
     how = _How(ridge, sample, rounds, iterations, damping)
     batches = repeatable(batches, limit)
     with restoring(after), unrolled(after) as whole:
-        chosen = linked(before, whole, batches, plan)
+        chosen = of_layers(linked(before, whole, batches, plan), after, layers)
         targets = targets_of(chosen, before, batches, limit=limit, sample=None, residual=True)
         found = writers(plan, whole, batches) if plan is not None else {}
         for each in chosen:

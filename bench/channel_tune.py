@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 import channel
+from channel_methods import plans
 from common import command, onnx_milliseconds
 from secateur.core.plan import Plan
 from secateur.data import Batches, BatchSettings, cifar10, loaders
@@ -83,7 +84,7 @@ def cut(method: str, bench: channel.Bench, options: Namespace) -> tuple[Plan, nn
     """The plan of a method, and the network it leaves, repaired."""
     if method == "dense":
         return bench.axes.plan({}), copy.deepcopy(bench.model)
-    _, plan, small = next(channel.plans(method, bench, [1 / options.speedup], options.seed))
+    _, plan, small = next(plans(method, bench, [1 / options.speedup], options.seed))
     how = "batchnorm" if small is not None else "least_squares+batchnorm"
     small = small if small is not None else plan.apply(bench.model)
     repair_by_name(how, plan, sample=channel.SAMPLE)(bench.model, small, bench.calibration)

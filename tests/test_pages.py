@@ -43,10 +43,12 @@ def test_the_page_of_channel_pruning_marks_the_best_held_out_row_and_says_what_d
         row("l1", "least_squares+batchnorm", 0.7, 0.8), row("tp l1", "least_squares+batchnorm", 0.6, 0.75),
         row("fpgm", "batchnorm", 0.9, 0.6), row("l1", "distil", 0.8, 0.85, after="batchnorm", steps=7, images=512),
         row("l1", "two_sided", 0.85, 0.84, images=512, test_all=0.83),
+        row("both", "two_sided", 0.84, 0.83, images=64, rounds=2, test_all=0.8, seconds={"select": 65.0, "repair": 0.01}),
     ]  # fmt: skip
     dense = CHANNEL["dense"] | {"test_all": 0.88}  # type: ignore[operator]
     text = module("docs/make/channel.py").page({"cifar_resnet20_a": CHANNEL | {"rows": rows, "dense": dense}})
     assert "On all 10,000 test images 83.00 %, dense 88.00 % (-5.00)." in text
+    assert "squares in 2 rounds on 64 training images without labels, no gradient step, 65 seconds" in text
     assert "**60.00 (-30.00)**" in text
     assert text.count("**60") == text.count("**") / 2
     assert "l1 +5.00" in text

@@ -61,7 +61,7 @@ def of_layers(chosen: list[Linked], after: nn.Module, layers: Collection[str] | 
     there = dict(after.named_modules())
     if unknown := [name for name in layers or () if name not in there]:
         do = nearest(unknown[0], [name for name, module in there.items() if is_matrix(module)])
-        raise SecateurError(f"least squares of layer {unknown[0]!r}", "no such layer", do)
+        raise SecateurError(f"a fit of layer {unknown[0]!r}", "no such layer", do)
     return [each for each in chosen if layers is None or each.name in layers]
 
 

@@ -17,13 +17,11 @@ from secateur.core.axes import Axes
 from secateur.core.plan import Plan
 from secateur.core.protocols import Batches
 from secateur.criteria.scoring import NetSettings, ScorerSettings, ScorerStage, ScoringNet, Task, fit_
-from secateur.measure.moments import input_moments
+from secateur.recipes.answers import moved_answers
 from secateur.recipes.choose import NORMALISE
 from secateur.recipes.predictions import reconstruction
 from secateur.recipes.reconstruct import channel_pruning, repair_by_name
 from secateur.repair import least_squares, two_sided
-from secateur.repair.linked import linked
-from secateur.repair.solve import least_error, restricted
 from secateur.search import AdaptiveSettings, PredictedSettings, drive, predicted
 
 GRADIENT = ("taylor", "group_fisher", "obd")
@@ -175,29 +173,9 @@ def learned(bench: Bench, settings: NetSettings, share: float, seed: int) -> Pla
     return ranked(bench.axes, score(bench.axes, net.on(bench.model, bench.axes, batches, F.cross_entropy)), share)
 
 
-def away(bench: Bench, heat: float = 4.0) -> Callable[[Plan], float]:
-    """A judge: how far the answers to held-out images are from the dense network's (Kullback-Leibler, at temperature `heat`).
-
-    After compensation, by moments that are taken once; where one axis alone is cut, that is least squares. Without labels: of
-    images the network was trained on it knows nearly all.
-    """
-    held = [x for x, _ in bench.holdout[:2]]
-    readers = sorted({slot.tensor.rpartition(".")[0] for axis in bench.axes.free for slot in axis.readers()})
-    known = input_moments(bench.model, readers, bench.further or bench.calibration, sample=SAMPLE)
-    with torch.no_grad():
-        dense = [(bench.model(x) / heat).log_softmax(1) for x in held]
-
-    def judge(plan: Plan) -> float:
-        small = plan.apply(bench.model)
-        for each in linked(bench.model, small, [(held[0][:1], None)], plan):
-            part = restricted(known[each.name], each.columns, each.rows)
-            each.write_(*least_error(part, each.weight(), intercept=each.has_intercept, ridge=1e-6))
-        with torch.no_grad():
-            now = [(small(x) / heat).log_softmax(1) for x in held]
-        apart = [F.kl_div(a, b, log_target=True, reduction="sum") for a, b in zip(now, dense, strict=True)]
-        return float(sum(apart)) * heat**2 / sum(map(len, held))
-
-    return judge
+def away(bench: Bench) -> Callable[[Plan], float]:
+    """A judge: how far the answers to held-out images are from the dense network's, after compensation."""
+    return moved_answers(bench.model, bench.axes, bench.further or bench.calibration, bench.holdout[:2], sample=SAMPLE)
 
 
 def searched(bench: Bench, scores: dict[str, Tensor], share: float) -> Plan:

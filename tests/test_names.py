@@ -24,7 +24,7 @@ def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def test_every_criterion_has_a_name() -> None:
-    assert set(NAMES) == set(criteria.__all__) - {"score", "isomorphic", "loss_curves", "per_cost"}
+    assert set(NAMES) == set(criteria.__all__) - {"score", "isomorphic", "per_cost"}
 
 
 @pytest.mark.parametrize("isomorphic", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -24,8 +25,10 @@ from secateur.io.files import read_text
 from secateur.io.scorer import load_scorer
 from secateur.measure import compare
 from secateur.measure.table import LatencyTable, from_json, measure_table
+from secateur.recipes.answers import curves
 from secateur.recipes.arguments import call_with
 from secateur.recipes.progress import Progress, silent
+from secateur.recipes.reconstruct import reselected
 from secateur.recipes.schema import Prune
 from secateur.recipes.scoring import learned
 from secateur.repair import batchnorm
@@ -36,7 +39,7 @@ BY_FEATURE = ("hrank", "chip", "apoz", "thinet", "lasso", "cap", "elimination")
 """Criteria of batches alone; axes without features of that kind are scored by L2."""
 AT_START = ("snip", "grasp", "synflow", "three_sp")
 """Criteria for networks that were not trained yet; axes that no parameter reads are scored by L2."""
-COMPARES_AXES = ("scoring_net", "three_sp", "flows")
+COMPARES_AXES = ("scoring_net", "three_sp", "flows", "loss_curves")
 """Criteria whose scores compare across axes as they are; `prune.normalise` is of no effect on them."""
 NORMALISE: dict[str, Any] = {
     "l1": "energy",
@@ -47,7 +50,9 @@ NORMALISE: dict[str, Any] = {
     "elimination": "none",
 }
 """How the scores of a criterion are best compared across axes; by their "mean" where it is not said."""
-DATA_DRIVEN = (*BY_GRADIENT, *BY_FEATURE, "flows")
+DATA_DRIVEN = (*BY_GRADIENT, *BY_FEATURE, "flows", "loss_curves")
+SAMPLE = 4096
+"""Rows of each batch that fits take where there are many of them."""
 
 
 def choose(
@@ -69,6 +74,7 @@ def choose(
     `on_trained` is told the Scoring Net and its records where one is trained, in every round anew.
     Raises `SecateurError` where the criterion needs data and there is none, and for a budget that cannot be met.
     """
+    require_reselect(prune, batches is not None)
     first = axes = trace(model, example).ignore(*prune.ignore)
     plan = Plan(axes.fingerprint)
     shares = cast(dict[str, float], prune.keep)
@@ -94,6 +100,8 @@ def choose(
                 batchnorm(model, current, batches)
             axes = trace(current, example).ignore(*prune.ignore)
             costs = costs_of(current, axes, example, prune)
+    if prune.reselect != "none" and batches is not None:
+        plan = reselected(model, first, plan, prune.reselect, batches, sample=SAMPLE)
     progress("prune", prune.rounds, prune.rounds, "")
     return first, plan
 
@@ -122,6 +130,14 @@ def criterion(
     if prune.criterion in DATA_DRIVEN and batches is None:
         others = "l2, bn_scale or fpgm"
         raise SecateurError(f"criterion {prune.criterion!r}", "no data to run on", f"give data, or take {others}")
+    if prune.criterion == "loss_curves":
+
+        def order(base: str, some: Batches) -> Criterion:
+            how: dict[str, Any] = {"sample": SAMPLE} if base in ("cap", "lasso", "elimination") else {}
+            inner = replace(prune, criterion=cast(Any, base), args=how)
+            return criterion(model, inner, example, axes=axes, batches=some, loss=loss, seed=seed)
+
+        return curves(model, axes, prune, cast(Batches, batches), order, sample=SAMPLE)
     make = getattr(criteria, prune.criterion)
     given: tuple[Any, ...] = (model, batches, loss) if prune.criterion in BY_GRADIENT else (model,)
     given = (model, batches) if prune.criterion in BY_FEATURE else given
@@ -147,6 +163,17 @@ def require_normalise(prune: Prune) -> None:
     if prune.criterion in COMPARES_AXES and prune.normalise not in ("auto", "none"):
         found = f"criterion {prune.criterion!r}, whose scores compare across axes as they are"
         raise SecateurError(f"prune.normalise = {prune.normalise!r}", found, "leave normalise out, or take another criterion")
+
+
+def require_reselect(prune: Prune, has_data: bool = True) -> None:
+    """Raise `SecateurError` where units cannot be selected once more."""
+    if prune.reselect == "none":
+        return
+    asked = f"prune.reselect = {prune.reselect!r}"
+    if prune.rounds > 1:
+        raise SecateurError(asked, f"{prune.rounds} rounds", "take one round: units are selected from those of one network")
+    if not has_data:
+        raise SecateurError(asked, "no data to run on", "give data, or leave it out")
 
 
 def _judging(prune: Prune, costs: Mapping[str, CostOf], floor: Floor | None) -> tuple[tuple[str, float], Allocate]:

@@ -15,7 +15,7 @@ from secateur import criteria, repair
 from secateur.core.axes import Axes
 from secateur.core.axis import Axis
 from secateur.core.errors import SecateurError
-from secateur.core.plan import Plan
+from secateur.core.plan import Keep, Plan
 from secateur.core.protocols import Batches, Repair
 from secateur.recipes.schema import Repair as Section
 from secateur.repair.least_squares import least_squares
@@ -114,6 +114,25 @@ def channel_pruning(
     if not all(axes[name].exact for name in kept):  # a norm over these units saw the silent ones too
         fit(model, small, batches, plan=plan, limit=limit, sample=sample)
     return plan, small
+
+
+def reselected(model: nn.Module, axes: Axes, plan: Plan, fit: str, batches: Batches, *, sample: int | None = None) -> Plan:
+    """The widths of `plan`, which drops units, their units selected once more by `channel_pruning` and backward elimination.
+
+    `fit`: the repair of that name that mends each axis before the next is selected. Axes that nothing reads, as the width of an
+    attention head, keep the units of `plan`; other axes are selected as if those were whole.
+    """
+    kept = {cut.axis: list(cut.kept) for step in plan.steps if isinstance(step, Keep) for cut in step.cuts}
+    widths = {name: len(units) for name, units in kept.items() if axes[name].gate == "read"}
+    default = criteria.l2(model)
+
+    def select(current: nn.Module, original: nn.Module, axis: Axis) -> Tensor:
+        return criteria.elimination(current, batches, original=original, sample=sample, default=default)(axis)
+
+    how = getattr(repair, fit)
+    found, _ = channel_pruning(model, axes, widths, batches, select=select, sample=sample, fit=how)
+    chosen = {cut.axis: list(cut.kept) for step in found.steps if isinstance(step, Keep) for cut in step.cuts}
+    return axes.plan(kept | {name: chosen[name] for name in widths if name in chosen})
 
 
 def silence_(model: nn.Module, axis: Axis, kept: list[int]) -> None:

@@ -16,7 +16,7 @@ from secateur.core.errors import SecateurError
 from secateur.io.files import read_json, write_json
 from secateur.recipes import folder as files
 from secateur.recipes import schema
-from secateur.recipes.choose import require_normalise
+from secateur.recipes.choose import require_normalise, require_reselect
 from secateur.recipes.lowering import require_lowrank
 from secateur.recipes.parts import parts
 from secateur.recipes.phases import PHASES, Job
@@ -70,12 +70,21 @@ def check(recipe: Recipe) -> None:
         raise SecateurError("a recipe", "[finetune] with epochs beside [[stage]]", "write the fine-tuning as one more stage")
     told_apart([trained(stage, recipe.seed) for stage in recipe.stage])
     require_normalise(recipe.prune)
+    require_reselect(recipe.prune)
+    if recipe.prune.reselect != "none" and (other := _other(recipe)):
+        found = f"[{other}], which makes the plan"
+        raise SecateurError(f"prune.reselect = {recipe.prune.reselect!r}", found, "leave one of them out")
     if recipe.prune.criterion == "scoring_net":
         net_or_settings(recipe.prune.args, 1.0, recipe.seed)
     for section in (recipe.train, recipe.lowtrain, recipe.finetune):
         settings_of(section, recipe.seed)
     require_search(recipe)
     require_lowrank(recipe)
+
+
+def _other(recipe: Recipe) -> str:
+    """The section that makes the plan in place of [prune]; none is ""."""
+    return "search" if recipe.search.method != "none" else "lowrank" if recipe.lowrank.method != "none" else ""
 
 
 def _phases(job: Job, state: dict[str, Any]) -> None:

@@ -36,5 +36,6 @@ Repairs = Literal[
 ]  # fmt: skip
 Criterion = Literal[
     "random", "l1", "l2", "bn_scale", "fpgm", "taylor", "hrank", "chip", "rfp", "apoz", "thinet", "group_fisher", "obd", "lamp",
-    "lasso", "cap", "elimination", "nisp", "flows", "scoring_net", "snip", "grasp", "synflow", "three_sp",
+    "lasso", "cap", "elimination", "nisp", "flows", "loss_curves", "scoring_net", "snip", "grasp", "synflow",
+    "three_sp",
 ]  # fmt: skip

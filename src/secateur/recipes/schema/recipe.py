@@ -69,6 +69,8 @@ class Prune:
     "elimination", "mean" for the others.
     `isomorphic` ranks units only among axes of like layers; `normalise` is then of no effect. On "scoring_net" and "three_sp",
     whose scores compare across axes, it would be of none, and is refused but for "auto" and "none".
+    With `reselect` the units of the widths so found are selected once more, axis after axis by backward elimination, each axis
+    fitted in the way that it names before the next.
     """
 
     keep: Keep = field(default_factory=lambda: {"macs": 0.5})
@@ -82,6 +84,7 @@ class Prune:
     ignore: Words = ()
     rounds: Count = 1
     batches: Count = 10
+    reselect: Literal["none", "least_squares", "two_sided"] = "none"
     table: Annotated[str | None, Field(description="a path")] = None
 
 

@@ -48,7 +48,7 @@ def test_the_page_of_channel_pruning_marks_the_best_held_out_row_and_says_what_d
     dense = CHANNEL["dense"] | {"test_all": 0.88}  # type: ignore[operator]
     text = module("docs/make/channel.py").page({"cifar_resnet20_a": CHANNEL | {"rows": rows, "dense": dense}})
     assert "On all 10,000 test images 83.00 %, dense 88.00 % (-5.00)." in text
-    assert "squares in 2 rounds on 64 training images without labels, no gradient step, 65 seconds" in text
+    assert "in 2 rounds, before the next is selected, on 64 training images without labels, no gradient step, 65 s" in text
     assert "**60.00 (-30.00)**" in text
     assert text.count("**60") == text.count("**") / 2
     assert "l1 +5.00" in text

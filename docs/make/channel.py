@@ -104,8 +104,8 @@ def settled(value: dict[str, Any]) -> str:
 def two_sided(rows: list[dict[str, Any]], dense: dict[str, Any]) -> list[str]:
     """What the rows fitted on both sides were given, and what they reach on all test images."""
     told = [
-        f"* Both sides: {shown(row['criterion'])}, each cut layer and the one that writes for it fitted{at_once(row)} by linear "
-        f"least squares{rounds(row)} on {row['images']:,} training images without labels, no gradient step, "
+        f"* Both sides: {shown(row['criterion'])}, each cut layer and the one that writes for it fitted by linear "
+        f"least squares{rounds(row)}{at_once(row)} on {row['images']:,} training images without labels, no gradient step, "
         f"{duration(row['seconds'])} on one thread. On all 10,000 test images {percent(row['test_all'])} %, "
         f"dense {percent(dense['test_all'])} % ({100 * (row['test_all'] - dense['test_all']):+.2f})."
         for row in rows
@@ -133,7 +133,7 @@ def duration(seconds: dict[str, float]) -> str:
 
 def at_once(row: dict[str, Any]) -> str:
     """Where selection and fit take turns."""
-    return " before the next is selected" if row["seconds"]["repair"] <= INSTANT else ""
+    return ", before the next is selected," if row["seconds"]["repair"] <= INSTANT else ""
 
 
 def rounds(row: dict[str, Any]) -> str:

@@ -212,6 +212,10 @@ def test_falls_are_those_of_the_convex_hull() -> None:
     curve = [9.0, 5.0, 4.5, 1.0, 0.9]  # the hull passes below 4.5
     np.testing.assert_allclose(falls(curve).numpy(), [8, 4, 2, 2, 0.1], rtol=1e-6)
     assert list(falls(curve)) == sorted(falls(curve).tolist(), reverse=True)
+    for flat in ([3.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.3, 0.1, 0.1 + 1e-17]):
+        values = falls(flat)
+        assert (values > 0).all()
+        assert (values.diff() < 0).all()  # in the order of the criterion, not of their numbers
     np.testing.assert_allclose(interpolated({2: 8.0, 4: 2.0}, 4), [8, 8, 4, 2])
     assert interpolated({1: 1.0, 2: 3.0, 3: 2.0}, 3) == pytest.approx([3, 3, 2])  # more units never cost more
 

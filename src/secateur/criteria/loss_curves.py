@@ -90,6 +90,7 @@ def falls(curve: Sequence[float]) -> Tensor:
         hull.append(at)
     slopes = [-_slope(curve, a, b) for a, b in pairwise(hull) for _ in range(b - a)]
     values = torch.tensor([2 * slopes[0] if slopes else 1.0, *slopes], dtype=torch.float64)
+    values = values.clamp_min(max(1e-12 * float(values[0]), 1e-30))  # where the curve is flat, units come in order too
     return values * (1 + 1e-9 * torch.arange(len(values) - 1, -1, -1, dtype=torch.float64))  # equal ones stay in order
 
 

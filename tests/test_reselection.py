@@ -16,7 +16,7 @@ from secateur.core.keep import Keep
 from secateur.core.plan import Plan
 from secateur.recipes import run, schema, zoo
 from secateur.recipes.answers import moved_answers
-from secateur.recipes.choose import choose
+from secateur.recipes.choose import choose, criterion
 from secateur.recipes.reconstruct import channel_pruning
 from secateur.testing import awake
 
@@ -61,6 +61,9 @@ def test_a_recipe_measures_curves_as_the_function_does() -> None:
     axes, plan = choose(model, batches[0][0][:1], prune, batches=batches, loss=F.cross_entropy)
     judge = moved_answers(model, axes, batches[2:], batches[:2], sample=4096)
     scores = score(axes, criteria.loss_curves(axes, criteria.l2(model), judge, least=1e-3))
+    made = criterion(model, prune, batches[0][0][:1], axes=axes, batches=batches, loss=F.cross_entropy, seed=0)
+    for name, values in score(axes, made).items():
+        torch.testing.assert_close(values, scores[name])
     assert kept(plan) == kept(allocate.budget(axes, scores, {"macs": 0.6}, normalise="none", floor=0.1))
     assert axes.count("macs", {name: len(units) for name, units in kept(plan).items()}) <= 0.6 * axes.count("macs")
 
@@ -81,13 +84,22 @@ def test_wrong_words_on_curves_are_one_sentence(args: dict[str, Any], match: str
 
 
 @pytest.mark.parametrize("fit", ["least_squares", "two_sided"])
-def test_units_are_selected_once_more_within_the_same_widths(fit: str) -> None:
+def test_units_are_selected_once_more_within_the_same_widths(fit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batches = network()
+    fitted: list[str] = []
+    for name, how in {"least_squares": repair.least_squares, "two_sided": repair.two_sided}.items():
+
+        def noted(*given: Any, name: str = name, how: Any = how, **named: Any) -> None:
+            fitted.append(name)
+            how(*given, **named)
+
+        monkeypatch.setattr(repair, name, noted)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     plain = schema.Prune(criterion="l1", keep={"macs": 0.6})
     again = schema.Prune(criterion="l1", keep={"macs": 0.6}, reselect=fit)  # type: ignore[arg-type]
     axes, first = choose(model, batches[0][0][:1], plain, batches=batches)
     _, second = choose(model, batches[0][0][:1], again, batches=batches)
+    assert fitted == [fit] * sum(len(units) < axes[name].units for name, units in kept(first).items())
     assert first.widths() == second.widths()
     assert kept(first) != kept(second)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

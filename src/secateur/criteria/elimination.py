@@ -22,7 +22,8 @@ from secateur.criteria.features import Reader, otherwise, readers
 from secateur.criteria.greedy import greedy
 from secateur.measure.layers import matrix
 from secateur.measure.moments import Moments
-from secateur.measure.shortcuts import Seen, outlets, target_moments, written
+from secateur.measure.observe import outlets
+from secateur.measure.shortcuts import Seen, target_moments, written
 
 
 def elimination(
@@ -60,7 +61,8 @@ def elimination(
         if not found:
             return otherwise(default, axis, "elimination", "no linear layer or convolution without groups that reads it")
         source, again = original or model, repeatable(batches, limit)
-        behind = outlets(model, {reader.name: reader.module for reader in found}, again)
+        behind = {reader.name: reader.name for reader in found}
+        behind |= outlets(model, {reader.name: reader.module for reader in found}, again)
         held = list(written(source, behind, again, limit=limit, sample=sample))
         layers = []
         for reader in found:

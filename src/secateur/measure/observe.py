@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.core.attention import following
 from secateur.core.errors import SecateurError
@@ -78,3 +79,13 @@ def call_order(model: nn.Module, names: Mapping[str, nn.Module], batches: Batche
 
     observe(model, {name: look(name) for name in names}, batches, limit=1)
     return order, readers
+
+
+def outlets(model: nn.Module, layers: Mapping[str, nn.Module], batches: Batches) -> dict[str, str]:
+    """For each of `layers` that runs, in the order of their first call, the batch norm that takes its output, or itself.
+
+    Batch norms with running statistics count. One batch is run.
+    """
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and isinstance(m.running_mean, Tensor)}
+    order, behind = call_order(model, {**layers, **norms}, batches)
+    return {name: behind[name] if behind.get(name) in norms else name for name in order if name in layers}

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from secateur.core.attention import following
@@ -21,7 +20,6 @@ from secateur.core.protocols import Batches
 from secateur.core.running import call, device_of, evaluating, fits, pairs, to_device
 from secateur.measure.layers import outputs, row_count, rows
 from secateur.measure.moments import Moments, drawn
-from secateur.measure.observe import call_order
 
 ADDITIONS = {"add", "__add__", "__radd__", "__iadd__", "add_"}
 
@@ -147,13 +145,6 @@ def seen(
 def _own(part: Tensor, source: Tensor) -> Tensor:
     """`part` in memory of its own: later layers may write into `source`."""
     return part.clone() if part.untyped_storage().data_ptr() == source.untyped_storage().data_ptr() else part
-
-
-def outlets(model: nn.Module, layers: Mapping[str, nn.Module], batches: Batches) -> dict[str, str]:
-    """For each of `layers` the batch norm that takes its output, or itself where there is none; one batch is run."""
-    norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and isinstance(m.running_mean, Tensor)}
-    _, behind = call_order(model, {**layers, **norms}, batches)
-    return {name: behind[name] if behind.get(name) in norms else name for name in layers}
 
 
 def written(

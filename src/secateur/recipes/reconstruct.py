@@ -111,7 +111,7 @@ def channel_pruning(
         put_back_(current, small, so_far)
     plan = axes.plan(kept)
     small = plan.apply(current)
-    if not all(axes[name].exact for name in kept):  # a norm over these units saw the silent ones too
+    if not all(axes[name].exact for name in kept):  # what passes a norm over them is other now
         fit(model, small, batches, plan=plan, limit=limit, sample=sample)
     return plan, small
 

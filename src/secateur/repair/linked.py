@@ -22,7 +22,7 @@ from secateur.core.protocols import Batches
 from secateur.core.split import Split
 from secateur.measure.layers import as_weight, columns, input_dim, is_matrix, matrix, outputs, row_count, rows
 from secateur.measure.moments import Moments, drawn, input_moments
-from secateur.measure.observe import call_order, observe
+from secateur.measure.observe import observe, outlets
 from secateur.repair.solve import restricted
 from secateur.surgery.fingerprint import real_slots, survivors
 
@@ -100,17 +100,13 @@ def linked(before: nn.Module, after: nn.Module, batches: Batches, plan: Plan | N
         source = _module(before, products.get(name, name))
         if is_matrix(module) and source is not None and (is_matrix(source) or name in products):
             known[name] = (module, source)
-    norms = {name: m for name, m in after.named_modules() if isinstance(m, _BatchNorm) and isinstance(m.running_mean, Tensor)}
-    order, behind = call_order(after, {name: layer for name, (layer, _) in known.items()} | norms, batches)
     found = []
-    for name in order:
-        if name not in known:
-            continue
+    for name, outlet in outlets(after, {name: layer for name, (layer, _) in known.items()}, batches).items():
         layer, source = known[name]
         old, new, reads = cast(Tensor, source.weight).shape, cast(Tensor, layer.weight), input_dim(layer)
         written = kept.get((f"{name}.weight", 1 - reads), np.arange(old[1 - reads]))
-        outlet = behind[name] if behind.get(name) in norms else name
-        norm = (cast(_BatchNorm, before.get_submodule(outlet)), norms[outlet]) if outlet != name else None
+        both = [cast(_BatchNorm, model.get_submodule(outlet)) for model in (before, after)] if outlet != name else None
+        norm = (both[0], both[1]) if both else None
         own = torch.arange(matrix(layer).shape[1])
         link = Linked(name, products.get(name, name), layer, source, own, torch.from_numpy(written), own, norm, outlet)
         if name in products:

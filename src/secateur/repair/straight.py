@@ -22,7 +22,7 @@ from secateur.core.protocols import Batches
 from secateur.core.running import call, device_of, evaluating, fits, to_device
 from secateur.measure.layers import as_weight, is_matrix, matrix, outputs, rows
 from secateur.measure.moments import drawn
-from secateur.measure.observe import call_order
+from secateur.measure.observe import outlets
 from secateur.repair.linked import Linked
 
 Changes = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -118,9 +118,9 @@ def writers(plan: Plan, model: nn.Module, batches: Batches) -> dict[str, Writer]
         own = all(layer is not None and is_matrix(layer) and owners[id(layer.weight)] == 1 for layer in layers)
         if own and (matrix(cast(nn.Module, layers[0])) != 0).all():
             found[reader] = writer
-    norms = {name: m for name, m in names.items() if isinstance(m, _BatchNorm) and isinstance(m.running_mean, Tensor)}
-    _, behind = call_order(model, {name: names[name] for name in found.values()} | norms, batches)
-    return {reader: Writer(name, names[name], norms.get(behind.get(name, ""))) for reader, name in found.items()}
+    behind = outlets(model, {name: names[name] for name in found.values()}, batches)
+    norms = {writer: cast(_BatchNorm, names[norm]) for writer, norm in behind.items() if norm != writer}
+    return {reader: Writer(name, names[name], norms.get(name)) for reader, name in found.items()}
 
 
 @dataclass(frozen=True, eq=False)

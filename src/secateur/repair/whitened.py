@@ -21,7 +21,7 @@ from secateur.core.running import repeatable
 from secateur.linalg import least_squares, patch_covariance, responses, through
 from secateur.measure.layers import is_matrix, matrix
 from secateur.measure.moments import Moments, moments_of_each
-from secateur.measure.observe import call_order
+from secateur.measure.observe import outlets
 from secateur.surgery import shapes_after, unfold
 from secateur.surgery.fingerprint import mismatches
 
@@ -150,7 +150,9 @@ def _norms(
 ) -> dict[str, tuple[_BatchNorm, _BatchNorm]]:
     """Layer to the batch norms with running statistics, before and after, that read its output and its product first."""
     ends = {f"{p.module}.{len(cast(Any, after.get_submodule(p.module))) - 1}": p.module for p in products}
-    named = {name: m for name, m in after.named_modules() if isinstance(m, _BatchNorm) and isinstance(m.running_mean, Tensor)}
-    _, behind = call_order(after, {name: after.get_submodule(name) for name in ends} | named, batches)
-    found = {ends[writer]: reader for writer, reader in behind.items() if writer in ends and reader in named}
-    return {writer: (cast(_BatchNorm, before.get_submodule(reader)), named[reader]) for writer, reader in found.items()}
+    behind = outlets(after, {name: after.get_submodule(name) for name in ends}, batches)
+    return {
+        ends[writer]: (cast(_BatchNorm, before.get_submodule(norm)), cast(_BatchNorm, after.get_submodule(norm)))
+        for writer, norm in behind.items()
+        if norm != writer
+    }

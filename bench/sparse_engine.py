@@ -45,6 +45,8 @@ PARTS += [f"{net}-b1-t1" for net in OTHERS]
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 CURVE = (0.0, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 """Sparsities of the curve, measured for ResNet-50 at batch 1 on one thread: part "curve"."""
+CONTROL = "control"
+"""A second instance of the fastest dense runtime: its ratio to the first is what turns of the same work differ by."""
 SEED = 0
 
 
@@ -186,20 +188,15 @@ def measure(part: str, rounds: int, command: str) -> dict[str, Any]:
     x = torch.randn(batch, *shape)
     load = os.getloadavg()[0]
     with one_clock(threads) as clock, TemporaryDirectory() as folder:
-        runs, absent = rivals(Dense(build(network, 0.0), (x,), threads, Path(folder)))
+        given = Dense(build(network, 0.0), (x,), threads, Path(folder))
+        runs, absent = rivals(given)
+        first = fastest(in_turns(runs, 3, clock))
+        second = rivals(given, [first])[0][first]
         fast, about = engines(network, x, threads, wanted)
-        times = in_turns(runs | fast, rounds, clock)
+        times = in_turns(runs | fast | {CONTROL: second}, rounds, clock)
     dense = {name: median(taken) for name, taken in times.items() if name in runs and name not in LOWER_PRECISION}
-    best = min(dense, key=lambda name: dense[name])
-    rows = {}
-    for name, known in about.items():
-        ratios = [a / b for a, b in zip(times[best], times[name], strict=True)]
-        rows[name] = known | {
-            "ms": median(times[name]),
-            "speedup": median(ratios),
-            "speedup_low": min(ratios),
-            "speedup_high": max(ratios),
-        }
+    best = fastest({name: times[name] for name in runs})
+    rows = {name: known | {"ms": median(times[name])} | over(times[best], times[name]) for name, known in about.items()}
     for precision, rival in (("bf16", "PyTorch bf16"), ("int8", "ONNX Runtime int8")):
         for name, row in rows.items():
             if rival in times and row["precision"] == precision:
@@ -209,10 +206,21 @@ def measure(part: str, rounds: int, command: str) -> dict[str, Any]:
         "part": part, "network": network, "batch": batch, "threads": threads, "size": size, "rounds": rounds,
         "clock": "CPU" if threads == 1 else "wall", "command": command, "seed": SEED, "machine": machine(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "load": [load, os.getloadavg()[0]],
-        "best_dense": best, "dense_ms": dense,
+        "best_dense": best, "dense_ms": dense, "control": {"rival": first} | over(times[first], times[CONTROL]),
         "lower_precision_ms": {name: median(times[name]) for name in LOWER_PRECISION if name in times},
         "absent": absent, "engine": rows, "all_ms": {name: [round(t, 4) for t in taken] for name, taken in times.items()},
     }  # fmt: skip
+
+
+def fastest(times: dict[str, list[float]]) -> str:
+    """The dense float32 runtime whose median is lowest."""
+    return min((name for name in times if name not in LOWER_PRECISION), key=lambda name: median(times[name]))
+
+
+def over(slow: list[float], fast: list[float]) -> dict[str, float]:
+    """How many times faster, turn by turn: the median, the least and the largest."""
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    return {"speedup": median(ratios), "speedup_low": min(ratios), "speedup_high": max(ratios)}
 
 
 def machine() -> dict[str, Any]:

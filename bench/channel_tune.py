@@ -5,7 +5,8 @@
 Methods are the criteria of bench/channel.py, ours and Torch-Pruning's ("tp ..."), on the same axes: channels inside blocks, cut
 to `--speedup` times fewer MACs. What is cut is repaired by least squares and batch norm on `--calibration` training images and
 trained for `--epochs`: SGD with Nesterov momentum, the rate falling along a cosine, towards labels, the dense parent's answers
-(`--alpha`, temperature 4) and its block outputs (`--blocks`). "dense" is the parent itself, trained like the others. `--distil`
+(`--alpha`, temperature 4) and its block outputs (`--blocks`). "elimination of both sides" is fitted as it is selected, on
+`--two-sided-images`, and not repaired again. "dense" is the parent itself, trained like the others. `--distil`
 steps of `repair.distil` on the same images, which look at no labels, come before.
 
 `--holdout` training images are left out: they say which epoch is best. Test accuracy is that
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 import channel
-from channel_methods import plans
+from channel_methods import BOTH, plans
 from common import command, onnx_milliseconds
 from secateur.core.plan import Plan
 from secateur.data import Batches, BatchSettings, cifar10, loaders
@@ -85,6 +86,8 @@ def cut(method: str, bench: channel.Bench, options: Namespace) -> tuple[Plan, nn
     if method == "dense":
         return bench.axes.plan({}), copy.deepcopy(bench.model)
     _, plan, small = next(plans(method, bench, [1 / options.speedup], options.seed))
+    if method in BOTH and small is not None:
+        return plan, small
     how = "batchnorm" if small is not None else "least_squares+batchnorm"
     small = small if small is not None else plan.apply(bench.model)
     repair_by_name(how, plan, sample=channel.SAMPLE)(bench.model, small, bench.calibration)
@@ -166,7 +169,7 @@ def row(method: str, bench: channel.Bench, train: Any, options: Namespace, check
             key: getattr(options, key)
             for key in ("distil", "epochs", "lr", "weight_decay", "batch", "alpha", "blocks", "images")
         },
-        "images": {"calibration": options.calibration, "holdout": options.holdout},
+        "images": {"calibration": options.calibration, "holdout": options.holdout, "two_sided": options.two_sided_images},
         "epochs": epochs,
         "kept": {axis: list(pair) for axis, pair in plan.widths().items()},
         "command": command("channel_tune.py", FOLDER=options.data, OUT=options.out),
@@ -200,6 +203,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--calibration", type=int, default=256)
     made.add_argument("--holdout", type=int, default=1000)
     made.add_argument("--test", type=int, default=10000)
+    made.add_argument("--two-sided-images", type=int, default=0, help="for what is fitted on both sides; 0: calibration's")
+    made.add_argument("--rounds", type=int, default=1, help="of fits of both sides")
     made.add_argument("--judge", choices=("test", "holdout"), default="test")
     made.add_argument("--repeats", type=int, default=50)
     made.add_argument("--seed", type=int, default=0)

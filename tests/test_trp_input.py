@@ -183,3 +183,27 @@ def test_a_checkpoint_of_other_settings_leaves_the_model_alone(tmp_path):
 def test_force_settings_choose_layers():
     hook = Force(net(), settings=TRPSettings(format="channel", stem=True))
     assert [layer.name for layer in hook.layers] == ["0", "2", "3"]
+
+
+class Reads(nn.Module):
+    """Reads the weight of a layer that it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.called = nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.called(nn.functional.conv2d(self.one(x).relu(), self.two.weight, self.two.bias, padding=1).relu()).mean(
+            (2, 3)
+        )
+
+
+@pytest.mark.parametrize("deploy", [{"rank": 2}, {"macs": 0.8}])
+def test_a_layer_whose_weight_the_forward_reads_itself_stays_whole(deploy):
+    model, x = Reads(), torch.randn(2, 3, 8, 8)
+    for method in (TRP(model), Force(model, 1e-3)):
+        plan = method.plan(deploy, example=x)
+        assert [product.module for step in plan.steps for product in step.products] == ["called"]
+        assert plan.apply(model)(x).shape == (2, 16)

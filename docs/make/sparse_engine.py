@@ -207,7 +207,7 @@ def _curve(record: Record) -> list[str]:
     if others := sorted({row["whole_in"] for row in rows if row.get("whole_in")}):
         text += f" Below, the whole runs dense in {' or '.join(others)}."
     if control := record.get("control"):
-        text += f" A second instance of {control['rival']}, timed in the same turns, is {_speed(control)} times as fast as the first."
+        text += f" A second instance of {control['rival']}, timed in the same turns, is {_speed(control)} times as fast."
     best = record["dense_ms"][record["best_dense"]]
     beside = [f"{name} {best / taken:.2f}" for name, taken in record["lower_precision_ms"].items()]
     least = min(eager / row["ms"] for row in rows)

@@ -136,8 +136,8 @@ class TRP:
 
         `deploy` overrides that of the settings: {"energy": 0.98} keeps that share of each layer's energy, {"value": 0.05}
         singular values from there on, {"rank": 8} that many, {"macs": 0.5} or {"params": 0.5} as much energy as the
-        budget allows, the same share in all layers. `example` is an input, needed for "macs". Where a layer has several
-        matrices (network decoupling), the largest rank serves all.
+        budget allows, the same share in all layers. `example` is an input, needed for "macs"; with it, layers that its
+        forward never calls stay whole. Of several matrices in a layer (network decoupling), the largest rank serves all.
         """
         self._follow()
         deploy = self.settings.deploy if deploy is None else deploy

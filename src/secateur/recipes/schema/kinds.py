@@ -32,7 +32,7 @@ Table = Annotated[dict[str, Any], Field(description="a table of arguments")]
 Repairs = Literal[
     "batchnorm", "none", "mean_bias", "mean_bias+batchnorm", "compensation", "compensation+batchnorm", "least_squares",
     "least_squares+batchnorm", "whitened", "whitened+batchnorm", "distil", "batchnorm+distil", "compensation+distil",
-    "least_squares+distil", "whitened+distil", "two_sided",
+    "least_squares+distil", "whitened+distil", "two_sided", "two_sided+distil",
 ]  # fmt: skip
 Criterion = Literal[
     "random", "l1", "l2", "bn_scale", "fpgm", "taylor", "hrank", "chip", "rfp", "apoz", "thinet", "group_fisher", "obd", "lamp",

@@ -15,7 +15,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.keep import Keep
 from secateur.core.plan import Plan
 from secateur.recipes import run, schema, zoo
-from secateur.recipes.answers import moved_answers
+from secateur.recipes.answers import BASES, moved_answers
 from secateur.recipes.choose import choose, criterion
 from secateur.recipes.reconstruct import channel_pruning
 from secateur.testing import awake
@@ -71,7 +71,7 @@ def test_a_recipe_measures_curves_as_the_function_does() -> None:
 @pytest.mark.parametrize(
     ("args", "match"),
     [
-        ({"base": "lassso"}, "'lasso'"), ({"base": "random"}, "no criterion to order"), ({"heat": 0}, "no temperature"),
+        ({"base": "lassso"}, "'lasso'"), ({"base": "scoring_net"}, "no criterion to order"), ({"heat": 0}, "no temperature"),
         ({"heat": "1"}, "no temperature"), ({"lest": 1}, "'least'"), ({"shares": [2]}, "shares between 0 and 1"),
         ({"cost": "flops"}, "flops"),
     ],
@@ -81,6 +81,16 @@ def test_wrong_words_on_curves_are_one_sentence(args: dict[str, Any], match: str
     prune = schema.Prune(criterion="loss_curves", args=args)
     with pytest.raises(SecateurError, match=match):
         choose(model, batches[0][0][:1], prune, batches=batches, loss=F.cross_entropy)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_criterion_of_units_can_order_those_of_a_curve(base: str) -> None:
+    model, batches = network()
+    prune = schema.Prune(criterion="loss_curves", keep={"macs": 0.6}, args={"base": base})
+    axes, plan = choose(
+        model.float(), batches[0][0][:1].float(), prune, batches=[(x.float(), y) for x, y in batches], loss=F.cross_entropy
+    )
+    assert axes.count("macs", {name: len(units) for name, units in kept(plan).items()}) <= 0.6 * axes.count("macs")
 
 
 @pytest.mark.parametrize("fit", ["least_squares", "two_sided"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from secateur.criteria.loss_curves import loss_curves
 from secateur.criteria.scoring.task import class_dim, divergence
 from secateur.measure.moments import input_moments
 from secateur.recipes.arguments import call_with
-from secateur.recipes.schema import Prune
+from secateur.recipes.schema import Prune, kinds
 from secateur.repair.linked import linked
 from secateur.repair.solve import least_error, restricted
 
@@ -63,7 +63,7 @@ def moved_answers(
     return judge
 
 
-BASES = ("elimination", "cap", "lasso", "thinet", "hrank", "chip", "apoz", "l1", "l2", "fpgm", "taylor")
+BASES = tuple(name for name in get_args(kinds.Criterion) if name not in ("loss_curves", "scoring_net"))
 """Criteria that order the units of an axis whose curve is measured."""
 
 
@@ -76,7 +76,7 @@ def curves(
     that of `moved_answers`. The first two batches are judged on, where there are more; the others tell how to compensate.
     """
     args = dict(prune.args)
-    base, heat = args.pop("base", BASES[0]), args.pop("heat", 4.0)
+    base, heat = args.pop("base", "elimination"), args.pop("heat", 4.0)
     if base not in BASES:
         raise SecateurError(f"prune.args with base={base!r}", "no criterion to order units by", nearest(str(base), BASES))
     if not is_number(heat) or not 0 < heat < math.inf:

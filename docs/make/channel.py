@@ -198,13 +198,15 @@ def picture(values: list[dict[str, Any]]) -> str:
 def tuned(rows: list[dict[str, Any]]) -> list[str]:
     """The section of one network after a short fine-tune, for run files of one model; one table per length of training."""
     one = rows[0]
+    images = sorted({row["images"].get("two_sided", 0) for row in rows} - {0})
+    both = f"What is fitted on both sides as it is selected sees {images[0]:,} images, and no other repair. " if images else ""
     lines = [
         f"## {NAMES[one['model']]}, with a short fine-tune",
         f"Base: {percent(one['dense'])} %, {one['dense_params']:,} parameters, {one['dense_macs'] / 1e6:.2f} M MACs; judged "
         f"on {one['judged_on']}. Every method is cut to {one['speedup']}x fewer MACs, repaired by least squares and batch "
         "norm, and trained along a cosine towards labels, the base's answers and its block outputs, as others of its table. "
         f"Accuracy is that of the last epoch; the best is the epoch that is best on {one['images']['holdout']:,} held-out "
-        "training images. Milliseconds of one image, dense in brackets. "
+        f"training images. {both}Milliseconds of one image, dense in brackets. "
         f"[Run files](../../bench/results/channel_tune/{one['model']}).",
         "",
     ]

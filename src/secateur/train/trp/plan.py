@@ -5,7 +5,6 @@ Shape legend: B matrices of a layer, R singular values of each.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
@@ -19,7 +18,7 @@ from secateur.core.plan import Plan, factor
 from secateur.linalg import kept_mask
 from secateur.measure import facts
 from secateur.measure.count import meta_copy
-from secateur.measure.observe import Look, observe
+from secateur.measure.observe import call_order
 from secateur.surgery import fingerprint, unfold
 from secateur.train.trp.layers import Layer
 from secateur.train.trp.settings import Deploy, TRPSettings, deployment
@@ -32,7 +31,9 @@ def plan_of(model: nn.Module, layers: Sequence[Layer], settings: TRPSettings, de
     """The plan `TRP.plan` speaks of."""
     way, number = deployment(deploy)
     layers = [layer for layer in layers if settings.deploy_strided or layer.stride == (1, 1)]
-    layers = layers if example is None else called(model, layers, example)
+    if example is not None:  # the weight of a layer that is never called may be read by itself, and a product has none
+        run, _ = call_order(model, {layer.name: model.get_submodule(layer.name) for layer in layers}, [(example, None)])
+        layers = [layer for layer in layers if layer.name in run]
     values = {layer.name: singular_values(layer) for layer in layers}
     shapes = fingerprint(model)
 
@@ -58,17 +59,6 @@ def plan_of(model: nn.Module, layers: Sequence[Layer], settings: TRPSettings, de
         layers = [layer for layer in layers if layer.name in number]
         return by(lambda layer: min(number[layer.name], _full(layer)))
     return by(lambda layer: min(number, _full(layer)))
-
-
-def called(model: nn.Module, layers: Sequence[Layer], example: Any) -> list[Layer]:
-    """Those of `layers` that a forward of `example` calls; of another it may read the weight itself, which a product lacks."""
-    calls: Counter[str] = Counter()
-
-    def look(name: str) -> Look:
-        return lambda _, __: calls.update([name])
-
-    observe(model, {layer.name: look(layer.name) for layer in layers}, [(example, None)])
-    return [layer for layer in layers if calls[layer.name]]
 
 
 def singular_values(layer: Layer) -> Tensor:

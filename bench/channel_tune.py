@@ -5,9 +5,9 @@
 Methods are the criteria of bench/channel.py, ours and Torch-Pruning's ("tp ..."), on the same axes: channels inside blocks, cut
 to `--speedup` times fewer MACs. What is cut is repaired by least squares and batch norm on `--calibration` training images and
 trained for `--epochs`: SGD with Nesterov momentum, the rate falling along a cosine, towards labels, the dense parent's answers
-(`--alpha`, temperature 4) and its block outputs (`--blocks`). "elimination of both sides" is fitted as it is selected, on
-`--two-sided-images`, and not repaired again. "dense" is the parent itself, trained like the others. `--distil`
-steps of `repair.distil` on the same images, which look at no labels, come before.
+(`--alpha`, temperature 4; with `--teachers`, the mean of theirs and its) and its block outputs (`--blocks`). "elimination of
+both sides" is fitted as it is selected, on `--two-sided-images`, and not repaired again. "dense" is the parent itself, trained
+like the others. `--distil` steps of `repair.distil` on the same images, which look at no labels, come before.
 
 `--holdout` training images are left out: they say which epoch is best. Test accuracy is that
 of the last epoch, in float32; that of the best epoch stands beside it. `--judge holdout` leaves test images alone, for tries of
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import channel
 from channel_methods import BOTH, plans
-from common import command, onnx_milliseconds
+from common import command, onnx_milliseconds, pretrained
 from secateur.core.plan import Plan
 from secateur.data import Batches, BatchSettings, cifar10, loaders
 from secateur.io import write_json
@@ -81,6 +81,18 @@ class Blocks:
         """Nothing."""
 
 
+class Together(nn.Module):
+    """The mean of the answers of several networks."""
+
+    def __init__(self, *networks: nn.Module) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of (N, 3, H, W) images."""
+        return torch.stack([network(images).float() for network in self.networks]).mean(0)
+
+
 def cut(method: str, bench: channel.Bench, options: Namespace) -> tuple[Plan, nn.Module]:
     """The plan of a method, and the network it leaves, repaired."""
     if method == "dense":
@@ -119,7 +131,12 @@ def tuned(small: nn.Module, bench: channel.Bench, train: Any, options: Namespace
 
     hooks = (Blocks(small, teacher, options.blocks),) if options.blocks else ()
     loss = distillation(options.alpha, 4.0)
-    batches = taught(train, teacher, precision="bf16")
+    others = [pretrained(name, options.data) for name in options.teachers.split(",") if name]
+    together = channel.fast(Together(teacher, *others)).eval()
+    if options.compile:
+        small.compile()
+        together.compile()
+    batches = taught(train, together, precision="bf16")
     return fit(small, batches, settings, loss=loss, hooks=hooks, evaluate=judged, checkpoint=checkpoint, on_epoch=told)
 
 
@@ -149,6 +166,7 @@ def row(method: str, bench: channel.Bench, train: Any, options: Namespace, check
     last, dense = evaluate(plain.eval(), images)["accuracy"], evaluate(bench.model, images)["accuracy"]
     best = max(epochs, key=lambda record: record["holdout_accuracy"])
     example = images[0][0][:1]
+    both = {"two_sided": options.two_sided_images or options.calibration, "rounds": options.rounds} if method in BOTH else {}
     counted, whole = facts(plain, example), facts(bench.model, example)
     return {
         "method": method,
@@ -167,9 +185,9 @@ def row(method: str, bench: channel.Bench, train: Any, options: Namespace, check
         "latency_ms": latencies(bench.model, plain, example, options.repeats),
         "training": {
             key: getattr(options, key)
-            for key in ("distil", "epochs", "lr", "weight_decay", "batch", "alpha", "blocks", "images")
+            for key in ("distil", "epochs", "lr", "weight_decay", "batch", "alpha", "blocks", "images", "teachers")
         },
-        "images": {"calibration": options.calibration, "holdout": options.holdout, "two_sided": options.two_sided_images},
+        "images": {"calibration": options.calibration, "holdout": options.holdout} | both,
         "epochs": epochs,
         "kept": {axis: list(pair) for axis, pair in plan.widths().items()},
         "command": command("channel_tune.py", FOLDER=options.data, OUT=options.out),
@@ -200,6 +218,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch", type=int, default=128)
     made.add_argument("--alpha", type=float, default=0.5, help="weight of the parent's answers, the rest is that of labels")
     made.add_argument("--blocks", type=float, default=1.0, help="weight of the parent's block outputs; 0 for none")
+    made.add_argument("--teachers", default="", help="further networks of the weights' folder, as bench/common.py knows them")
+    made.add_argument("--compile", action="store_true", help="train through torch.compile: the same arithmetic, fewer seconds")
     made.add_argument("--calibration", type=int, default=256)
     made.add_argument("--holdout", type=int, default=1000)
     made.add_argument("--test", type=int, default=10000)

@@ -199,7 +199,8 @@ def tuned(rows: list[dict[str, Any]]) -> list[str]:
     """The section of one network after a short fine-tune, for run files of one model; one table per length of training."""
     one = rows[0]
     images = sorted({row["images"].get("two_sided", 0) for row in rows} - {0})
-    both = f"What is fitted on both sides as it is selected sees {images[0]:,} images, and no other repair. " if images else ""
+    counts = " or ".join(f"{count:,}" for count in images)
+    both = f"What is fitted on both sides as it is selected sees {counts} images, and no other repair. " if images else ""
     lines = [
         f"## {NAMES[one['model']]}, with a short fine-tune",
         f"Base: {percent(one['dense'])} %, {one['dense_params']:,} parameters, {one['dense_macs'] / 1e6:.2f} M MACs; judged "

@@ -20,6 +20,15 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture
+def one_thread():
+    """One thread in the test whatever ran before it, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def call(capsys):
     """(exit code, standard output, standard error) of one command."""
     from secateur.cli.main import main

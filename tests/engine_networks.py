@@ -33,11 +33,17 @@ needs_kernels = pytest.mark.skipif(bool(MISSING), reason=MISSING or "the engine 
 
 
 def thin(model: nn.Module, zeros: float = 0.9, seed: int = 0) -> nn.Module:
-    """`model` in evaluation, its weights thinned, its batch norms with statistics that matter."""
+    """`model` in evaluation, its weights thinned, its batch norms with statistics that matter.
+
+    The largest weight of a layer stays, and all that stay grow to the variance of He et al., 2015: what comes out is made of
+    what goes in, and not of biases alone.
+    """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.weight.data *= torch.rand(module.weight.shape, generator=generator) >= zeros
+            weight = module.weight.data
+            kept = (torch.rand(weight.shape, generator=generator) >= zeros) | (weight.abs() == weight.abs().max())
+            weight *= kept * (6 / (1 - zeros)) ** 0.5
         if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
             module.running_mean.normal_(0, 0.1, generator=generator)  # type: ignore[union-attr,operator]
             module.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr,operator]
@@ -176,6 +182,13 @@ def network(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     make, shapes = NETWORKS[name]
     torch.manual_seed(0)
     return thin(make()), tuple(torch.randn(shape) for shape in shapes)
+
+
+def flat_of(value: Any) -> list[Tensor]:
+    """The tensors in tuples, lists and dicts."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [value] if isinstance(value, Tensor) else [leaf for item in value for leaf in flat_of(item)]
 
 
 def same(found: Any, wanted: Any) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateur.core.axes import Axes
 from secateur.core.axis import Axis, Slot
 from secateur.core.size import Size, Term, constant
+
+LOSS = nn.CrossEntropyLoss()
+"""Of the outputs of a `Small` and the labels of `data()`."""
 
 
 class Small(nn.Module):
@@ -82,6 +86,39 @@ def data(batches: int = 3, size: int = 5, seed: int = 1) -> list[tuple[Tensor, T
     draw = torch.Generator().manual_seed(seed)
     images = torch.randn(batches, size, 3, 4, 4, dtype=torch.float64, generator=draw)
     return list(zip(images, torch.randint(10, (batches, size), generator=draw), strict=True))
+
+
+def owned(model: Small, axis: str, unit: int) -> dict[str, torch.Tensor]:
+    """Views of all parameter entries of one unit, written out by hand."""
+    if axis == "one":
+        return {
+            "one.weight": model.one.weight.data[unit],
+            "one.bias": model.one.bias.data[unit],
+            "norm.weight": model.norm.weight.data[unit],
+            "norm.bias": model.norm.bias.data[unit],
+            "two.weight": model.two.weight.data[:, unit],
+            "three.weight": model.three.weight.data[:, unit],
+        }
+    return {
+        "two.weight": model.two.weight.data[unit],
+        "three.weight": model.three.weight.data[unit],
+        "last.weight": model.last.weight.data[unit],
+        "last.bias": model.last.bias.data[unit],
+        "head.weight": model.head.weight.data[:, 16 * unit : 16 * unit + 16],
+    }
+
+
+WRITERS = {"one": ("one.weight",), "two": ("two.weight", "three.weight")}
+
+
+def rows(model: Small, axis: Axis, group: bool) -> list[np.ndarray]:
+    """Entries of each unit as one vector."""
+    found = []
+    for unit in range(axis.units):
+        parts = owned(model, axis.name, unit)
+        names = parts if group else WRITERS[axis.name]
+        found.append(np.concatenate([parts[name].numpy().ravel() for name in names]))
+    return found
 
 
 A: Size = ((1, (0,)),)

@@ -1,10 +1,52 @@
 """A seeded generator of small networks: a chain of blocks on feature maps, then one on vectors or tokens."""
 
 import random
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+NORMS: list[Callable[[int], nn.Module]] = [
+    lambda n: nn.BatchNorm2d(n),
+    lambda n: nn.Identity(),
+    lambda n: nn.GroupNorm(2 if n % 2 == 0 else 1, n),
+]
+BODIES: dict[str, Callable[..., nn.Module | nn.Parameter]] = {
+    "conv": lambda c, w, norm, rng: nn.Sequential(nn.Conv2d(c, w, 3, padding=1, bias=rng.random() < 0.5), norm(w)),
+    "residual": lambda c, w, norm, rng: nn.Sequential(nn.Conv2d(c, w, 3, padding=1), norm(w), nn.ReLU(), nn.Conv2d(w, c, 1)),
+    "dense": lambda c, w, norm, rng: nn.Sequential(norm(c), nn.Conv2d(c, w, 3, padding=1)),
+    "branches": lambda c, w, norm, rng: nn.ModuleList(nn.Conv2d(c, w + i, 1) for i in range(3)),
+    "depthwise": lambda c, w, norm, rng: nn.Sequential(nn.Conv2d(c, c, 3, padding=1, groups=c), nn.BatchNorm2d(c)),
+    "grouped": lambda c, w, norm, rng: nn.Sequential(nn.Conv2d(c, w, 1), nn.Conv2d(w, 2 * w, 3, padding=1, groups=2)),
+    "excite": lambda c, w, norm, rng: nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, 3, 1), nn.ReLU(), nn.Conv2d(3, c, 1), nn.Sigmoid()
+    ),
+    "halves": lambda c, w, norm, rng: nn.Conv2d(c, 2 * w, 1),
+    "uneven": lambda c, w, norm, rng: nn.Conv2d(c, w + 3, 1),
+    "shuffle": lambda c, w, norm, rng: nn.Conv2d(c, 2 * w, 1),
+    "pixels": lambda c, w, norm, rng: nn.Conv2d(c, 4 * w, 1),
+    "unshuffle": lambda c, w, norm, rng: nn.Conv2d(4 * c, w, 1),
+    "transposed": lambda c, w, norm, rng: nn.ConvTranspose2d(
+        c, 2 * w, 3, padding=1, groups=2 if c % 2 == 0 and rng.random() < 0.5 else 1
+    ),
+    "direct": lambda c, w, norm, rng: nn.Parameter(torch.randn(w, c, 1, 1) / c**0.5),
+    "einsum": lambda c, w, norm, rng: nn.Parameter(torch.randn(c, w) / c**0.5),
+    "bilinear": lambda c, w, norm, rng: nn.Conv2d(c, w, 3, padding=1),
+    "layer norm": lambda c, w, norm, rng: nn.Linear(c, w),
+}
+"""By kind, the main layer or parameter of a block of c channels and width w; what a seed draws hangs on the order of kinds."""
+OUT: dict[str, Callable[[int, int], int]] = {
+    "residual": lambda c, w: c,
+    "dense": lambda c, w: c + w,
+    "branches": lambda c, w: 3 * w + 3,
+    "depthwise": lambda c, w: c,
+    "grouped": lambda c, w: 2 * w,
+    "excite": lambda c, w: c,
+    "shuffle": lambda c, w: 2 * w,
+    "transposed": lambda c, w: 2 * w,
+}
+"""The channels that a block leaves, where they are not w."""
 
 
 class Block(nn.Module):
@@ -15,65 +57,21 @@ class Block(nn.Module):
         self.kind = kind
         c = channels
         w = rng.choice([4, 6, 8, 12])
-        self.out = c
-        norm = rng.choice(
-            [lambda n: nn.BatchNorm2d(n), lambda n: nn.Identity(), lambda n: nn.GroupNorm(2 if n % 2 == 0 else 1, n)]
-        )
+        self.out = OUT[kind](c, w) if kind in OUT else w
+        norm = rng.choice(NORMS)
         self.act = rng.choice([nn.ReLU(), nn.SiLU(), nn.GELU(), nn.Sigmoid(), nn.PReLU(), nn.Hardswish()])
-        if kind == "conv":
-            self.body = nn.Sequential(nn.Conv2d(c, w, 3, padding=1, bias=rng.random() < 0.5), norm(w))
-            self.out = w
-        elif kind == "residual":
-            self.body = nn.Sequential(nn.Conv2d(c, w, 3, padding=1), norm(w), nn.ReLU(), nn.Conv2d(w, c, 1))
-        elif kind == "dense":
-            self.body = nn.Sequential(norm(c), nn.Conv2d(c, w, 3, padding=1))
-            self.out = c + w
-        elif kind == "branches":
-            self.body = nn.ModuleList(nn.Conv2d(c, w + i, 1) for i in range(3))
-            self.out = 3 * w + 3
-        elif kind == "depthwise":
-            self.body = nn.Sequential(nn.Conv2d(c, c, 3, padding=1, groups=c), nn.BatchNorm2d(c))
-        elif kind == "grouped":
-            self.body = nn.Sequential(nn.Conv2d(c, w, 1), nn.Conv2d(w, 2 * w, 3, padding=1, groups=2))
-            self.out = 2 * w
-        elif kind == "excite":
-            self.body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, 3, 1), nn.ReLU(), nn.Conv2d(3, c, 1), nn.Sigmoid())
-        elif kind == "halves":
-            self.body = nn.Conv2d(c, 2 * w, 1)
-            self.out = w
-        elif kind == "uneven":
-            self.body = nn.Conv2d(c, w + 3, 1)
+        if kind == "layer norm":
+            self.norm = nn.LayerNorm(c)
+        self.body = BODIES[kind](c, w, norm, rng)
+        if kind == "uneven":
             self.sizes = [w, 3]
             self.tail = nn.Conv2d(3, w, 1)
-            self.out = w
-        elif kind == "shuffle":
-            self.body = nn.Conv2d(c, 2 * w, 1)
-            self.out = 2 * w
-        elif kind == "pixels":
-            self.body = nn.Conv2d(c, 4 * w, 1)
-            self.out = w
-        elif kind == "unshuffle":
-            self.body = nn.Conv2d(4 * c, w, 1)
-            self.out = w
-        elif kind == "transposed":
-            self.body = nn.ConvTranspose2d(c, 2 * w, 3, padding=1, groups=2 if c % 2 == 0 and rng.random() < 0.5 else 1)
-            self.out = 2 * w
         elif kind == "direct":
-            self.body = nn.Parameter(torch.randn(w, c, 1, 1) / c**0.5)
             self.register_buffer("shift", torch.randn(w, 1, 1))
-            self.out = w
-        elif kind == "einsum":
-            self.body = nn.Parameter(torch.randn(c, w) / c**0.5)
-            self.out = w
         elif kind == "bilinear":
-            self.body = nn.Conv2d(c, w, 3, padding=1)
             self.gate = nn.Bilinear(c, c, w, bias=rng.random() < 0.5)
-            self.out = w
         elif kind == "layer norm":
-            self.norm = nn.LayerNorm(c)
-            self.body = nn.Linear(c, w)
             self.scale = nn.Parameter(torch.rand(w))
-            self.out = w
 
     def forward(self, x):
         kind, body = self.kind, self.body
@@ -171,10 +169,8 @@ class Turned(nn.Module):
 class Network(nn.Module):
     def __init__(self, rng):
         super().__init__()
-        kinds = "conv residual dense branches depthwise grouped excite halves uneven shuffle pixels".split()
-        kinds += ["unshuffle", "transposed", "direct", "einsum", "bilinear", "layer norm"]
         blocks, c = [], 3
-        for kind in ["conv", *rng.choices(kinds, k=rng.randint(1, 4))]:
+        for kind in ["conv", *rng.choices(list(BODIES), k=rng.randint(1, 4))]:
             blocks.append(Block(kind, c, rng))
             c = blocks[-1].out
         self.blocks = nn.ModuleList(blocks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import handmade
-from secateur import allocate, score
+from secateur import allocate, criteria, score
 from secateur.core.axes import Axes
 from secateur.core.plan import Plan
-from secateur.criteria.scoring import NetSettings, ScorerSettings, ScorerStage, ScoringNet, Task
+from secateur.criteria.scoring import NetSettings, ScorerSettings, ScorerStage, ScoringNet, Slopes, Task, weighed
 
 KINDS = {
     "stats": NetSettings(),
@@ -63,3 +65,18 @@ def scores_of(net: ScoringNet, model: nn.Module, axes: Axes) -> dict[str, Tensor
 
 def task(model: nn.Module, allocator: Any = budget) -> Task:
     return Task(model, handmade.axes(model), data(), F.cross_entropy, allocator)  # type: ignore[arg-type]
+
+
+def scored(name: str, batches: Any, loss: Any = F.cross_entropy, **args: Any) -> Callable[[nn.Module], Any]:
+    """The criterion of that name made on `batches`, and asked."""
+
+    def act(model: nn.Module) -> Any:
+        axes = handmade.axes(model)
+        if name == "slopes":
+            return Slopes(model, batches, loss, **args)
+        if name == "weighed":
+            return weighed(criteria.random(model), replace(task(model, uniform), batches=batches, loss=loss), 0.5, **args)
+        given = (axes, batches, loss) if name == "three_sp" else (batches, loss)
+        return score(axes, getattr(criteria, name)(model, *given, **args))
+
+    return act

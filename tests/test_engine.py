@@ -12,6 +12,7 @@ from engine_networks import (
     MISSING,
     MODEL,
     NETWORKS,
+    flat_of,
     needs_kernels,
     network,
     same,
@@ -25,6 +26,15 @@ from secateur.runtime.fuse import fuse
 from secateur.runtime.graph import Graph
 
 pytestmark = pytest.mark.usefixtures("few_kernels")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_outputs_are_made_of_what_goes_in(name: str) -> None:
+    """Of biases alone they would be right whatever the engine makes of the input."""
+    model, inputs = network(name)
+    with torch.no_grad():
+        for a, b in zip(flat_of(model(*inputs)), flat_of(model(*map(torch.randn_like, inputs))), strict=True):
+            assert float((a - b).abs().max()) > 0.1 * float(a.abs().max())
 
 
 @pytest.mark.parametrize("name", NETWORKS)

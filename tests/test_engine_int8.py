@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from engine_networks import MODEL, NETWORKS, network, spoiled, told
+from engine_networks import MODEL, NETWORKS, flat_of, network, spoiled, told
 from secateur import runtime
 from secateur.core.errors import SecateurError
 from secateur.native import library
@@ -42,15 +42,9 @@ def test_every_instruction_set_gives_the_same_bits(name: str, monkeypatch: pytes
     assert len(found) == 1 or all(torch.equal(found[0], other) for other in found[1:])
 
 
-def flat_of(value: Any) -> list[Tensor]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [value] if isinstance(value, Tensor) else [leaf for item in value for leaf in flat_of(item)]
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_outputs_in_int8_are_those_of_the_model_within_its_rounding(name: str) -> None:
-    """Within 2.5e-2 of the largest output, calibrated on the inputs it is asked for."""
+    """Within 4e-2 of the largest output, calibrated on the inputs it is asked for."""
     model, inputs = network(name)
     with torch.no_grad():
         wanted = flat_of(model(*inputs))
@@ -59,7 +53,7 @@ def test_outputs_in_int8_are_those_of_the_model_within_its_rounding(name: str) -
     for a, b in zip(found, wanted, strict=True):
         assert a.shape == b.shape
         assert a.dtype == torch.float32
-        assert float((a - b).abs().max()) <= 2.5e-2 * max(float(b.abs().max()), 1e-3)
+        assert float((a - b).abs().max()) <= 4e-2 * max(float(b.abs().max()), 1e-3)
     assert all(torch.equal(a, b) for a, b in zip(flat_of(fast(*inputs)), found, strict=True))
 
 

@@ -1,9 +1,8 @@
-"""int8 kernels: sums of whole numbers against NumPy, bit for bit by every instruction set; layers without weights."""
+"""int8 kernels: sums of whole numbers against NumPy, bit for bit by every instruction set."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,40 +10,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.nn import functional as F
 
-from engine_networks import forced
-from secateur.native import library
-from secateur.runtime.coding import Coding, code_of, ranges_of
+from engine_bytes import PLAIN, SIGNED, STEP, UNSIGNED, Case, path, plan_of, whole_input
+from engine_networks import needs_kernels
+from secateur.runtime.coding import code_of
 from secateur.runtime.graph import Graph, Node, Ref
-from secateur.runtime.lower import lower
 from secateur.runtime.pack import pack
-from secateur.runtime.placing import shapes_of
-from secateur.runtime.plan import Plan
-from secateur.runtime.program import choose
-from secateur.runtime.tune import largest_tile
 
-MISSING = library.missing()
-pytestmark = [
-    pytest.mark.skipif(bool(MISSING), reason=MISSING or "the engine is there"),
-    pytest.mark.usefixtures("one_int8_kernel"),
-]
-PATHS = [path for path in library.usable() if path != "avx512_bf16"] if not MISSING else []
-"""avx512_bf16 runs the int8 kernels of avx512_vnni."""
+__all__ = ["path"]
+
+pytestmark = [needs_kernels, pytest.mark.usefixtures("one_int8_kernel")]
 FEW, MANY = 50, 600
-STEP = 2.0**-6
-"""Scales are powers of two here, so that what follows a sum is exact too."""
-UNSIGNED, SIGNED = (0.0, 255 * STEP), (-128 * STEP, 127 * STEP)
-Case = dict[str, Any]
-
-
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Each instruction set this CPU has, forced as a user would force it."""
-    with forced(request.param, monkeypatch) as isa:
-        yield isa
-
 
 kernels = {
     "block": st.sampled_from([1, 1, 2, 4]), "tile": st.integers(1, 6), "split": st.integers(0, 1),
@@ -77,10 +53,6 @@ def whole_weight(shape: tuple[int, ...], zeros: float, generator: np.random.Gene
     return weight
 
 
-def whole_input(shape: tuple[int, ...], signed: bool, generator: np.random.Generator) -> np.ndarray:
-    return generator.integers(-128, 128, shape) if signed else generator.integers(0, 256, shape)
-
-
 def sums(x: np.ndarray, weight: np.ndarray, c: Case) -> np.ndarray:
     """A convolution of whole numbers, tap by tap."""
     pads = [(0, 0), (0, 0), *((p, p) for p in c["padding"])]
@@ -111,20 +83,6 @@ def followed(y: np.ndarray, bias: np.ndarray | None, other: np.ndarray | None, c
             value, np.float32(0.0 if c["end"] == "relu" else -0.5), np.float32(np.inf if c["end"] == "relu" else 0.5)
         )
     return value + other.astype(np.float32) if other is not None and c["after"] else value
-
-
-def plan_of(graph: Graph, inputs: list[Tensor], ranges: dict[str, tuple[float, float]], c: Case) -> Plan:
-    """A plan with the kernel named."""
-    values = shapes_of(graph, inputs)
-    program = lower(graph, values, lanes=c.get("lanes", 1), size=1, coding=Coding(ranges))
-    assert [step.node for step in program.steps] == [None], "the engine runs it"
-    for name, layer in program.layers.items():
-        assert layer.size == 1
-        block = c["block"] if layer.alike else 1
-        tile = min(c["tile"], largest_tile(block, library.path(), size=1), layer.lines)
-        choose(program, name, block, tile, c["split"], c["parts"])
-    made = {name: tuple(values[name].shape) for step in program.steps for name in step.writes}
-    return Plan(graph, program, {}, c["threads"], 1, c["threads"], [program.arena()], made)
 
 
 def settings_of(c: Case) -> dict[str, Any]:
@@ -206,13 +164,6 @@ def test_many_linear_layers(path: str, case: Case) -> None:
     check_linear(case)
 
 
-PLAIN: Case = {
-    "block": 1, "tile": 2, "split": 0, "parts": 1, "threads": 2, "seed": 1, "zeros": 0.9, "signed": True, "bias": True,
-    "residual": True, "after": 0, "end": "relu", "images": 1, "lanes": 1, "groups": 1, "inner": 3, "outer": 5, "size": (13, 11),
-    "kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize(
     "more",
     [
@@ -254,81 +205,3 @@ def test_fours_hold_every_weight_once() -> None:
                         found[row, offset // 100] += value
         assert np.array_equal(found, weight)
         assert len(made.words) == (4 if parts == 1 else 6)
-
-
-def pooling(kernel: int, stride: int, padding: int) -> dict[str, Any]:
-    return {"kernel": (kernel, kernel), "stride": (stride, stride), "padding": (padding, padding)}
-
-
-OTHERS: list[tuple[str, dict[str, Any], Any]] = [
-    ("maxpool", pooling(3, 2, 1) | {"ceil": False}, lambda x: F.max_pool2d(x, 3, 2, 1)),
-    ("maxpool", pooling(2, 2, 0) | {"ceil": True}, lambda x: F.max_pool2d(x, 2, 2, 0, 1, True)),
-    ("maxpool", pooling(2, 2, 0) | {"ceil": False}, lambda x: F.max_pool2d(x, 2)),
-    ("avgpool", pooling(2, 2, 0), lambda x: F.avg_pool2d(x, 2)),
-    ("avgpool", pooling(3, 1, 1), lambda x: F.avg_pool2d(x, 3, 1, 1)),
-    ("adaptive", {"size": (1, 1)}, lambda x: F.adaptive_avg_pool2d(x, 1)),
-    ("adaptive", {"size": (9, 13)}, lambda x: x),
-    ("act", {"activation": "silu"}, F.silu),
-    ("affine", {"activation": "clamp", "low": 0.0, "high": 6.0}, lambda x: F.relu6(x * 2 - 0.25)),
-    ("cat", {}, lambda x: torch.cat([x, x], 1)),
-    ("add", {}, lambda x: x + x),
-    ("mul", {}, lambda x: x * x.mean((2, 3), keepdim=True)),
-]
-
-
-@pytest.mark.parametrize(("batch", "lanes"), [(1, 1), (16, 1), (16, 16)])
-@pytest.mark.parametrize(("op", "given", "wanted"), OTHERS)
-def test_layers_without_weights(path: str, op: str, given: dict[str, Any], wanted: Any, batch: int, lanes: int) -> None:
-    """To half a step of the output, and of a mean that is multiplied by."""
-    generator = np.random.default_rng(0)
-    x = torch.from_numpy(whole_input((batch, 3, 9, 13), True, generator).astype(np.float32) * np.float32(STEP))
-    same = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
-    tensors = {"scale": torch.full((3,), 2.0), "shift": torch.full((3,), -0.25)} if op == "affine" else {}
-    names = {"cat": ("c", "c"), "add": ("c", "c"), "mul": ("c", "m")}.get(op, ("c",))
-    before = (Node("c", "conv", ("x",), {"weight": torch.eye(3).reshape(3, 3, 1, 1)}, same),)
-    if op == "mul":
-        before += (Node("m", "adaptive", ("c",), {}, {"size": (1, 1)}),)
-    graph = Graph(("x",), (*before, Node("y", op, names, tensors, given)), {}, Ref("y"))
-    ranges = ranges_of(graph, [(x,)]) | {"x": SIGNED, "c": SIGNED}
-    exact = wanted(x.double())
-    case = PLAIN | {"lanes": lanes, "tile": 1}
-    found = plan_of(graph, [x], ranges, case).run([x])
-    steps = {name: code_of(known).scale for name, known in ranges.items()}
-    moved = STEP if op in ("maxpool", "avgpool", "cat") or given.get("size") == (9, 13) else steps["y"]
-    bound = moved * 0.501 + (2.0 * steps["m"] * 0.501 if op == "mul" else 0.0) + 1e-6
-    assert found.shape == exact.shape
-    assert float((found.double() - exact).abs().max()) <= bound
-
-
-def test_gaps_hold_the_byte_for_zero_after_every_run(path: str) -> None:
-    x = torch.randn(2, 3, 7, 7)
-    given = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, "activation": "gelu"}
-    nodes = (
-        Node("y", "conv", ("x",), {"weight": torch.randn(4, 3, 3, 3), "bias": torch.ones(4)}, given),
-        Node("z", "conv", ("y",), {"weight": torch.randn(4, 4, 3, 3)}, given),
-    )
-    graph = Graph(("x",), nodes, {}, Ref("z"))
-    made = plan_of(graph, [x], ranges_of(graph, [(x,)]), PLAIN | {"tile": 1})
-    made.run([x])
-    assert made.program is not None
-    layout = made.program.layouts["y"]
-    assert layout.zero == 128
-    mask = np.zeros(layout.image, bool)
-    mask[(np.arange(7)[:, None] * layout.row + np.arange(7)).ravel()] = True
-    offset = made.program.ops[made.program.layers["y"].place].y * 4
-    arena = made.arenas[0].numpy().view(np.uint8)
-    for channel, image in np.ndindex(4, 2):
-        start = offset + layout.lead + channel * layout.channel + image * layout.image
-        values = arena[start : start + layout.image]
-        assert (values[~mask] == 128).all()
-        assert (values[mask] != 128).any()
-
-
-def test_not_a_number_becomes_zero(path: str) -> None:
-    x = torch.ones(1, 2, 6, 6)
-    x[0, 0, 2, 3] = float("nan")
-    node = Node("y", "conv", ("x",), {"weight": torch.ones(1, 2, 1, 1)}, {
-        "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1,
-    })  # fmt: skip
-    found = plan_of(Graph(("x",), (node,), {}, Ref("y")), [x], {"x": SIGNED, "y": (0.0, 0.0)}, PLAIN | {"tile": 1}).run([x])
-    assert torch.allclose(found, x.nan_to_num(0.0).sum(1, keepdim=True))

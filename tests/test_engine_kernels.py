@@ -1,9 +1,8 @@
-"""The kernels against PyTorch in float64: every instruction set, block, tile and layout, on random layers."""
+"""Kernels of layers with weights against PyTorch in float64: every instruction set, block, tile and layout, random layers."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,82 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine_networks import forced
-from secateur.native import library
-from secateur.runtime.graph import Graph, Node, Ref
-from secateur.runtime.lower import lower
+from engine_kernels import SINGLE, close, half, near, path, plan_of
+from engine_networks import needs_kernels
+from secateur.runtime.graph import Node
 from secateur.runtime.pack import pack, rounded
-from secateur.runtime.placing import shapes_of
-from secateur.runtime.plan import Plan
-from secateur.runtime.program import choose
-from secateur.runtime.tune import largest_tile
 
-MISSING = library.missing()
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING or "the engine is there")
-PATHS = library.usable() if not MISSING else ()
-SINGLE = [path for path in PATHS if library.plain(path) == path]
-"""Instruction sets with float32 kernels of their own."""
+__all__ = ["path"]
+
+pytestmark = needs_kernels
 in_single = pytest.mark.parametrize("path", SINGLE, indirect=True)
 FEW, MANY = 60, 600
 """Random cases of the quick run and of the long one, for each kind of layer."""
-
-
-@pytest.fixture(params=PATHS, autouse=True)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Each instruction set this CPU has, forced as a user would force it."""
-    with forced(request.param, monkeypatch) as isa:
-        yield isa
-
-
-def plan_of(
-    node: Node,
-    inputs: dict[str, Tensor],
-    *,
-    block: int,
-    tile: int,
-    split: int,
-    parts: int,
-    lanes: int,
-    threads: int,
-    halves: bool = False,
-) -> Plan:
-    """A plan that runs one node with the kernel named."""
-    graph = Graph(tuple(inputs), (node,), {}, Ref(node.name))
-    values = shapes_of(graph, inputs.values())
-    program = lower(graph, values, lanes=lanes, size=2 if halves else 4)
-    assert [step.node for step in program.steps] == [None], "the engine runs it"
-    for name, layer in program.layers.items():
-        if layer.dot:
-            choose(program, name, 1, 1, 0)
-        else:
-            most = largest_tile(block, library.path(), size=2 if halves else 4)
-            choose(program, name, block, min(tile, most, layer.lines), split, parts)
-    arena = torch.full((program.floats,), 0.0)
-    return Plan(graph, program, {}, threads, 1, threads, [arena], {node.name: tuple(values[node.name].shape)})
-
-
-def close(found: Tensor, wanted: Tensor, *summed: Tensor | None) -> None:
-    """To the rounding of float32, relative to the largest number: the result's, or one of the sums it was clipped from.
-
-    Those are given a tenth of the sums of absolute products beside them: a few numbers may cancel to next to nothing.
-    """
-    assert found.shape == wanted.shape
-    scale = max(float(part.abs().max()) for part in (wanted, *summed, torch.tensor(1e-3)) if part is not None)
-    worst = float((found.double() - wanted).abs().max()) / scale
-    assert worst < 1e-5, worst
-
-
-def near(found: Tensor, wanted: Tensor, *summed: Tensor | None) -> None:
-    """To the rounding of bf16, half of its last of 8 bits, number by number; sums to the rounding of float32."""
-    assert found.shape == wanted.shape
-    scale = max(float(part.abs().max()) for part in (wanted, *summed, torch.tensor(1e-3)) if part is not None)
-    worst = float(((found.double() - wanted).abs() - wanted.abs() * 2.0**-8).max()) / scale
-    assert worst < 1e-5, worst
-
-
-def half(x: Tensor) -> Tensor:
-    """What is left of `x` in bf16, in float64."""
-    return x.bfloat16().double()
 
 
 def sparse(shape: tuple[int, ...], zeros: float, generator: torch.Generator) -> Tensor:
@@ -192,7 +126,6 @@ PLAIN: dict[str, Any] = {
 CLIPPED = PLAIN | {"zeros": 0.95, "seed": 640, "images": 16, "inner": 4, "outer": 1, "size": (6, 12), "kernel": (3, 4),
                    "padding": (0, 0), "residual": False}  # fmt: skip
 """Almost everything is clipped at zero, and what is left is a small difference of large numbers."""
-
 EDGES: tuple[dict[str, Any], ...] = (
     PLAIN | {"zeros": 1.0},
     CLIPPED,
@@ -303,90 +236,6 @@ def test_pairs_hold_every_weight_once() -> None:
         assert len(made.words) == (4 if parts == 1 else 5)
 
 
-def pooling(kernel: Any, stride: Any, padding: int) -> dict[str, Any]:
-    def pair(value: Any) -> tuple[int, int]:
-        return value if isinstance(value, tuple) else (value, value)
-
-    return {"kernel": pair(kernel), "stride": pair(stride), "padding": pair(padding)}
-
-
-@pytest.mark.parametrize("halves", [False, True])
-@pytest.mark.parametrize("lanes", [1, 16])
-@pytest.mark.parametrize("batch", [1, 16])
-@pytest.mark.parametrize(
-    ("op", "given", "wanted"),
-    [
-        ("maxpool", pooling(3, 2, 1) | {"ceil": False}, lambda x: F.max_pool2d(x, 3, 2, 1)),
-        ("maxpool", pooling(2, 2, 0) | {"ceil": True}, lambda x: F.max_pool2d(x, 2, 2, 0, 1, True)),
-        ("maxpool", pooling(2, 2, 0) | {"ceil": False}, lambda x: F.max_pool2d(x, 2)),
-        ("maxpool", pooling((3, 2), (1, 3), 1) | {"ceil": False}, lambda x: F.max_pool2d(x, (3, 2), (1, 3), 1)),
-        ("maxpool", pooling((9, 13), (9, 13), 0) | {"ceil": False}, lambda x: F.max_pool2d(x, (9, 13))),
-        ("avgpool", pooling(2, 2, 0), lambda x: F.avg_pool2d(x, 2)),
-        ("avgpool", pooling(3, 1, 1), lambda x: F.avg_pool2d(x, 3, 1, 1)),
-        ("adaptive", {"size": (1, 1)}, lambda x: F.adaptive_avg_pool2d(x, 1)),
-        ("adaptive", {"size": (1, 1), "flat": True}, lambda x: x.mean((2, 3))),
-        ("act", {"activation": "silu"}, F.silu),
-        ("affine", {"activation": "clamp", "low": 0.0, "high": 6.0}, lambda x: F.relu6(x * 2 - 0.25)),
-        ("cat", {}, lambda x: torch.cat([x, x], 1)),
-        ("add", {}, lambda x: x + x),
-        ("mul", {}, lambda x: x * x.mean((2, 3), keepdim=True)),
-    ],
-)  # fmt: skip
-def test_layers_without_weights(
-    op: str, given: dict[str, Any], wanted: Any, batch: int, lanes: int, halves: bool, path: str
-) -> None:
-    """Behind a convolution that passes its input on, because they stay where their input is."""
-    if not halves and path not in SINGLE:
-        return
-    x = torch.randn(batch, 3, 9, 13, generator=torch.Generator().manual_seed(0))
-    eye = torch.eye(3).reshape(3, 3, 1, 1)
-    same = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
-    tensors = {"scale": torch.full((3,), 2.0), "shift": torch.full((3,), -0.25)} if op == "affine" else {}
-    names = {"cat": ("c", "c"), "add": ("c", "c"), "mul": ("c", "m")}.get(op, ("c",))
-    before = (Node("c", "conv", ("x",), {"weight": eye}, same),)
-    if op == "mul":
-        before += (Node("m", "adaptive", ("c",), {}, {"size": (1, 1)}),)
-    graph = Graph(("x",), (*before, Node("y", op, names, tensors, given)), {}, Ref("y"))
-    values = shapes_of(graph, [x])
-    program = lower(graph, values, lanes=lanes, size=2 if halves else 4)
-    assert [step.node for step in program.steps] == [None]
-    choose(program, "c", 1, 2, 0)
-    plan = Plan(graph, program, {}, 2, 1, 2, [torch.zeros(program.floats)], {"y": tuple(values["y"].shape)})
-    if halves and op == "mul":  # the means are rounded on their way
-        assert torch.allclose(plan.run([x]).double(), wanted(half(x)), rtol=2.0**-7, atol=1e-6)
-    elif halves:
-        near(plan.run([x]), wanted(half(x)))
-    else:
-        close(plan.run([x]), wanted(x.double()))
-
-
-@pytest.mark.parametrize("halves", [False, True])
-def test_not_a_number_stays_one(halves: bool) -> None:
-    x = torch.randn(1, 2, 6, 6)
-    x[0, 0, 2, 3] = float("nan")
-    node = Node("y", "conv", ("x",), {"weight": torch.ones(1, 2, 1, 1)}, {
-        "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "activation": "relu",
-    })  # fmt: skip
-    found = plan_of(node, {"x": x}, block=1, tile=3, split=0, parts=1, lanes=1, threads=1, halves=halves).run([x])
-    assert torch.equal(found.isnan(), F.relu(x.sum(1, keepdim=True)).isnan())
-
-
-@pytest.mark.parametrize("halves", [False, True])
-@pytest.mark.parametrize("padding", [0, 1])
-@pytest.mark.parametrize("lanes", [1, 16])
-def test_a_maximum_over_not_a_number_is_none(lanes: int, padding: int, halves: bool) -> None:
-    x = torch.randn(16, 2, 18, 70, generator=torch.Generator().manual_seed(0)).bfloat16().float()
-    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) > 0.9] = float("nan")
-    same = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 2}
-    first = Node("c", "conv", ("x",), {"weight": torch.ones(2, 1, 1, 1)}, same)
-    graph = Graph(("x",), (first, Node("y", "maxpool", ("c",), {}, pooling(2, 2, padding) | {"ceil": False})), {}, Ref("y"))
-    program = lower(graph, shapes_of(graph, [x]), lanes=lanes, size=2 if halves else 4)
-    choose(program, "c", 1, 2, 0)
-    wanted = F.max_pool2d(x, 2, 2, padding)
-    plan = Plan(graph, program, {}, 1, 1, 1, [torch.zeros(program.floats)], {"y": tuple(wanted.shape)})
-    assert torch.equal(plan.run([x]).nan_to_num(7), wanted.nan_to_num(7))
-
-
 @pytest.mark.parametrize("halves", [False, True])
 def test_gaps_hold_zeros_after_every_run(halves: bool) -> None:
     """A bias or an activation must not leak into the zeros a later convolution reads as its padding."""
@@ -407,15 +256,3 @@ def test_gaps_hold_zeros_after_every_run(halves: bool) -> None:
             values = arena[start : start + layout.image]
             assert (values[~mask] == 0).all()
             assert (values[mask] != 0).all()
-
-
-def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SECATEUR_ENGINE_ISA", "avx511")
-    with pytest.raises(Exception, match="SECATEUR_ENGINE_ISA=avx511"):
-        library.library()
-
-
-def test_the_library_knows_its_sources() -> None:
-    from secateur.native import build
-
-    assert library.library().secateur_source().decode() == build.digest() or os.environ.get("SECATEUR_ENGINE_LIBRARY")

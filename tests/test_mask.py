@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import secateur
+from masked import random_masks
 from networks import VARIED, ZOO, TiedPair, builder
 from secateur import Mask, Plan, SecateurError, support, trace
 from secateur.core.codec import dumps, from_json, loads, to_json
@@ -30,17 +31,6 @@ from secateur.testing import (
     random_plan,
     wrong_model_is_refused,
 )
-
-
-def random_masks(model: nn.Module, share: float, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A random mask for every weight of two dims or more."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.rand(value.shape, generator=generator) < share
-        for name, value in model.named_parameters()
-        if value.dim() > 1
-    }
-
 
 # the code ----------------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,10 @@
-"""Counts, memory and time against hand arithmetic."""
+"""Counts, ranks, memory and time against hand arithmetic and numpy."""
 
 from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -122,6 +123,24 @@ def test_a_meta_copy_holds_no_values_and_the_same_ties() -> None:
     assert copy[0].weight.stride() == model[0].weight.stride()
     assert model[0].weight.device.type == "cpu"
     assert model[2].shift.device.type == "cpu"
+
+
+def test_rank_facts_against_numpy():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Linear(9, 5))
+    with torch.no_grad():
+        model[0].weight[2] = 0
+        model[0].weight[:, 1] = 0
+        model[0].weight[4] = model[0].weight[3] * 2
+        model[1].weight.zero_()
+    found = measure.rank_facts(model)
+    weight = model[0].weight.detach().flatten(1).double().numpy()
+    assert found["0.weight"].rank == np.linalg.matrix_rank(weight, tol=1e-5) == 4
+    values = np.linalg.svd(weight, compute_uv=False) ** 2
+    assert found["0.weight"].energy_rank == next(k for k in range(7) if values[k:].sum() <= 0.2 * values.sum())
+    assert (found["0.weight"].empty_rows, found["0.weight"].empty_columns, found["0.weight"].full) == (1, 1, 6)
+    assert (found["1.weight"].rank, found["1.weight"].energy_rank, found["1.weight"].empty_rows) == (0, 0, 5)
+    assert list(measure.rank_facts(model, names=["1.weight"])) == ["1.weight"]
 
 
 MEASURES = {

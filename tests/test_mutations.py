@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from networks import ZOO
+from networks import ZOO, builder
 from networks_structures import STRUCTURES
 from secateur.core.errors import SecateurError
 from secateur.graph import dims as d
@@ -11,7 +11,6 @@ from secateur.graph.rules import RULES
 from secateur.graph.rules.join import cat
 from secateur.graph.state import State
 from secateur.testing import LawBroken, counts_are_exact, laws, plans_compose, preview_equals_apply
-from test_laws import builder
 
 LAWS = (preview_equals_apply, counts_are_exact, plans_compose)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from loops import train
 from secateur import SecateurError
 from secateur.testing import distance
 from secateur.train.sparse import (
@@ -28,7 +29,7 @@ from secateur.train.sparse import (
     weights_of,
 )
 from secateur.train.sparse import hook as module
-from test_rpg import SGD, batches, net, train
+from sparse_cases import SGD, batches, net
 
 
 def test_every_reading_takes_the_schedule_it_is_given():

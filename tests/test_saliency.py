@@ -17,7 +17,7 @@ from secateur.testing import distance
 from secateur.train.sparse import Layout, grasp, iterative, magnitude, obs, one_shot, snip, synflow
 from secateur.train.sparse.obs import second_moments, sparsify
 from secateur.train.sparse.saliency import flow
-from test_rpg import batches, net
+from sparse_cases import batches, net
 
 
 def mlp(widths=(6, 9, 7, 3), seed: int = 0) -> nn.Sequential:

@@ -1,70 +1,19 @@
-"""Searches: they end, find what can go, change nothing, and replay."""
+"""The adaptive search: it ends, finds what can go, changes nothing, holds its guards and targets, and replays."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-import handmade
-from secateur import criteria, repair, score, trace
-from secateur.core.axes import Axes
+from searches import SETTINGS, kept, setting
 from secateur.core.errors import SecateurError
 from secateur.core.plan import Plan
-from secateur.search import (
-    AdaptiveSettings,
-    Trial,
-    adaptive,
-    bisect,
-    drive,
-    predicted,
-    previewing,
-    read_history,
-    recorder,
-    sensitivity,
-)
-
-SETTINGS = AdaptiveSettings(step=0.25, trial=1e-6, running=1e-5)
-
-
-def redundant() -> tuple[nn.Module, torch.Tensor]:
-    """Layer 0 of 8 units with 5 that are zero; layer 2 of 6 units, none of which can go; double precision."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 6)).double()
-    with torch.no_grad():
-        model[0].weight[[0, 2, 3, 5, 7]] = 0
-        model[0].bias[[0, 2, 3, 5, 7]] = 0
-        model[2].bias.fill_(3)
-        model[4].weight.copy_(torch.eye(6) * 2)
-    return model, torch.randn(32, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def error_of(model: nn.Module, x: torch.Tensor) -> Callable[[nn.Module], float]:
-    """Mean squared distance of outputs to those of `model`."""
-    with torch.no_grad():
-        target = model(x)
-
-    def error(trial: nn.Module) -> float:
-        with torch.no_grad():
-            return float((trial(x) - target).square().mean())
-
-    return error
-
-
-def setting() -> tuple[nn.Module, Axes, dict[str, torch.Tensor], Callable[[Plan], float]]:
-    model, x = redundant()
-    axes = trace(model, x)
-    return model, axes, score(axes, criteria.l1(model, group=False)), previewing(model, error_of(model, x))
-
-
-def kept(plan: Plan) -> dict[str, tuple[int, ...]]:
-    return {cut.axis: cut.kept for step in plan.steps for cut in step.cuts if len(cut.kept) < cut.units}
+from secateur.search import AdaptiveSettings, Status, adaptive, drive, predicted, read_history, recorder
 
 
 @pytest.mark.parametrize("schedule", ["sweeps", "sequential"])
@@ -112,7 +61,7 @@ def test_it_ends_whatever_the_judge_says(verdict: float, schedule: str, skip: st
 
 def test_remaining_parameters_never_grow_and_the_target_stops_it() -> None:
     _, axes, scores, _ = setting()
-    seen = []
+    seen: list[Status] = []
     search = adaptive(axes, scores, replace(SETTINGS, keep={"params": 0.6}), report=seen.append)
     plan = drive(search, lambda plan: 0.0)
     shares = [status.params for status in seen]
@@ -183,117 +132,10 @@ def test_a_search_replays_from_its_history_and_goes_on_after_a_stop(tmp_path: Pa
         assert read_history(path) == history
 
 
-def test_a_history_of_another_search_is_refused(tmp_path: Path) -> None:
-    _, axes, scores, judge = setting()
-    trials: list[Trial] = []
-    drive(adaptive(axes, scores, SETTINGS), judge, record=trials.append)
-    with pytest.raises(SecateurError, match=r"whose trial \d+ is another plan"):
-        drive(adaptive(axes, scores, replace(SETTINGS, step=0.6)), judge, history=trials)
-    path = tmp_path / "trials.jsonl"
-    path.write_text("nonsense\n{}\n")
-    with pytest.raises(SecateurError, match="line 1 that is no trial"):
-        read_history(path)
-
-
-def test_settings_that_make_no_sense_are_refused() -> None:
-    for wrong in ({"step": 0}, {"shrink": 1.0}, {"least": 0}, {"max_rate": 1.0}, {"trial": -1}, {"sweeps": 0}):
-        with pytest.raises(SecateurError, match="an adaptive search"):
-            AdaptiveSettings(**wrong)  # type: ignore[arg-type]
-    with pytest.raises(SecateurError, match="a binary search"):
-        next(bisect(handmade.axes(handmade.small()), {}, tries=0))
-
-
-def test_bisection_finds_the_redundant_units_and_no_more() -> None:
-    _, axes, scores, judge = setting()
-    trials: list[Trial] = []
-    plan = drive(bisect(axes, scores, fall=1e-6, tries=6), judge, record=trials.append)
-    assert list(kept(plan).values()) == [(1, 4, 6)]
-    assert len({trial.plan for trial in trials}) == len(trials), "no plan is judged twice"
-    assert drive(bisect(axes, scores, fall=1e-6, tries=6), judge, history=trials) == plan
-    assert drive(bisect(axes, scores), lambda plan: math.inf if plan else 0.0) == axes.plan({})
-
-
-def test_bisection_allows_more_from_axis_to_axis() -> None:
-    _, axes, scores, _ = setting()
-
-    def judge(plan: Plan) -> float:
-        return sum(before - after for before, after in plan.widths().values()) / 100
-
-    plan = drive(bisect(axes, scores, fall=0.06, tries=8), judge)
-    assert [before - after for before, after in plan.widths().values()] == [3, 3]
-    backward = [axis.name for axis in axes.free][::-1]
-    assert drive(bisect(axes, scores, fall=0.06, tries=8, order=backward), judge).widths() == plan.widths()
-
-
-def test_sensitivity_cuts_each_axis_alone() -> None:
-    _, axes, scores, judge = setting()
-    seen: list[Plan] = []
-
-    def counting(plan: Plan) -> float:
-        seen.append(plan)
-        return judge(plan)
-
-    curves = drive(sensitivity(axes, scores, (0.25, 0.3, 0.5, 0.99)), counting)
-    first, second = (curves[axis.name] for axis in axes.free)
-    assert [rate for rate, _ in first] == [0, 0.25, 0.3, 0.5, 0.99]
-    assert [loss < 1e-12 for _, loss in first] == [True, True, True, True, False]
-    assert all(loss > 1e-3 for _, loss in second[1:])
-    assert len(seen) == len(set(map(str, seen)))
-    assert all(sum(len(units) < 9 for units in kept(plan).values()) <= 1 for plan in seen)
-
-
-def test_trials_re_estimate_batch_norm_on_their_own_copy() -> None:
-    model = handmade.small()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    batches = [(torch.randn(8, 3, 4, 4, dtype=torch.float64), None)]
-    means = []
-
-    def evaluate(trial: nn.Module) -> float:
-        means.append(dict(trial.named_buffers())["model.last.running_mean"].clone())
-        return 0.0
-
-    axes = handmade.axes(model)
-    judge = previewing(model, evaluate, lambda trial: repair.batchnorm(model, trial, batches))
-    assert judge(axes.plan({"one": [0, 1]})) == 0
-    assert not torch.equal(means[0], before["last.running_mean"])
-    small = axes.plan({"one": [0, 1]}).apply(model)
-    partial(repair.batchnorm, model, small, batches)()
-    torch.testing.assert_close(means[0], small.last.running_mean)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize("search", [adaptive, bisect])
-def test_copies_go_where_the_judge_compensates_and_a_fragile_layer_stays_whole(search) -> None:  # type: ignore[no-untyped-def]
-    """Layer 0 holds 3 copies among 8 units; greedy selection puts them last, and compensation makes their cut free."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 6)).double()
-    with torch.no_grad():
-        for copy, of in ((1, 0), (4, 0), (6, 3)):
-            model[0].weight[copy], model[0].bias[copy] = model[0].weight[of], model[0].bias[of]
-    x = torch.randn(200, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    axes = trace(model, x)
-    scores = score(axes, criteria.cap(model, [(x, None)]))
-    error = error_of(model, x)
-
-    def judge(plan: Plan) -> float:
-        small = plan.apply(model)
-        if plan:
-            repair.compensation(model, small, [(x, None)], plan=plan)
-        return error(small)
-
-    made = search(axes, scores, replace(SETTINGS, step=0.2)) if search is adaptive else search(axes, scores, fall=1e-6)
-    plan = drive(made, judge)
-    (units,) = kept(plan).values()
-    assert [cut.axis for cut in plan.steps[0].cuts if len(cut.kept) < cut.units] == [axes.free[0].name]
-    assert len(units) == 5
-    assert len({0, 1, 4} & set(units)) == 1
-    assert len({3, 6} & set(units)) == 1
-
-
 def test_greedy_takes_the_step_that_harms_least_and_measures_again() -> None:
     _, axes, scores, _ = setting()
     price = dict(zip((axis.name for axis in axes.free), (0.01, 0.001), strict=True))
-    accepted: list[dict[str, int]] = []
+    accepted: list[dict[str, tuple[int, int]]] = []
 
     def judge(plan: Plan) -> float:
         return sum(price[name] * (before - after) for name, (before, after) in plan.widths().items())
@@ -343,52 +185,6 @@ def test_a_target_on_any_cost_ends_the_search() -> None:
             next(make(axes, scores, settings=settings))
 
 
-@pytest.mark.parametrize("search", [adaptive, bisect, sensitivity, partial(predicted, predict=lambda axis, kept: 0.0)])
-@pytest.mark.parametrize("spoil", ["short", "long", "flat", "nan"])
-def test_scores_that_are_not_one_finite_number_per_unit_are_told(search, spoil: str) -> None:  # type: ignore[no-untyped-def]
-    _, axes, scores, judge = setting()
-    spoilt = {
-        "short": lambda value: value[:3],
-        "long": lambda value: value.repeat(2),
-        "flat": lambda value: value[:, None],
-        "nan": lambda value: value * math.nan,
-    }[spoil]
-    wrong = {**scores, "2": spoilt(scores["2"])}
-    words = "infinite or not a number" if spoil == "nan" else r"of shape \[.*give one score for each of its 6 units"
-    with pytest.raises(SecateurError, match=f"a search over axis '2': found scores .*{words}"):
-        drive(search(axes, wrong), judge)
-    if search is adaptive:
-        with pytest.raises(SecateurError, match=words):
-            drive(search(axes, lambda plan: wrong), judge)
-        with pytest.raises(SecateurError, match="no scores for it"):
-            drive(search(axes, lambda plan: {}), judge)
-
-
-def test_scores_given_anew_need_none_for_units_that_are_gone() -> None:
-    _, axes, scores, judge = setting()
-
-    def anew(plan: Plan) -> dict[str, torch.Tensor]:
-        left = {cut.axis: list(cut.kept) for step in plan.steps for cut in step.cuts}
-        found = {name: torch.full_like(value, math.nan) for name, value in scores.items()}
-        for name, value in found.items():
-            value[left.get(name, slice(None))] = scores[name][left.get(name, slice(None))]
-        return found
-
-    assert drive(adaptive(axes, anew, SETTINGS), judge) == drive(adaptive(axes, scores, SETTINGS), judge)
-
-
-@pytest.mark.parametrize("found", [None, torch.ones(2), "high"])
-def test_a_judge_without_a_number_is_told_and_nothing_is_recorded(found: object) -> None:
-    _, axes, scores, _ = setting()
-    told: list[Trial] = []
-    with pytest.raises(SecateurError, match="a loss from a judge: found no number"):
-        drive(adaptive(axes, scores), lambda plan: found if plan else 0.0, record=told.append)  # type: ignore[arg-type, return-value]
-    assert len(told) == 1
-    for losses in ([0.0], None, [0.0] * 9):
-        with pytest.raises(SecateurError, match="from a judge: found"):
-            drive(sensitivity(axes, scores, (0.2, 0.4)), lambda plan: 0.0, many=lambda plans, losses=losses: losses)  # type: ignore[misc]
-
-
 def test_a_share_above_a_loss_holds_for_losses_of_any_sign_and_shares_of_any_size() -> None:
     _, axes, scores, _ = setting()
     for dense in (-1.0, 0.0, 1.0):
@@ -402,32 +198,3 @@ def test_a_share_above_a_loss_holds_for_losses_of_any_sign_and_shares_of_any_siz
     settings = replace(SETTINGS, compare="ratio", trial=0.5, running=0.5, unit="units", step=1)
     plan = drive(adaptive(axes, scores, settings), lambda plan: -1 + 0.2 * sum(b - a for a, b in plan.widths().values()) * -1)
     assert sum(before - after for before, after in plan.widths().values()) == 2
-
-
-def test_a_step_larger_than_any_width_takes_what_there_is() -> None:
-    _, axes, scores, _ = setting()
-    for unit in ("original", "current", "units", "params", "macs"):
-        settings = AdaptiveSettings(step=1e308, unit=unit, trial=9, running=9)  # type: ignore[arg-type]
-        assert {after for _, after in drive(adaptive(axes, scores, settings), lambda plan: 0.0).widths().values()} == {1}
-
-
-def test_an_order_that_is_no_list_of_free_axes_and_rates_that_are_words_are_told() -> None:
-    _, axes, scores, judge = setting()
-    fixed = next(axis.name for axis in axes if axis.fixed)
-    for order in (3, "0", ["0", "0"], [["0"]]):
-        with pytest.raises(SecateurError, match="a binary search: found order="):
-            drive(bisect(axes, scores, order=order), judge)  # type: ignore[arg-type]
-    with pytest.raises(SecateurError, match=f"a binary search over axis '{fixed}': found"):
-        drive(bisect(axes, scores, order=["0", fixed]), judge)
-    with pytest.raises(SecateurError, match="sensitivity at rate 'half': found no share"):
-        drive(sensitivity(axes, scores, ["half"]), judge)  # type: ignore[list-item]
-    assert drive(sensitivity(axes, scores, (rate for rate in (0.2, 0.4))), judge)["0"][1:] != ()  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("search", [adaptive, bisect, sensitivity])
-def test_a_model_without_a_loss_and_an_axis_without_scores_are_told(search) -> None:  # type: ignore[no-untyped-def]
-    _, axes, scores, _ = setting()
-    with pytest.raises(SecateurError, match="a loss of nan of the model before anything is cut"):
-        drive(search(axes, scores), lambda plan: math.nan)
-    with pytest.raises(SecateurError, match="no scores for it"):
-        drive(search(axes, {}), lambda plan: 0.0)

@@ -1,6 +1,5 @@
-"""Training in stages, losses and optimizers by name, in Python and in recipes."""
+"""Training in stages and losses by name, in Python and in recipes."""
 
-import copy
 import json
 import tomllib
 from dataclasses import replace
@@ -8,31 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 import small_run
-from secateur import allocate, criteria, score, trace
 from secateur.core.errors import SecateurError
-from secateur.linalg.muon import Muon
-from secateur.recipes import read, run, zoo
+from secateur.recipes import read, run
 from secateur.recipes.schema import from_dict, text
-from secateur.train import FeatureMatching, FitSettings, Stage, fit, fit_stages, objective
+from secateur.train import FitSettings, Stage, fit, fit_stages, objective
 from secateur.train.objectives import LOSSES
-
-
-def batches(count=3):
-    draw = torch.Generator().manual_seed(0)
-    return [(torch.randn(8, 1, 8, 8, generator=draw), torch.randint(10, (8,), generator=draw)) for _ in range(count)]
-
-
-def network(seed=0, widths=(4, 4, 4)):
-    torch.manual_seed(seed)
-    return zoo.digits_resnet(widths=widths)
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+from small_digits import batches, network, weights
 
 
 def test_one_plain_stage_is_fit():
@@ -99,143 +82,6 @@ def test_losses_equal_arithmetic():
     assert float(objective("kl", alpha=0.3, temperature=2.0)(out, (y, theirs))) == pytest.approx(expected, rel=1e-5)
     with pytest.raises(SecateurError, match=r"'logit'.*did you mean 'logits'"):
         objective("logit")
-
-
-def test_feature_matching_compares_maps_whatever_the_width():
-    model, teacher = network(0, (4, 6, 8)), network(1, (6, 8, 10)).eval()
-    twins = {"ours": copy.deepcopy(model).train(), "theirs": copy.deepcopy(teacher)}
-    match = FeatureMatching(model, teacher, ["layer1", "layer2"], weight=2.0)
-    x = batches(1)[0][0]
-    model.train()(x)
-    held = {}
-    for name, twin in twins.items():
-        h = F.relu(twin.bn1(twin.conv1(x)))
-        held[name] = [(h := twin.layer1(h)), twin.layer2(h)]
-    total = 0.0
-    for ours, theirs in zip(held["ours"], held["theirs"], strict=True):
-        one, two = ours.detach().numpy(), theirs.detach().numpy()
-        for a, b in zip(one, two, strict=True):
-            a, b = ((part**2).mean(0).ravel() for part in (a, b))
-            total += ((a / np.linalg.norm(a) - b / np.linalg.norm(b)) ** 2).sum() / len(one)
-    assert float(match.loss().detach()) == pytest.approx(2 * total, rel=1e-4)
-    match.loss().backward()
-    assert model.conv1.weight.grad.abs().sum() > 0
-    assert teacher.conv1.weight.grad is None
-    match.remove()
-    assert not model._forward_pre_hooks
-    same = FeatureMatching(teacher, copy.deepcopy(teacher), ["layer3"])
-    teacher.train()
-    for module in teacher.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-    teacher(x)
-    assert float(same.loss().detach()) == pytest.approx(0.0, abs=1e-6)
-    with pytest.raises(SecateurError, match=r"'layer9'"):
-        FeatureMatching(model, teacher, ["layer9"])
-    assert not model._forward_pre_hooks
-
-
-class Features(nn.Module):
-    """A layer that hands on what it is given, so that a test chooses the features."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Identity()
-
-    def forward(self, x):
-        return self.layer(x)
-
-
-def distance(ours, theirs):
-    model, teacher = Features().train(), Features()
-    match = FeatureMatching(model, teacher, ["layer"])
-    teacher(theirs)
-    held = dict(match._theirs)
-    model(ours)
-    match._theirs.update(held)  # the teacher was asked about `ours` as well
-    return float(match.loss())
-
-
-def test_features_of_tokens_compare_tokens():
-    """Maps (B, C, H, W), tokens (B, N, C) and lines (B, C, P) of the same values are equally far apart."""
-    draw = torch.Generator().manual_seed(0)
-    ours, theirs = torch.randn(2, 5, 1, 6, generator=draw), torch.randn(2, 3, 1, 6, generator=draw)
-    expected = distance(ours, theirs)
-    assert distance(ours[:, :, 0].transpose(1, 2), theirs[:, :, 0].transpose(1, 2)) == pytest.approx(expected, rel=1e-5)
-    assert distance(ours[:, :, 0], theirs[:, :, 0]) == pytest.approx(expected, rel=1e-5)
-    for one, two in ((ours, theirs[..., :4]), (ours[:, :, 0], theirs[:, :, 0, :4])):
-        with pytest.raises(SecateurError, match="the same positions"):
-            distance(one, two)
-
-
-def test_a_stage_of_features_trains_and_leaves_no_hook():
-    model, teacher = network(), network(1, (6, 6, 6))
-    before = weights(teacher)
-    fit_stages(model, batches(), [Stage("match", FitSettings(epochs=1), "features", layers=("layer1",))], teacher=teacher)
-    assert not model._forward_pre_hooks
-    assert not teacher.layer1._forward_hooks
-    assert torch.equal(weights(teacher), before)
-
-
-def test_muon_steps_matrices_by_torchs_own_and_the_rest_by_adamw():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 4))
-    twin = copy.deepcopy(model)
-    ours = Muon(list(model.parameters()), 0.01, 0.9, 0.0, True)
-    flat = nn.Parameter(twin[0].weight.detach().flatten(1).clone())
-    how = {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
-    muon = torch.optim.Muon([flat, twin[3].weight], **how)
-    adam = torch.optim.AdamW([twin[0].bias, twin[1].weight, twin[1].bias, twin[3].bias], lr=0.01, weight_decay=0.0)
-    x, y = torch.randn(6, 2, 3, 3), torch.randint(4, (6,))
-    for _ in range(3):
-        ours.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        ours.step()
-        twin.zero_grad()
-        with torch.no_grad():
-            twin[0].weight.copy_(flat.view_as(twin[0].weight))
-        F.cross_entropy(twin(x), y).backward()
-        flat.grad = twin[0].weight.grad.flatten(1)
-        muon.step()
-        adam.step()
-    torch.testing.assert_close(model[0].weight.flatten(1), flat)
-    torch.testing.assert_close(model[3].weight, twin[3].weight)
-    torch.testing.assert_close(model[1].weight, twin[1].weight)
-
-
-def test_muon_takes_kernels_in_any_order_of_memory():
-    plain, last = network(), network()
-    settings = FitSettings(epochs=2, optimizer="muon", lr=0.01)
-    fit(plain, batches(), settings)
-    fit(last, batches(), replace(settings, channels_last=True))
-    torch.testing.assert_close(weights(last), weights(plain), rtol=0.05, atol=0.02)  # its iterations run in bfloat16
-
-
-def test_muon_trains_what_a_cut_leaves_with_the_momentum_it_had():
-    model = network(widths=(6, 6, 6))
-    optimizer = Muon(list(model.parameters()), 0.01, 0.9, 0.0, True)
-    (x, y), axes = batches(1)[0], trace(model, batches(1)[0][0])
-    F.cross_entropy(model(x), y).backward()
-    optimizer.step()
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    for p in matrices:
-        optimizer.state[p]["momentum_buffer"].copy_(p.detach())
-    plan = allocate.uniform(axes, score(axes, criteria.l1(model)), 0.5)
-    plan.apply_(model, optimizer=optimizer)
-    assert sum(p.numel() for p in model.parameters() if p.dim() > 1) < sum(p.numel() for p in matrices)
-    assert all(torch.equal(optimizer.state[p]["momentum_buffer"], p) for p in model.parameters() if p.dim() > 1)
-    old = copy.deepcopy(model.state_dict())
-    optimizer.zero_grad()
-    F.cross_entropy(model(x), y).backward()
-    optimizer.step()
-    assert all(not torch.equal(p, old[name]) for name, p in model.named_parameters() if p.dim() > 1)
-
-
-@pytest.mark.parametrize("name", ["sgd", "adamw", "muon", "rmsprop"])
-def test_optimizers_by_name_learn(name):
-    model = network()
-    records = fit(model, batches(), FitSettings(epochs=6, optimizer=name, lr=0.003 if name != "sgd" else 0.1))
-    assert records[-1]["loss"] < records[0]["loss"]
 
 
 WRONG = {

@@ -5,14 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from networks import ZOO
+from networks import ZOO, builder
 from networks_structures import STRUCTURES, Rotary
 from networks_vision import VISION, StandardConv
 from secateur import SecateurError, criteria, score, trace
 from secateur.allocate import uniform
 from secateur.measure import facts
 from secateur.testing import awake, distance, down_to_one, random_plan
-from test_laws import builder
 
 ATTENTION = ("vision transformer", "grouped query attention", "einsum", "rotary")
 ASKED = [(name, kind) for name in ATTENTION for kind in ("head", "head_dim")]

@@ -15,8 +15,9 @@ import handmade
 from scorers import data
 from secateur.core.errors import SecateurError
 from secateur.core.plan import mask
-from secateur.train import FeatureMatching, FitSettings, Stage, fit, fit_stages
+from secateur.train import FeatureMatching, FitSettings, Stage, evaluate, fit, fit_stages
 from secateur.train.tickets import ZerosStay, ticket
+from small_training import batches, net
 from untouched import everything, unchanged
 
 NAN = float("nan")
@@ -73,6 +74,25 @@ def test_what_cannot_be_is_one_sentence(case: str) -> None:
 def test_settings_of_another_kind_are_one_sentence(settings: dict[str, Any]) -> None:
     with pytest.raises(SecateurError, match=f"^{next(iter(settings))}="):
         FitSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"optimizer": "sdg"}, "did you mean 'sgd'"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"precision": "half"}, "known: bf16, float32"),
+        ({"lr": 0.0}, "above 0"),
+        ({"lr": float("nan")}, "above 0"),
+        ({"momentum": 1.0}, "not including, 1"),
+        ({"epochs": -1}, "at least 0"),
+        ({"epochs": 1.5}, "whole number"),
+        ({"grad_clip": -1.0}, "above 0"),
+    ],
+)
+def test_wrong_settings_say_what_is_allowed(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(SecateurError, match=told):
+        FitSettings(**wrong)
 
 
 def linear(out: int = 4) -> nn.Module:
@@ -143,6 +163,15 @@ def test_a_loss_of_training_depends_on_the_weights() -> None:
 def test_batches_of_training_are_pairs(batches: Any) -> None:
     with pytest.raises(SecateurError, match="pairs"):
         fit(linear(), batches, ONCE)
+
+
+def test_nothing_to_train_and_nothing_to_train_on() -> None:
+    with pytest.raises(SecateurError, match="no parameter"):
+        fit(nn.Flatten(), batches(), FitSettings(epochs=1))
+    with pytest.raises(SecateurError, match="no batches"):
+        fit(net(), [], FitSettings(epochs=1))
+    with pytest.raises(SecateurError, match="no batches"):
+        evaluate(net(), [])
 
 
 def test_nothing_left_of_a_layer_draws_no_warning() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from secateur import criteria, repair, score, trace
 from secateur.train import sparse
+from secateur.train.sparse.select import erk
 
 pytest.importorskip("transformers")
 from transformers.pytorch_utils import Conv1D
@@ -104,3 +105,10 @@ def test_obs_prunes_both_alike() -> None:
 def test_obs_takes_its_patterns_along_the_inputs(layout) -> None:
     (_, small), (_, turned) = (sparse.obs(net, data(), keep=0.5, layout=layout) for net in twins())
     agree(turned, small)
+    left = [layer.weight != 0 for layer in (small[0], small[2], small[4])]
+    if layout.pattern:
+        assert left[0].all()  # six inputs are no groups of four
+        assert all((kept.unflatten(1, (-1, 4)).sum(2) == 2).all() for kept in left[1:])
+    else:
+        shares = erk({str(i): tuple(kept.shape) for i, kept in enumerate(left)}, 0.5)
+        assert [int(kept.sum()) for kept in left] == [round(shares[str(i)] * kept.numel()) for i, kept in enumerate(left)]

@@ -1,4 +1,4 @@
-"""Every row of tests/zoo.toml: laws 4, 6, 7, 10 and 13, training and a second trace, each row in a process of its own.
+"""Every row of tests/helpers/zoo.toml: laws 4, 6, 7, 10 and 13, training and a second trace, each row in a process of its own.
 
     python bench/zoo.py                      all rows that have no result yet, then docs/zoo.md
     python bench/zoo.py --deploy             the same rows again for export and compile, as far as that has no result
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 VERDICTS = ("ok", "refused", "broken")
 SOURCES = {
     "torchvision": "torchvision, classification",

@@ -19,6 +19,12 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_line(f"random networks: SECATEUR_SEED={SEED}")
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    """What a test draws does not hang on the tests before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def one_thread():
     """One thread in the test whatever ran before it, and as many as before afterwards."""

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from scripts import DATA
 from secateur import data
 from secateur.core.errors import SecateurError
 from secateur.recipes import zoo
 from secateur.train import FitSettings, cross_entropy, distillation, evaluate, fit, taught
 from small_training import batches, net, weights
 
-SHARED = Path(os.environ.get("SECATEUR_DATA", Path(__file__).parents[2] / "shared" / "data"))
-absent = pytest.mark.skipif(not (SHARED / "cifar10").is_dir(), reason="no data folder: set SECATEUR_DATA")
+absent = pytest.mark.skipif(not (DATA / "cifar10").is_dir(), reason="no data folder: set SECATEUR_DATA")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -123,7 +120,7 @@ def test_published_weights_reach_their_published_accuracy(name: str, how: str, a
     from safetensors.torch import load_file
 
     model = zoo.build(f"cifar_{name}")
-    model.load_state_dict(load_file(SHARED / "weights" / f"cifar10_{name}.safetensors"))
-    test = data.loaders(data.cifar10(SHARED).normalised(how), data.BatchSettings(holdout=0)).test
+    model.load_state_dict(load_file(DATA / "weights" / f"cifar10_{name}.safetensors"))
+    test = data.loaders(data.cifar10(DATA).normalised(how), data.BatchSettings(holdout=0)).test
     within = 1e-4 if images == 10000 else 2 * (accuracy * (1 - accuracy) / images) ** 0.5
     assert evaluate(model, test.first(images))["accuracy"] == pytest.approx(accuracy, abs=within)

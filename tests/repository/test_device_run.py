@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scripts import module
+from scripts import ROOT, module
 from secateur.core.errors import SecateurError
 from secateur.recipes import schema, zoo
 from secateur.train import FitSettings
 
-BENCH = Path(__file__).parents[1] / "bench"
+BENCH = ROOT / "bench"
 QUEUE = """
 [[entry]]
 name = "base"

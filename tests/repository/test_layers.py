@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "secateur"
+from scripts import ROOT
+
+SOURCE = ROOT / "src" / "secateur"
 LAYER = {
     "core": 0, "surgery": 1, "measure": 1, "linalg": 1, "native": 1, "graph": 2, "criteria": 2, "allocate": 2, "repair": 2,
     "train": 2, "search": 2, "lowrank": 2, "data": 3, "io": 3, "runtime": 4, "report": 4, "recipes": 5, "cli": 6, "testing": 6,

@@ -4,11 +4,11 @@ import os
 import re
 import shlex
 import tomllib
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from scripts import ROOT
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.S | re.M)
 NOT_HERE = ("make ", "pip ", "secateur demo", "secateur run", "secateur grid")

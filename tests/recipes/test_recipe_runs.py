@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 import secateur
 import small_run
-from scripts import ROOT
+from scripts import DATA, ROOT
 from secateur import SecateurError
 from secateur.io import load, read_json, read_plan
 from secateur.recipes import demo, run, schema, zoo
@@ -213,7 +212,7 @@ def test_the_demo_is_a_recipe_that_runs(tmp_path):
 @pytest.mark.slow
 def test_cifar10_resnet56(tmp_path):
     """The pretrained network is read, cut to 2.1 times fewer MACs and judged on all test images; no fine-tuning here."""
-    data = os.environ.get("SECATEUR_DATA", str(ROOT.parent / "shared" / "data"))
+    data = str(DATA)
     if not Path(data).exists():
         pytest.skip("no data folder")
     value = schema.read(ROOT / "recipes" / "cifar10_resnet56.toml")

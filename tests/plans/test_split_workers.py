@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cut_networks import planted
+from scripts import ROOT
 from secateur import allocate, trace
 from secateur.core.axes import Axes
 from secateur.core.errors import SecateurError
@@ -142,7 +143,7 @@ os._exit(0)  # a thread of gloo's that lets go of a tensor while Python ends wou
 
 def test_two_processes_put_out_what_one_does_and_share_trials(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    script.write_text(SCRIPT.format(tests=str(ROOT / "tests" / "helpers")))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=300)

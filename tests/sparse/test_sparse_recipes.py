@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 import small_run
+from scripts import ROOT
 from secateur import SecateurError
 from secateur.core.mask import Mask
 from secateur.io import load, read_json, read_plan, save
@@ -17,8 +17,6 @@ from secateur.recipes.parts import cpu, parts
 from secateur.recipes.schema import Sparsity
 from secateur.recipes.sparsing import GRADUAL, sparse_hook
 from secateur.train.sparse import Growth, Layout, Rank, Sparse
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from engine_networks import MODEL, NETWORKS, flat_of, network, spoiled, told
+from scripts import DATA
 from secateur import runtime
 from secateur.core.errors import SecateurError
 from secateur.native import library
@@ -178,11 +178,8 @@ def test_a_file_with_other_ranges_is_refused(what: str, tmp_path: Path) -> None:
         runtime.load(path)
 
 
-SHARED = Path(os.environ.get("SECATEUR_DATA", Path(__file__).parents[2] / "shared" / "data"))
-
-
 @pytest.mark.data
-@pytest.mark.skipif(not (SHARED / "cifar10").is_dir(), reason="no data folder: set SECATEUR_DATA")
+@pytest.mark.skipif(not (DATA / "cifar10").is_dir(), reason="no data folder: set SECATEUR_DATA")
 def test_a_published_network_keeps_its_accuracy_in_int8() -> None:
     """ResNet-20, 1,024 test images; calibrated on training images. Within a point of float32."""
     from safetensors.torch import load_file
@@ -191,8 +188,8 @@ def test_a_published_network_keeps_its_accuracy_in_int8() -> None:
     from secateur.recipes import zoo
 
     model = zoo.build("cifar_resnet20_a").eval()
-    model.load_state_dict(load_file(SHARED / "weights" / "cifar10_resnet20_a.safetensors"))
-    batches = data.loaders(data.cifar10(SHARED).normalised("imagenet"), data.BatchSettings(batch=128, holdout=0, augment=False))
+    model.load_state_dict(load_file(DATA / "weights" / "cifar10_resnet20_a.safetensors"))
+    batches = data.loaders(data.cifar10(DATA).normalised("imagenet"), data.BatchSettings(batch=128, holdout=0, augment=False))
     seen = [next(iter(batches.train))[0] for _ in range(2)]
     fast = runtime.compile(model, seen[0], precision="int8", calibration=seen)
     assert {row["values"] for row in fast.choices(seen[0])} == {"int8"}

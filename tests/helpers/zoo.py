@@ -1,7 +1,7 @@
 """The zoo: whole architectures of other libraries, one row each in `zoo.toml`, and what is held against every row.
 
-`bench/zoo.py` runs all rows and writes `docs/zoo.md`; `tests/test_zoo.py` runs the rows marked `fast`. The rows of the library
-transformers are those of `families.py`.
+`bench/zoo.py` runs all rows and writes `docs/zoo.md`; `tests/graph/test_zoo.py` runs the rows marked `fast`. The rows of the
+library transformers are those of `families.py`.
 """
 
 import copy

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from conftest import SEED
+
 from networks import ZOO, builder
 from networks_structures import STRUCTURES
 from networks_vision import VISION

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from scripts import ROOT
 from secateur import SecateurError
 from secateur.core.factor import Factor
 from secateur.io import load, read_plan
@@ -18,7 +18,6 @@ from secateur.recipes import run, schema, zoo
 from secateur.report.build import build as report
 from secateur.report.folder import read as read_folder
 
-ROOT = Path(__file__).parents[1]
 SMALL = {
     "model": {"build": "zoo:digits_resnet"},
     "threads": 1,

@@ -1,13 +1,16 @@
-"""Scripts of bench/ and docs/make/ as modules."""
+"""Where things lie: the root, the data folder, and scripts of bench/ and docs/make/ as modules."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("SECATEUR_DATA", ROOT.parent / "shared" / "data"))
+"""Real data sets and pretrained weights; tests that need them are skipped where they are not."""
 
 
 def module(path: str) -> ModuleType:

@@ -52,7 +52,7 @@ class Old(nn.Module):
 
 
 def test_a_file_of_format_1_that_was_kept(tmp_path):
-    path = Path(__file__).with_name("files") / "sparse_format_1.safetensors"
+    path = Path(__file__).with_name("sparse_format_1.safetensors")
     model, plan = secateur.load(path, into=Old()), artefact.read_plan(path)
     masks = {"conv.weight": np.arange(36).reshape(4, 1, 3, 3) % 5 == 0, "head.weight": np.eye(4)}
     assert plan == Plan(fingerprint(Old()), (Mask(tuple(support(name, value) for name, value in masks.items())),))

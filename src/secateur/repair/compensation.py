@@ -31,7 +31,8 @@ def compensation(
     covariances over one pass of `before` on `batches` (at most `limit`), in double precision, for all layers at once.
     `rescale` gives each output the variance it had. A layer without a bias has its constant in the running mean of the batch
     norm behind it; with neither it is fitted without. `plan`, `ridge` and `sample` are as in `least_squares`. The last layer
-    of a product reads what the others make of the inputs in `before`.
+    of a product reads what the others make of the inputs in `before`. Where the cut itself moves the kept inputs, as in a
+    stream behind a layer norm, which is then taken over fewer channels, use `least_squares`: it reads them from `after`.
 
     Source: Xie et al., 2021 (CaP), and the authors' code, which adds a bias where there is none; here no tensor is added, so
     that a plan still fits.
